@@ -1,0 +1,1 @@
+"""vmsim: a virtual machine with a complete virtio-fs device and its stateful migration, in one process."""

@@ -1,0 +1,53 @@
+"""Every bound on what a guest, peer or stream may ask for, in one table."""
+
+from __future__ import annotations
+
+from typing import Final
+
+QUEUE_SIZE_MAX: Final = 32768
+"""Entries of one virtqueue (virtio 1.3 section 2.7; packed: section 2.8.10.1)."""
+
+CHAIN_BYTES_MAX: Final = 1 << 32
+"""Bytes of one descriptor chain (virtio 1.3 section 2.7.4)."""
+
+VIRTIO_QUEUE_MAX: Final = 1024
+"""Queues of one device in a migration stream (VIRTIO_QUEUE_MAX of QEMU)."""
+
+FUSE_MAX_WRITE: Final = 1 << 20
+"""Bytes of one READ or WRITE that the FUSE server offers."""
+
+FUSE_REQUEST_OVERHEAD: Final = 4096
+"""Bytes of headers and arguments allowed on top of FUSE_MAX_WRITE."""
+
+FUSE_REPLY_BUFFER_MAX: Final = 1 << 20
+"""Largest READDIR, GETXATTR or LISTXATTR buffer; larger asks get ENOMEM."""
+
+NAME_MAX: Final = 255
+"""Bytes of one path component."""
+
+PATH_MAX: Final = 4096
+"""Bytes of a symlink target."""
+
+XATTR_SIZE_MAX: Final = 65536
+"""Bytes of one extended attribute's value (Linux)."""
+
+STATE_BLOB_MAX: Final = 1 << 30
+"""Bytes of a back-end state that a destination accepts."""
+
+STATE_INODES_MAX: Final = 16_000_000
+"""Inodes in one back-end state."""
+
+UNLINKED_CONTENT_MAX: Final = 64 << 20
+"""Bytes of unlinked-but-open files that travel inside the back-end state."""
+
+STREAM_STRING_MAX: Final = 255
+"""Bytes of an idstr in a migration stream."""
+
+VMDESC_MAX: Final = 10 << 20
+"""Bytes of the JSON description after a migration stream."""
+
+GUEST_STATE_MAX: Final = 256 << 20
+"""Bytes of the guest's own (kernel) state in a stream."""
+
+MEMORY_REGIONS_MAX: Final = 509
+"""Memory slots that a back-end accepts."""

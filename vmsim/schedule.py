@@ -1,0 +1,53 @@
+"""Seam S4: who runs next, and what time it is.
+
+Code that has to wait says what it waits for; a schedule decides who runs meanwhile. The implementations live
+in :mod:`vmsim.sim`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Task(Protocol):
+    """An activity that a schedule runs; ``result()`` raises what the activity raised."""
+
+    name: str
+
+    @property
+    def done(self) -> bool:
+        """Whether the activity has ended."""
+        ...
+
+    def result(self) -> object:
+        """The activity's return value; raises what it raised, or StateError while it runs."""
+        ...
+
+
+class Schedule(Protocol):
+    """What protocol and guest code asks of the schedule."""
+
+    def now_ns(self) -> int:
+        """The (virtual) time in nanoseconds."""
+        ...
+
+    def kick(self, run: Callable[[], object], what: str) -> None:
+        """Have ``run`` called soon: at once under the immediate schedule, later under a seeded one."""
+        ...
+
+    def wait(self, ready: Callable[[], bool], what: str) -> None:
+        """Return once ``ready()`` is true, letting others run; StallError if nobody can make it true."""
+        ...
+
+    def checkpoint(self, what: str) -> None:
+        """A point where another activity may run first."""
+        ...
+
+    def sleep_ns(self, duration_ns: int) -> None:
+        """Let (virtual) time pass."""
+        ...
+
+    def spawn(self, name: str, run: Callable[[], object]) -> Task:
+        """Start another activity."""
+        ...

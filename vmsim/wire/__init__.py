@@ -1,0 +1,1 @@
+"""Byte layouts and their printing; knows no protocol."""
