@@ -1,0 +1,171 @@
+"""What the vhost halves need from outside: a transport (seam S1), host services, and the device behind them.
+
+``Transport`` and ``FrontendHost`` are what the front-end uses; ``BackendIo`` and ``BackendDevice`` what the
+back-end uses. The host services are implemented in :mod:`vmsim.host`, the device in ``devices``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from vmsim.vhost.messages import Reply, Request
+    from vmsim.virtio.chain import Chain, ParkedChain
+
+
+class SharedBuffer(Protocol):
+    """Memory that another process can map: ``fd`` is a memfd, ``view`` its mapping (writable bytes)."""
+
+    fd: int
+    size_bytes: int
+    view: memoryview
+
+    def close(self) -> None:
+        """Unmap it and close the fd; may be called twice."""
+        ...
+
+
+class Fds(Protocol):
+    """Duplicating and closing file descriptors; HostError when the system refuses."""
+
+    def dup(self, fd: int) -> int:
+        """A second descriptor (close-on-exec) for the same open file."""
+        ...
+
+    def close(self, fd: int) -> None:
+        """Close ``fd``."""
+        ...
+
+
+class ByteChannel(Fds, Protocol):
+    """Non-blocking pipes; HostError when the system refuses."""
+
+    def pipe(self) -> tuple[int, int]:
+        """A pipe's non-blocking (read end, write end)."""
+        ...
+
+    def adopt(self, fd: int) -> None:
+        """Make a descriptor that a peer sent non-blocking and close-on-exec."""
+        ...
+
+    def read(self, fd: int, size_bytes: int) -> bytes | None:
+        """Up to ``size_bytes``; b"" at the end; None when there is nothing yet."""
+        ...
+
+    def write(self, fd: int, data: bytes | memoryview) -> int | None:
+        """How many bytes went in; None when there is no room; HostError(EPIPE) when the reader is gone."""
+        ...
+
+
+class FrontendHost(ByteChannel, Protocol):
+    """The host services of a front-end."""
+
+    def shared_memory(self, name: str, size_bytes: int, *, sealed: bool = False) -> SharedBuffer:
+        """A zeroed memfd of that name; ``sealed``: F_SEAL_GROW, F_SEAL_SHRINK and F_SEAL_SEAL."""
+        ...
+
+
+class BackendIo(ByteChannel, Protocol):
+    """The host services of a back-end."""
+
+    def map(self, fd: int, size_bytes: int, offset: int) -> memoryview:
+        """Map part of a file, shared and writable; HostError(EINVAL) if the file is shorter than that."""
+        ...
+
+    def unmap(self, view: memoryview) -> None:
+        """Undo ``map``."""
+        ...
+
+
+class Transport(Protocol):
+    """Seam S1: typed messages with their descriptors, kicks and calls between the two halves.
+
+    ``request`` lends the descriptors of its message to the peer, who gets duplicates: the sender closes its own.
+    The receiver of a reply owns the descriptors in it.
+    """
+
+    on_call: Callable[[int], None]
+    """Set by the front-end: a ring has used buffers for the driver."""
+    on_ring_error: Callable[[int, str], None]
+    """Set by the front-end: the back-end gave up on a ring; the second argument says why."""
+
+    def request(self, request: Request) -> Reply | None:
+        """Send a message; its reply if it has one. PeerError if it is refused or the peer is gone."""
+        ...
+
+    def kick(self, ring: int) -> None:
+        """Tell the back-end that a ring has available buffers."""
+        ...
+
+    def notifier(self, message: str, ring: int) -> int:
+        """The descriptor to send with SET_VRING_KICK, SET_VRING_CALL or SET_VRING_ERR; -1: none is needed."""
+        ...
+
+    def backend_channel(self) -> int:
+        """The descriptor to send with SET_BACKEND_REQ_FD; -1: this transport has no such channel."""
+        ...
+
+    def progress(self) -> None:
+        """Let the peer work while we wait on a transfer channel; PeerError if it cannot get any further."""
+        ...
+
+    def close(self) -> None:
+        """Give up the connection; may be called twice."""
+        ...
+
+
+class BackendDevice(Protocol):
+    """The device behind a vhost back-end.
+
+    ``virtio_features`` are the virtio feature bits that it offers (without the transport's bits 26 and 30),
+    ``queue_count`` all its rings, of which the first ``hiprio_count`` are looked at between any two requests of
+    the others.
+    """
+
+    virtio_features: int
+    queue_count: int
+    hiprio_count: int
+
+    def set_features(self, features: int) -> None:
+        """What the driver accepted (virtio bits); comes before the first chain."""
+        ...
+
+    def handle(self, ring: int, chain: Chain, complete: Callable[[Chain, int], None]) -> int | None:
+        """Carry out one chain; the bytes written into it, or None if ``complete(chain, written)`` follows later.
+
+        ``complete`` must not be called before ``handle`` has returned.
+        """
+        ...
+
+    def parked(self, ring: int) -> list[Chain]:
+        """Give up the chains of a ring that wait and cannot be drained now; they are not completed any more."""
+        ...
+
+    def keep_parked(self, ring: int, chains: Sequence[ParkedChain]) -> None:
+        """Keep those chains, now plain data, until the ring starts again, also within the saved state."""
+        ...
+
+    def resume_parked(self, ring: int) -> Sequence[ParkedChain]:
+        """Hand back what ``keep_parked`` (or a loaded state) left; each goes through ``handle`` again."""
+        ...
+
+    def log_started(self) -> None:
+        """Dirty logging is on: a migration has begun, collect what it will need."""
+        ...
+
+    def log_stopped(self) -> None:
+        """Dirty logging is off: the migration is over or cancelled."""
+        ...
+
+    def save_state(self) -> Iterator[bytes]:
+        """The device's state in pieces of any size; VmsimError or OSError if it cannot be saved."""
+        ...
+
+    def load_state(self, blob: bytes) -> None:
+        """Check and apply a state; VmsimError or OSError if it cannot be, and then nothing is applied."""
+        ...
+
+    def reset(self) -> None:
+        """The driver reset the device: forget the session."""
+        ...
