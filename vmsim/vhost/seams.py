@@ -81,8 +81,8 @@ class BackendIo(ByteChannel, Protocol):
 class Transport(Protocol):
     """Seam S1: typed messages with their descriptors, kicks and calls between the two halves.
 
-    ``request`` lends the descriptors of its message to the peer, who gets duplicates: the sender closes its own.
-    The receiver of a reply owns the descriptors in it.
+    ``request`` lends the descriptors of its message to the peer, who gets duplicates: the sender closes its
+    own. The receiver of a reply owns the descriptors in it.
     """
 
     on_call: Callable[[int], None]
@@ -119,8 +119,8 @@ class BackendDevice(Protocol):
     """The device behind a vhost back-end.
 
     ``virtio_features`` are the virtio feature bits that it offers (without the transport's bits 26 and 30),
-    ``queue_count`` all its rings, of which the first ``hiprio_count`` are looked at between any two requests of
-    the others.
+    ``queue_count`` all its rings, of which the first ``hiprio_count`` are looked at between any two requests
+    of the others.
     """
 
     virtio_features: int
@@ -132,14 +132,14 @@ class BackendDevice(Protocol):
         ...
 
     def handle(self, ring: int, chain: Chain, complete: Callable[[Chain, int], None]) -> int | None:
-        """Carry out one chain; the bytes written into it, or None if ``complete(chain, written)`` follows later.
+        """Carry out one chain; the bytes written into it, or None: ``complete(chain, written)`` follows later.
 
         ``complete`` must not be called before ``handle`` has returned.
         """
         ...
 
     def parked(self, ring: int) -> list[Chain]:
-        """Give up the chains of a ring that wait and cannot be drained now; they are not completed any more."""
+        """Give up the chains of a ring that wait and cannot be drained; they are never completed."""
         ...
 
     def keep_parked(self, ring: int, chains: Sequence[ParkedChain]) -> None:

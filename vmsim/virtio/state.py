@@ -15,8 +15,8 @@ class VirtioQueueState:
 
     ``num`` is its size in entries (0: the queue does not exist), ``num_default`` the largest size that the
     device offers. ``desc``, ``avail`` (driver area) and ``used`` (device area) are guest-physical addresses.
-    The indices are what a vhost back-end reports: a split ring uses ``last_avail_idx`` alone (free running), a
-    packed ring all four (``*_idx`` below 2**15).
+    The indices are what a vhost back-end reports: a split ring uses ``last_avail_idx`` alone (free running),
+    a packed ring all four (``*_idx`` below 2**15).
     """
 
     num: int = 0
