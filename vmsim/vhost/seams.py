@@ -132,7 +132,7 @@ class BackendDevice(Protocol):
         ...
 
     def handle(self, ring: int, chain: Chain, complete: Callable[[Chain, int], None]) -> int | None:
-        """Carry out one chain; the bytes written into it, or None: ``complete(chain, written)`` follows later.
+        """Carry out one chain; the bytes written, or None: ``complete(chain, written)`` follows later.
 
         ``complete`` must not be called before ``handle`` has returned.
         """

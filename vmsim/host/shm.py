@@ -1,0 +1,87 @@
+"""Memory that several processes can map: memfds and shared mappings."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from typing import Final
+
+from vmsim.errors import HostError
+
+SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+class SharedMemory:
+    """A zeroed memfd of ``size_bytes``, mapped once: ``fd``, and ``view`` over all of it (writable bytes).
+
+    Raises HostError if the system has no memory or descriptors left. ``close`` may be called while other
+    views of the mapping live; the mapping then goes with the last of them.
+    """
+
+    __slots__ = ("_map", "fd", "name", "size_bytes", "view")
+
+    def __init__(self, name: str, size_bytes: int, *, sealed: bool = False) -> None:
+        self.name = name
+        self.size_bytes = size_bytes
+        self.fd = -1
+        try:
+            self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(self.fd, size_bytes)
+            if sealed:
+                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
+            self._map: mmap.mmap | None = mmap.mmap(self.fd, size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_NORESERVE)
+        except (OSError, ValueError, OverflowError) as error:
+            if self.fd >= 0:
+                os.close(self.fd)
+            code = getattr(error, "errno", None) or errno.EINVAL
+            raise HostError(f"shared memory {name!r} of {size_bytes} bytes", errno=code) from error
+        self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        """Unmap it and close the fd; may be called twice."""
+        if self._map is None:
+            return
+        mapping, self._map = self._map, None
+        self.view.release()
+        release(mapping)
+        os.close(self.fd)
+        self.fd = -1
+
+
+def map_shared(fd: int, size_bytes: int, offset: int) -> memoryview:
+    """Map a part of the file ``fd`` shared and writable; undo with ``unmap_shared``.
+
+    HostError(EINVAL) if the file does not reach that far: touching what lies beyond would kill the process.
+    ``offset`` (bytes) need not be a multiple of the page size.
+    """
+    try:
+        end = os.fstat(fd).st_size
+        if size_bytes <= 0 or offset < 0 or offset + size_bytes > end:
+            raise HostError(f"mapping of {size_bytes} bytes at {offset:#x} of a file of {end}", errno=errno.EINVAL)
+        skip = offset % mmap.ALLOCATIONGRANULARITY
+        mapping = mmap.mmap(
+            fd, size_bytes + skip, flags=mmap.MAP_SHARED | mmap.MAP_NORESERVE, offset=offset - skip
+        )
+    except OSError as error:
+        raise HostError(f"mapping of {size_bytes} bytes", errno=error.errno or errno.EINVAL) from error
+    except (ValueError, OverflowError) as error:
+        raise HostError(f"mapping of {size_bytes} bytes: {error}", errno=errno.EINVAL) from error
+    return memoryview(mapping)[skip:]
+
+
+def unmap_shared(view: memoryview) -> None:
+    """Undo ``map_shared``; the mapping goes with the last view of it."""
+    mapping = view.obj
+    view.release()
+    if isinstance(mapping, mmap.mmap):
+        release(mapping)
+
+
+def release(mapping: mmap.mmap) -> None:
+    """Unmap now, or when the last view of the mapping goes away."""
+    try:
+        mapping.close()
+    except BufferError:
+        pass
