@@ -1,0 +1,1 @@
+"""The migration state of the virtio-fs back-end: collecting, encoding, restoring, and asking beforehand."""
