@@ -305,7 +305,7 @@ class FileSystem:
         _enosys()
 
     def listxattr(self, ctx: Context, nodeid: int, size: int) -> bytes | int:
-        """LISTXATTR: NUL-terminated names of at most ``size`` bytes (else ERANGE); for size 0 their length."""
+        """LISTXATTR: NUL-terminated names of at most ``size`` bytes (else ERANGE); size 0: their length."""
         _enosys()
 
     def removexattr(self, ctx: Context, nodeid: int, name: bytes) -> None:
