@@ -1,0 +1,163 @@
+"""The inodes that the guest knows: small records, found by nodeid and by what they are on the host.
+
+A nodeid is never used twice within a session, so entry replies always carry generation 0. An inode does not
+need an open descriptor: :mod:`.fdcache` keeps some, and :mod:`.reach` finds the others again.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from vmsim.errors import StateError
+
+ROOT_ID: Final = 1
+"""nodeid of the share's root."""
+
+OK: Final = 0
+INVALID: Final = 1
+"""States of an inode: usable, or known by its number alone (every use is refused with EIO)."""
+
+COLD: Final = 0
+HOT: Final = 1
+PINNED: Final = 2
+"""Values of ``Inode.hot``: may lose its descriptor, used since the last sweep, must keep it."""
+
+_HANDLE_TYPE = struct.Struct("<i")
+
+
+def pack_handle(handle_type: int, raw: bytes) -> bytes:
+    """A file handle as ``Inode.handle`` keeps it: its type (4 bytes) and its bytes."""
+    return _HANDLE_TYPE.pack(handle_type) + raw
+
+
+def unpack_handle(handle: bytes) -> tuple[int, bytes]:
+    """The type and the bytes of ``Inode.handle``; a negative type is a birth time, not a file handle."""
+    return _HANDLE_TYPE.unpack_from(handle)[0], handle[4:]
+
+
+class Mount:
+    """A file system as it is mounted beneath the share.
+
+    ``fd`` is a descriptor that open_by_handle_at accepts (-1: none); ``index`` finds inodes by number.
+    """
+
+    __slots__ = ("dev", "fd", "index", "mnt_id")
+
+    def __init__(self, dev: int, mnt_id: int) -> None:
+        self.dev = dev
+        self.mnt_id = mnt_id
+        self.fd = -1
+        self.index: dict[int, Inode] = {}
+
+
+class Inode:
+    """One inode that the guest knows.
+
+    ``id`` is its nodeid and ``nlookup`` its lookup count; ``mode`` holds the S_IFMT bits. ``parent_id`` and
+    ``name`` are where it was last seen (0 and None when that is not known any more). ``handle`` tells it from
+    a successor with the same inode number, see ``pack_handle``; it is filled in before ``fd`` is given up.
+    """
+
+    __slots__ = ("fd", "handle", "hot", "id", "ino", "mode", "mount", "name", "nlookup", "parent_id", "state")
+
+    def __init__(self, nodeid: int, mount: Mount, ino: int, mode: int) -> None:
+        self.id = nodeid
+        self.mount = mount
+        self.ino = ino
+        self.mode = mode
+        self.nlookup = 0
+        self.parent_id = 0
+        self.name: bytes | None = None
+        self.handle: bytes | None = None
+        self.fd = -1
+        self.hot = COLD
+        self.state = OK
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What it is on the host: (dev, ino, mnt_id)."""
+        return (self.mount.dev, self.ino, self.mount.mnt_id)
+
+    def __repr__(self) -> str:
+        return f"Inode(id={self.id}, ino={self.ino}, nlookup={self.nlookup}, name={self.name!r})"
+
+
+NOWHERE: Final = Mount(0, 0)
+"""The mount of invalid inodes; they are never indexed."""
+
+
+class InodeTable:
+    """All inodes by nodeid, in ascending order of ids unless a restored state said otherwise."""
+
+    __slots__ = ("_by_id", "get", "mounts", "next_id", "root")
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, Inode] = {}
+        self.get = self._by_id.get
+        self.mounts: dict[tuple[int, int], Mount] = {}
+        self.next_id = ROOT_ID + 1
+        self.root: Inode | None = None
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, nodeid: int) -> bool:
+        return nodeid in self._by_id
+
+    def __iter__(self) -> Iterator[Inode]:
+        return iter(self._by_id.values())
+
+    def items(self) -> list[Inode]:
+        """A snapshot of all inodes, ascending by nodeid."""
+        inodes = list(self._by_id.values())
+        inodes.sort(key=_nodeid)
+        return inodes
+
+    def mount(self, dev: int, mnt_id: int) -> Mount:
+        """The record of a mount, made when it is new."""
+        mount = self.mounts.get((dev, mnt_id))
+        if mount is None:
+            mount = self.mounts[dev, mnt_id] = Mount(dev, mnt_id)
+        return mount
+
+    def find(self, dev: int, ino: int, mnt_id: int) -> Inode | None:
+        """The inode with this key."""
+        mount = self.mounts.get((dev, mnt_id))
+        return None if mount is None else mount.index.get(ino)
+
+    def add(self, mount: Mount, ino: int, mode: int) -> Inode:
+        """A new inode with the next free nodeid; an older one with the same key leaves the index."""
+        nodeid = self.next_id
+        inode = self._by_id[nodeid] = mount.index[ino] = Inode(nodeid, mount, ino, mode)
+        self.next_id = nodeid + 1
+        return inode
+
+    def restore(self, nodeid: int, mount: Mount, ino: int, mode: int) -> Inode:
+        """An inode with a given nodeid; StateError if that is taken or no nodeid."""
+        if nodeid in self._by_id or not 0 < nodeid < 1 << 64:
+            raise StateError(f"nodeid {nodeid} is taken or out of range", hint="the state is damaged")
+        inode = self._by_id[nodeid] = Inode(nodeid, mount, ino, mode)
+        if mount is not NOWHERE:
+            mount.index.setdefault(ino, inode)
+        if nodeid == ROOT_ID:
+            self.root = inode
+        elif nodeid >= self.next_id:
+            self.next_id = nodeid + 1
+        return inode
+
+    def unindex(self, inode: Inode) -> None:
+        """Do not find this inode by its key any more: what it was is gone, or it is forgotten."""
+        index = inode.mount.index
+        if index.get(inode.ino) is inode:
+            del index[inode.ino]
+
+    def remove(self, inode: Inode) -> None:
+        """Drop an inode that the guest does not know any more."""
+        del self._by_id[inode.id]
+        self.unindex(inode)
+
+
+def _nodeid(inode: Inode) -> int:
+    return inode.id
