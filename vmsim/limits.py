@@ -51,3 +51,6 @@ GUEST_STATE_MAX: Final = 256 << 20
 
 MEMORY_REGIONS_MAX: Final = 509
 """Memory slots that a back-end accepts."""
+
+FUSE_INTERRUPTS_MAX: Final = 64
+"""INTERRUPTs that a FUSE session remembers because their request has not come yet."""
