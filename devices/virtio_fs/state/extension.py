@@ -1,0 +1,212 @@
+"""What virtiofsd's blob has no room for, in a versioned section after the blob's end.
+
+virtiofsd ignores what follows its blob, so a state with this section still loads there. A state without it
+(from virtiofsd, or saved with ``extension=False``) loads here with the defaults of
+:func:`.negotiation.assumed`. ::
+
+    blob | magic 8 | version u32 | crc32 u32 | length u64 | msgpack of Extension (length bytes)
+
+Little-endian. The checksum covers the msgpack bytes; nothing may follow them.
+"""
+
+from __future__ import annotations
+
+import stat
+import zlib
+from typing import Annotated, NamedTuple, TypeAlias
+
+import msgspec
+
+from vmsim.errors import StreamError, StreamTruncated
+from vmsim.fuse.negotiated import NegotiatedState
+from vmsim.limits import NAME_MAX, PATH_MAX, STATE_INODES_MAX, UNLINKED_CONTENT_MAX, XATTR_SIZE_MAX
+from vmsim.wire.layout import U32, U64, Layout
+
+from .options import Mode
+
+MAGIC = b"\x89vmsim\r\n"
+"""Begins the section; no text and no postcard blob of virtiofsd continues like this by chance."""
+
+VERSION = 1
+SPEC = "vmsim state extension"
+
+Word: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Int32: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
+Name: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=1, max_length=NAME_MAX)]
+
+
+class Header(NamedTuple):
+    """What precedes the msgpack bytes."""
+
+    magic: Annotated[bytes, "8s"]
+    version: U32
+    checksum: U32
+    length: U64
+
+
+HEADER = Layout(Header)
+
+
+class HandleExtra(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """An open file's effective flags and those that the guest asked for (defects D3 and D4 of virtiofsd)."""
+
+    id: Word
+    effective_flags: Int32
+    guest_flags: Int32
+
+
+class LockRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """A lock that the guest holds: ``kind`` posix or flock, ``type`` F_RDLCK or F_WRLCK, bytes start..end."""
+
+    inode: Word
+    fh: Word
+    owner: Word
+    kind: Annotated[str, msgspec.Meta(pattern="^(posix|flock)$")]
+    type: Annotated[int, msgspec.Meta(ge=0, le=1)]
+    start: Size
+    end: Size
+    pid: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+
+
+class WaitingRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """A request that waits for a lock; the front-end parks and resubmits it."""
+
+    unique: Word
+    lock: LockRecord
+
+
+class Anonymous(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """An unlinked file that the guest still uses: attributes, and the data that is no hole."""
+
+    id: Word
+    mode: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    uid: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
+    gid: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
+    rdev: Word = 0
+    size: Size = 0
+    atime_ns: int = 0
+    mtime_ns: int = 0
+    xattrs: list[tuple[Name, Annotated[bytes, msgspec.Meta(max_length=XATTR_SIZE_MAX)]]] = []
+    extents: list[tuple[Size, bytes]] = []
+    target: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] = b""
+
+
+class RawName(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The place of an inode whose name is not UTF-8, which the blob can only call Invalid."""
+
+    id: Word
+    parent: Word
+    name: Name
+
+
+class Loss(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """An inode that the source knew it could not carry, and why."""
+
+    id: Word
+    reason: str
+
+
+class ModeInfo(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """How the state was collected; for reports."""
+
+    mode: Mode = "find-paths"
+    verify_handles: bool = False
+    confirm_paths: bool = False
+
+
+class Extension(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Version 1 of the section. ``generations`` holds (nodeid, generation) where that is not 0."""
+
+    negotiated: NegotiatedState = NegotiatedState()
+    info: ModeInfo = msgspec.field(default_factory=ModeInfo)
+    generations: list[tuple[Word, Word]] = []
+    handles: list[HandleExtra] = []
+    locks: list[LockRecord] = []
+    waiting: list[WaitingRecord] = []
+    anonymous: list[Anonymous] = []
+    raw_names: list[RawName] = []
+    losses: list[Loss] = []
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Extension)
+
+
+def encode(extension: Extension) -> bytes:
+    """The section's bytes, header included."""
+    payload = _encoder.encode(extension)
+    return HEADER.pack(MAGIC, VERSION, zlib.crc32(payload), len(payload)) + payload
+
+
+def decode(data: bytes, offset: int) -> Extension | None:
+    """The section at ``offset``, where the blob ends; None if something else or nothing follows the blob.
+
+    StreamError names offset and field of what is wrong in a section that begins with our magic.
+    """
+    start = data[offset : offset + len(MAGIC)]
+    if start != MAGIC:
+        if len(start) > 1 and MAGIC.startswith(start):
+            raise StreamTruncated("state ends", offset=len(data), field="extension.magic", spec=SPEC)
+        return None
+    if len(data) - offset < HEADER.size:
+        raise StreamTruncated("state ends", offset=len(data), field="extension.header", spec=SPEC)
+    header = HEADER.unpack(data, offset)
+    if not 0 < header.version <= VERSION:
+        raise StreamError(
+            f"version {header.version} is not known, only up to {VERSION}", offset=offset + 8,
+            field="extension.version", spec=SPEC,
+            hint="load the state with the vmsim that wrote it, or save it without the extension",
+        )
+    begin = offset + HEADER.size
+    left = len(data) - begin
+    if header.length > left:
+        raise StreamTruncated(
+            f"{header.length} bytes announced, {left} left",
+            offset=offset + 16, field="extension.length", spec=SPEC,
+        )
+    if header.length < left:
+        raise StreamError(
+            f"{left - header.length} bytes too many",
+            offset=begin + header.length, field="extension", spec=SPEC,
+        )
+    payload = data[begin:]
+    if zlib.crc32(payload) != header.checksum:
+        raise StreamError("checksum is wrong", offset=offset + 12, field="extension.checksum", spec=SPEC)
+    try:
+        extension = _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise StreamError(str(error), offset=begin, field="extension", spec=SPEC) from None
+    _check(extension, begin)
+    return extension
+
+
+def _check(extension: Extension, offset: int) -> None:
+    """What the types do not say: bounds of counts and contents, and the sense of the values."""
+
+    def refuse(field: str, message: str) -> StreamError:
+        return StreamError(message, offset=offset, field=f"extension.{field}", spec=SPEC)
+
+    for name in ("generations", "handles", "locks", "waiting", "anonymous", "raw_names", "losses"):
+        if len(getattr(extension, name)) > STATE_INODES_MAX:
+            raise refuse(name, "too many elements")
+    if any(not 0 <= value < 1 << 64 for value in extension.negotiated):
+        raise refuse("negotiated", "a value is out of range")
+    content = 0
+    for file in extension.anonymous:
+        position = 0
+        for begin, data in file.extents:
+            if begin < position or begin + len(data) > file.size:
+                raise refuse("anonymous.extents", f"inode {file.id}: extents overlap or leave the file")
+            position = begin + len(data)
+            content += len(data)
+        if file.extents and not stat.S_ISREG(file.mode):
+            raise refuse("anonymous.mode", f"inode {file.id}: only a regular file has contents")
+    if content > UNLINKED_CONTENT_MAX:
+        raise refuse("anonymous.extents", f"{content} bytes where {UNLINKED_CONTENT_MAX} are allowed")
+    for raw in extension.raw_names:
+        if b"/" in raw.name or b"\0" in raw.name or raw.name in (b".", b".."):
+            raise refuse("raw_names.name", f"inode {raw.id}: {raw.name!r} is no file name")
+    for lock in [*extension.locks, *(waiting.lock for waiting in extension.waiting)]:
+        if lock.start > lock.end:
+            raise refuse("locks.start", f"inode {lock.inode}: a lock ends before it starts")

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import stat
+import zlib
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devices.virtio_fs.state import extension as ext
+from vmsim.errors import StreamError, StreamTruncated
+from vmsim.fuse.negotiated import NegotiatedState
+from vmsim.limits import UNLINKED_CONTENT_MAX
+
+BLOB = b"\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00"
+LOCK = ext.LockRecord(3, 0, 77, "posix", 1, 0, 9, 1)
+FULL = ext.Extension(
+    negotiated=NegotiatedState(True, 7, 41, 0x1_4844_F829, 131072, 1 << 20, 256, 65535, 49149, 1, 0),
+    info=ext.ModeInfo("file-handles"),
+    generations=[(3, 2**64 - 1)],
+    handles=[ext.HandleExtra(0, 2, 0o2001)],
+    locks=[LOCK],
+    waiting=[ext.WaitingRecord(12, LOCK)],
+    anonymous=[
+        ext.Anonymous(
+            3, stat.S_IFREG | 0o600, 1000, 1000, 0, 1 << 40, -1, 5, [(b"user.a", b"b")],
+            [(0, b"hi"), (4096, b"x")],
+        ),
+        ext.Anonymous(4, stat.S_IFLNK | 0o777, target=b"/a/b"),
+    ],
+    raw_names=[ext.RawName(5, 1, b"\xff\xfe")],
+    losses=[ext.Loss(9, "a file of 70 MiB")],
+)
+
+
+def replaced(**changes) -> bytes:
+    return ext.encode(msgspec.structs.replace(FULL, **changes))
+
+
+def test_round_trip():
+    assert ext.decode(BLOB + ext.encode(FULL), len(BLOB)) == FULL
+    assert ext.decode(BLOB + ext.encode(ext.Extension()), len(BLOB)) == ext.Extension()
+
+
+@pytest.mark.parametrize("junk", [b"", b"junk", b"\x00" * 64, b"\x89", b"\x89PNG\r\n\x1a\n"])
+def test_other_bytes_after_the_blob_are_none_of_ours(junk):
+    assert ext.decode(BLOB + junk, len(BLOB)) is None
+
+
+def test_every_cut_inside_is_truncated():
+    section = ext.encode(FULL)
+    for size in range(2, len(section)):
+        with pytest.raises(StreamTruncated) as caught:
+            ext.decode(BLOB + section[:size], len(BLOB))
+        assert caught.value.field.startswith("extension")
+
+
+def test_what_follows_the_section_is_refused():
+    with pytest.raises(StreamError) as caught:
+        ext.decode(ext.encode(FULL) + b"!", 0)
+    assert caught.value.offset == len(ext.encode(FULL))
+
+
+@pytest.mark.parametrize("version", [0, ext.VERSION + 1, 2**32 - 1])
+def test_another_version_is_refused_with_a_hint(version):
+    section = bytearray(ext.encode(FULL))
+    section[8:12] = version.to_bytes(4, "little")
+    with pytest.raises(StreamError) as caught:
+        ext.decode(bytes(section), 0)
+    assert caught.value.field == "extension.version"
+    assert "without the extension" in caught.value.hint
+
+
+@given(st.integers(0, len(ext.encode(FULL)) - ext.HEADER.size - 1), st.integers(1, 255))
+def test_the_checksum_covers_every_byte(position, change):
+    section = bytearray(ext.encode(FULL))
+    section[ext.HEADER.size + position] ^= change
+    with pytest.raises(StreamError) as caught:
+        ext.decode(bytes(section), 0)
+    assert caught.value.field == "extension.checksum"
+
+
+@given(st.binary(max_size=200))
+def test_hostile_payloads_with_a_right_checksum(payload):
+    """A hostile writer can compute checksums, too: typed refusal or a checked value, nothing else."""
+    section = ext.HEADER.pack(ext.MAGIC, ext.VERSION, zlib.crc32(payload), len(payload)) + payload
+    try:
+        value = ext.decode(section, 0)
+    except StreamError as refusal:
+        value = refusal
+    assert isinstance(value, StreamError | ext.Extension)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"negotiated": NegotiatedState(True, -1)}, "extension.negotiated"),
+        ({"raw_names": [ext.RawName(5, 1, b"..")]}, "extension.raw_names.name"),
+        ({"raw_names": [ext.RawName(5, 1, b"a/b")]}, "extension.raw_names.name"),
+        ({"raw_names": [ext.RawName(5, 1, b"x" * 256)]}, "extension"),
+        ({"locks": [ext.LockRecord(3, 0, 7, "posix", 1, 9, 8, 1)]}, "extension.locks.start"),
+        ({"locks": [ext.LockRecord(3, 0, 7, "lease", 1, 0, 8, 1)]}, "extension"),
+        ({"locks": [ext.LockRecord(3, 0, 7, "flock", 5, 0, 8, 1)]}, "extension"),
+        ({"handles": [ext.HandleExtra(0, 1 << 40, 0)]}, "extension"),
+        (
+            {"anonymous": [ext.Anonymous(3, stat.S_IFREG, size=4, extents=[(2, b"xyz")])]},
+            "extension.anonymous.extents",
+        ),
+        (
+            {"anonymous": [ext.Anonymous(3, stat.S_IFREG, size=9, extents=[(2, b"xyz"), (4, b"a")])]},
+            "extension.anonymous.extents",
+        ),
+        (
+            {"anonymous": [ext.Anonymous(3, stat.S_IFDIR, size=9, extents=[(2, b"xyz")])]},
+            "extension.anonymous.mode",
+        ),
+        ({"anonymous": [ext.Anonymous(3, stat.S_IFREG, size=-1)]}, "extension"),
+    ],
+)
+def test_values_without_sense_are_refused(changes, field):
+    with pytest.raises(StreamError) as caught:
+        ext.decode(replaced(**changes), 0)
+    assert caught.value.field == field
+
+
+def test_more_content_than_the_limit_is_refused():
+    size = UNLINKED_CONTENT_MAX + 1
+    section = replaced(anonymous=[ext.Anonymous(3, stat.S_IFREG, size=size, extents=[(0, bytes(size))])])
+    with pytest.raises(StreamError) as caught:
+        ext.decode(section, 0)
+    assert "allowed" in caught.value.message
