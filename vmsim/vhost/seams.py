@@ -6,12 +6,13 @@ back-end uses. The host services are implemented in :mod:`vmsim.host`, the devic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from vmsim.vhost.messages import Reply, Request
-    from vmsim.virtio.chain import Chain, ParkedChain
+    from vmsim.virtio.chain import Chain
+    from vmsim.virtio.ring_types import RingState
 
 
 class SharedBuffer(Protocol):
@@ -75,6 +76,26 @@ class BackendIo(ByteChannel, Protocol):
 
     def unmap(self, view: memoryview) -> None:
         """Undo ``map``."""
+        ...
+
+
+class BackendLink(Protocol):
+    """The back-end's side of a transport: how it reaches the front-end."""
+
+    def call(self, ring: int) -> None:
+        """The ring has used buffers for the driver."""
+        ...
+
+    def ring_error(self, ring: int, why: str) -> None:
+        """The back-end gave up on a ring."""
+        ...
+
+    def set_notifier(self, message: str, ring: int, fd: int) -> None:
+        """SET_VRING_KICK, SET_VRING_CALL or SET_VRING_ERR brought ``fd`` (now the link's); -1: none."""
+        ...
+
+    def set_channel(self, fd: int) -> None:
+        """SET_BACKEND_REQ_FD brought ``fd`` (now the link's)."""
         ...
 
 
@@ -142,12 +163,15 @@ class BackendDevice(Protocol):
         """Give up the chains of a ring that wait and cannot be drained; they are never completed."""
         ...
 
-    def keep_parked(self, ring: int, chains: Sequence[ParkedChain]) -> None:
-        """Keep those chains, now plain data, until the ring starts again, also within the saved state."""
+    def keep_parked(self, ring: int, state: RingState | None) -> None:
+        """Keep a stopped ring's chains in flight, as plain data, until it starts again; None: there are none.
+
+        They belong to the saved state: without them the requests of those chains would be lost.
+        """
         ...
 
-    def resume_parked(self, ring: int) -> Sequence[ParkedChain]:
-        """Hand back what ``keep_parked`` (or a loaded state) left; each goes through ``handle`` again."""
+    def resume_parked(self, ring: int) -> RingState | None:
+        """Hand back, once, what ``keep_parked`` or a loaded state left; each goes through ``handle`` again."""
         ...
 
     def log_started(self) -> None:
