@@ -1,0 +1,1 @@
+"""QEMU's migration stream, declarative vmstate, the RAM section and the phases of a migration."""
