@@ -1,0 +1,80 @@
+"""Factories: the ring that the negotiated features ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmsim.virtio.chain import Chain, ParkedChain
+from vmsim.virtio.ring_types import (
+    Area,
+    DeviceRing,
+    DriverRing,
+    DriverRingState,
+    Fence,
+    Outstanding,
+    QueueFull,
+    RingConfig,
+    RingState,
+    ring_areas,
+)
+from vmsim.virtio.split_device import SplitDeviceRing
+from vmsim.virtio.split_driver import SplitDriverRing
+
+if TYPE_CHECKING:
+    from vmsim.memory import DirtySink, GuestMemory
+
+__all__ = [
+    "Area",
+    "Chain",
+    "DeviceRing",
+    "DriverRing",
+    "DriverRingState",
+    "Fence",
+    "Outstanding",
+    "ParkedChain",
+    "QueueFull",
+    "RingConfig",
+    "RingState",
+    "make_device_ring",
+    "make_driver_ring",
+    "ring_areas",
+]
+
+
+def make_device_ring(
+    config: RingConfig,
+    memory: GuestMemory,
+    *,
+    log: DirtySink | None = None,
+    log_used: bool = False,
+    state: RingState | None = None,
+    fence: Fence | None = None,
+) -> DeviceRing:
+    """The device's side of a queue; with ``state`` it goes on from there.
+
+    ``log`` hears of payload writes, and of ring writes too with ``log_used``; both may be changed while the
+    ring works. RingViolation if size, alignment or addresses are not legal; StreamError for a bad ``state``.
+    """
+    ring = SplitDeviceRing(config, memory, log=log, log_used=log_used, fence=fence)
+    if state is not None:
+        ring.restore(state)
+    return ring
+
+
+def make_driver_ring(
+    config: RingConfig,
+    memory: GuestMemory,
+    *,
+    state: DriverRingState | None = None,
+    fence: Fence | None = None,
+) -> DriverRing:
+    """The driver's side of a queue: a new one, whose areas are zeroed, or one that goes on from ``state``.
+
+    RingViolation if size, alignment or addresses are not legal; StreamError for a bad ``state``.
+    """
+    ring = SplitDriverRing(config, memory, fence=fence)
+    if state is None:
+        ring.initialise()
+    else:
+        ring.restore(state)
+    return ring

@@ -1,0 +1,265 @@
+"""The device's side of a split virtqueue (virtio 1.3 section 2.7)."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from vmsim.errors import StreamError
+from vmsim.limits import QUEUE_SIZE_MAX
+from vmsim.virtio.chain import Chain, Descriptor, ParkedChain
+from vmsim.virtio.constants import (
+    AVAIL_F_NO_INTERRUPT,
+    DESC_BYTES,
+    DESC_F_INDIRECT,
+    DESC_F_NEXT,
+    DESC_F_WRITE,
+    USED_F_NO_NOTIFY,
+)
+from vmsim.virtio.device_ring import DeviceRingBase, Used
+from vmsim.virtio.ring_types import Fence, RingConfig, RingState
+
+if TYPE_CHECKING:
+    from vmsim.memory import DirtySink, GuestMemory
+
+_DESC = struct.Struct("<QIHH")  # addr, len, flags, next
+_WINDOW = 6 * DESC_BYTES  # the fast path reads this much behind a head in one snapshot
+
+
+class SplitDeviceRing(DeviceRingBase):
+    """Pops chains from the available ring, pushes them to the used ring; see DeviceRing for the contract."""
+
+    __slots__ = (
+        "_avail",
+        "_cache",
+        "_desc",
+        "_mask",
+        "_next_avail",
+        "_next_used",
+        "_signalled",
+        "_used",
+        "_used_elements",
+    )
+
+    def __init__(
+        self,
+        config: RingConfig,
+        memory: GuestMemory,
+        *,
+        log: DirtySink | None = None,
+        log_used: bool = False,
+        fence: Fence | None = None,
+    ) -> None:
+        super().__init__(config, memory, "split", log=log, log_used=log_used, fence=fence)
+        size = config.size
+        self._mask = size - 1
+        self._desc = memory.view(config.desc, DESC_BYTES * size)
+        # [flags, idx, ring[size], used_event] and [flags, idx, elements as 4 halves each, avail_event]
+        self._avail = memory.words(config.driver, 3 + size, "H")
+        self._used = memory.words(config.device, 3 + 4 * size, "H")
+        self._used_elements = memory.words(config.device + 4, 2 * size, "I")
+        self._next_avail = 0
+        self._next_used = 0
+        self._signalled: int | None = 0
+        # Per head: the exact bytes of its last chain, and the chain that they mean. Nothing but those bytes
+        # decides what a chain is, so equal bytes need no second look.
+        self._cache: list[tuple[bytes, Chain] | None] = [None] * size
+
+    def pop(self) -> Chain | None:
+        """The next available chain, or None if there is none. RingViolation on anything malformed."""
+        if self.broken is not None:
+            self._raise_broken()
+        next_avail = self._next_avail
+        avail = self._avail
+        idx = avail[1]
+        if idx == next_avail:
+            return None
+        if (idx - next_avail) & 0xFFFF > self.size:
+            pending = (idx - next_avail) & 0xFFFF
+            self._break("split.avail_jump", idx=idx, pending=pending, next_avail=next_avail, size=self.size)
+        head = avail[2 + (next_avail & self._mask)]
+        if head > self._mask:
+            self._break("split.head_range", head=head, size=self.size)
+        window = self._desc[head << 4 : (head << 4) + _WINDOW].tobytes()
+        cached = self._cache[head]
+        if cached is not None and window.startswith(cached[0]) and head not in self._in_flight:
+            chain = cached[1]
+            self._in_flight[head] = chain
+        else:
+            descriptors = self._scan(head, window)
+            if descriptors is not None:
+                chain = self._admit(head, len(descriptors), descriptors)
+                self._cache[head] = (window[: len(descriptors) << 4], chain)
+            else:
+                descriptors, count = self._walk(head)
+                self._check_elements(head, descriptors)
+                chain = self._admit(head, count, descriptors)
+        self._next_avail = (next_avail + 1) & 0xFFFF
+        return chain
+
+    def push(self, chain: Chain, written: int) -> None:
+        """Return a chain whose first ``written`` writable bytes were written; marks them dirty.
+
+        StateError if the chain is not in flight. Nothing happens on a broken ring.
+        """
+        head = chain.head
+        in_flight = self._in_flight
+        if self._in_order or in_flight.get(head) is not chain or not 0 <= written <= chain.writable_bytes:
+            self._push_slow(chain, written)
+            return
+        del in_flight[head]
+        next_used = self._next_used
+        slot = (next_used & self._mask) << 1
+        elements = self._used_elements
+        elements[slot] = head
+        elements[slot + 1] = written
+        self._next_used = self._used[1] = (next_used + 1) & 0xFFFF
+        if self.log is not None or self._memory.dirty is not None:
+            self._mark_payload(chain, written)
+            self._mark_used(slot)
+
+    def needs_call(self) -> bool:
+        """After pushes: does the driver want a notification (section 2.7.7.2)? Counts as having notified."""
+        if self._fence is not None:
+            self._fence()
+        new = self._next_used
+        old = self._signalled
+        self._signalled = new
+        if old is None:
+            return True
+        if self._event_idx:
+            return (new - self._avail[2 + self.size] - 1) & 0xFFFF < (new - old) & 0xFFFF
+        return new != old and not self._avail[0] & AVAIL_F_NO_INTERRUPT
+
+    def suppress_kicks(self) -> None:
+        """Ask the driver for no notifications (section 2.7.10.2)."""
+        if self.broken is not None:
+            return
+        if self._event_idx:
+            self._store_used(2 + 4 * self.size, (self._next_avail - 1) & 0xFFFF)
+        else:
+            self._store_used(0, USED_F_NO_NOTIFY)
+
+    def arm_kicks(self) -> bool:
+        """Ask for notifications again. True: chains arrived meanwhile, so look before you wait."""
+        if self.broken is not None:
+            return False
+        if self._event_idx:
+            self._store_used(2 + 4 * self.size, self._next_avail)
+        else:
+            self._store_used(0, 0)
+        if self._fence is not None:
+            self._fence()
+        waiting: bool = self._avail[1] != self._next_avail
+        return waiting
+
+    def base_word(self) -> int:
+        """The next available index, as vhost's GET_VRING_BASE reports it."""
+        return self._next_avail
+
+    def set_base_word(self, word: int) -> None:
+        """Start at available index ``word``; the used index is the one in memory. Nothing is in flight."""
+        self._in_flight.clear()
+        self._completed.clear()
+        self._seek(RingState(next_avail=word & 0xFFFF, next_used=self._used[1]))
+
+    def _scan(self, head: int, window: bytes) -> list[Descriptor] | None:
+        """The chain if it is a plain one: direct, descriptors in a row, within ``window``, nothing odd."""
+        descriptors = []
+        index = head
+        writing = False
+        for gpa, length, flags, link in _DESC.iter_unpack(window):
+            if flags & DESC_F_WRITE:
+                writing = True
+            elif writing:
+                return None
+            if flags & DESC_F_INDIRECT or not length:
+                return None
+            descriptors.append((gpa, length, writing))
+            if not flags & DESC_F_NEXT:
+                return descriptors
+            index += 1
+            if link != index:
+                return None
+        return None
+
+    def _walk(self, head: int) -> tuple[list[Descriptor], int]:
+        """Follow a chain through the table, each descriptor read once; (elements, table slots taken)."""
+        descriptors: list[Descriptor] = []
+        index = head
+        size = self.size
+        for count in range(1, size + 1):
+            gpa, length, flags, link = _DESC.unpack_from(self._desc, index << 4)
+            if flags & DESC_F_INDIRECT:
+                if not self._indirect:
+                    self._tolerate("split.indirect_feature", head=head)
+                if flags & DESC_F_NEXT:
+                    self._break("split.indirect_next", head=head)
+                self._walk_table(head, self._read_table(head, gpa, length), descriptors)
+                return descriptors, count
+            descriptors.append((gpa, length, bool(flags & DESC_F_WRITE)))
+            if not flags & DESC_F_NEXT:
+                return descriptors, count
+            if link >= size:
+                self._break("split.next_range", head=head, index=index, next=link, size=size)
+            if self._in_order and link != (index + 1) % size:
+                self._tolerate("split.in_order_next", head=head, index=index, next=link)
+            index = link
+        self._break("split.chain_long", head=head, limit=size)
+
+    def _walk_table(self, head: int, table: bytes, descriptors: list[Descriptor]) -> None:
+        """Append the elements of an indirect table (section 2.7.5.3)."""
+        rows = list(_DESC.iter_unpack(table))
+        # Lenient: QEMU and virtiofsd bound a chain by its table, not by the queue.
+        limit = max(self.size, min(len(rows), QUEUE_SIZE_MAX)) if self._lenient else self.size
+        index = 0
+        steps = 0
+        while len(descriptors) < limit and steps < len(rows):
+            gpa, length, flags, link = rows[index]
+            if flags & DESC_F_INDIRECT:
+                self._break("split.indirect_nested", head=head)
+            descriptors.append((gpa, length, bool(flags & DESC_F_WRITE)))
+            if not flags & DESC_F_NEXT:
+                return
+            if link >= len(rows):
+                self._break("split.indirect_range", head=head, index=index, next=link, size=len(rows))
+            if self._in_order and link != index + 1:
+                self._tolerate("split.indirect_in_order", head=head, index=index, next=link)
+            index = link
+            steps += 1
+        self._break("split.chain_long", head=head, limit=limit)
+
+    def _write_used(self, batch: list[Used]) -> None:
+        """One used element for the last chain of ``batch``; the index moves over all of them."""
+        chain, written = batch[-1]
+        slot = (self._next_used & self._mask) << 1
+        self._used_elements[slot] = chain.head
+        self._used_elements[slot + 1] = written
+        self._next_used = self._used[1] = (self._next_used + len(batch)) & 0xFFFF
+        if self.log is not None or self._memory.dirty is not None:
+            for each, filled in batch:
+                self._mark_payload(each, filled)
+            self._mark_used(slot)
+
+    def _mark_used(self, slot: int) -> None:
+        self._mark_ring(self.config.device + 4 + 4 * slot, 8)
+        self._mark_ring(self.config.device, 4)
+
+    def _store_used(self, word: int, value: int) -> None:
+        self._used[word] = value
+        self._mark_ring(self.config.device + 2 * word, 2)
+
+    def _check_parked(self, parked: ParkedChain) -> None:
+        if not 0 <= parked.head < self.size:
+            self._break("split.head_range", head=parked.head, size=self.size)
+
+    def _position(self) -> RingState:
+        return RingState(next_avail=self._next_avail, next_used=self._next_used)
+
+    def _seek(self, state: RingState) -> None:
+        for name in ("next_avail", "next_used"):
+            if not 0 <= getattr(state, name) <= 0xFFFF:
+                raise StreamError(f"index {getattr(state, name)} has more than 16 bits", field=name)
+        self._next_avail = state.next_avail
+        self._next_used = state.next_used
+        self._signalled = None
