@@ -11,6 +11,8 @@ from typing import Final
 from vmsim.errors import HostError
 
 SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+MAP_NORESERVE: Final = 0x4000  # Linux; the mmap module may lack it
+MAP_FLAGS: Final = mmap.MAP_SHARED | MAP_NORESERVE
 
 
 class SharedMemory:
@@ -31,7 +33,7 @@ class SharedMemory:
             os.ftruncate(self.fd, size_bytes)
             if sealed:
                 fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
-            self._map: mmap.mmap | None = mmap.mmap(self.fd, size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_NORESERVE)
+            self._map: mmap.mmap | None = mmap.mmap(self.fd, size_bytes, flags=MAP_FLAGS)
         except (OSError, ValueError, OverflowError) as error:
             if self.fd >= 0:
                 os.close(self.fd)
@@ -59,11 +61,10 @@ def map_shared(fd: int, size_bytes: int, offset: int) -> memoryview:
     try:
         end = os.fstat(fd).st_size
         if size_bytes <= 0 or offset < 0 or offset + size_bytes > end:
-            raise HostError(f"mapping of {size_bytes} bytes at {offset:#x} of a file of {end}", errno=errno.EINVAL)
+            what = f"mapping of {size_bytes} bytes at {offset:#x} of a file of {end}"
+            raise HostError(what, errno=errno.EINVAL)
         skip = offset % mmap.ALLOCATIONGRANULARITY
-        mapping = mmap.mmap(
-            fd, size_bytes + skip, flags=mmap.MAP_SHARED | mmap.MAP_NORESERVE, offset=offset - skip
-        )
+        mapping = mmap.mmap(fd, size_bytes + skip, flags=MAP_FLAGS, offset=offset - skip)
     except OSError as error:
         raise HostError(f"mapping of {size_bytes} bytes", errno=error.errno or errno.EINVAL) from error
     except (ValueError, OverflowError) as error:

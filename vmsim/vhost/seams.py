@@ -171,7 +171,7 @@ class BackendDevice(Protocol):
         ...
 
     def resume_parked(self, ring: int) -> RingState | None:
-        """Hand back, once, what ``keep_parked`` or a loaded state left; each goes through ``handle`` again."""
+        """Hand back, once, what ``keep_parked`` or a loaded state left; ``handle`` gets each chain again."""
         ...
 
     def log_started(self) -> None:

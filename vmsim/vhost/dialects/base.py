@@ -10,6 +10,8 @@ from vmsim.errors import PeerError
 from vmsim.vhost.messages import MessageSet, Reply, Request
 from vmsim.vhost.seams import BackendDevice, BackendIo, FrontendHost
 
+SPEC = "vhost-user 'Migrating back-end state'"
+
 ReadExactly = Callable[[int], bytes]
 """Reads exactly n bytes of a migration stream, or raises StreamTruncated."""
 
@@ -18,7 +20,7 @@ class StateTransferError(PeerError):
     """A device-state transfer failed; the message says in which operation, ``errno`` why."""
 
     def __init__(self, message: str, *, errno: int = errno_names.EIO, **details: object) -> None:
-        super().__init__(message, spec="vhost-user 'Migrating back-end state'", errno=errno, **details)
+        super().__init__(message, spec=SPEC, hint="", errno=errno, **details)
         self.errno = errno
 
 
@@ -73,6 +75,8 @@ class Dialect(Protocol):
 
     name: str
     messages: MessageSet
+    transfer_messages: frozenset[str]
+    """The names of those messages that its back-end half answers."""
     feature: int
     """The protocol feature bit that the transfer needs; -1: none exists."""
     section_version: int

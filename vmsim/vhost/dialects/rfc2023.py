@@ -39,6 +39,7 @@ class Rfc2023:
 
     name = "rfc2023"
     messages = MessageSet((*FRONTEND_ROWS, FS_SET_STATE_FD, FS_GET_STATE, FS_SET_STATE))
+    transfer_messages = frozenset({"FS_SET_STATE_FD", "FS_GET_STATE", "FS_SET_STATE"})
     feature = -1
     section_version = 1
     subsection = False

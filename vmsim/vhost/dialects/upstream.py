@@ -44,6 +44,7 @@ class Upstream:
 
     name = "upstream"
     messages = MessageSet((*FRONTEND_ROWS, GET_SHARED_OBJECT, SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE))
+    transfer_messages = frozenset({"SET_DEVICE_STATE_FD", "CHECK_DEVICE_STATE"})
     feature = F_DEVICE_STATE
     section_version = 0
     subsection = True

@@ -1,0 +1,292 @@
+"""One ring of a vhost back-end: its two state bits, its working loop, its draining.
+
+A ring is started or stopped, and enabled or disabled, independently (vhost-user "Ring states"). Work is done
+while it is both started and enabled; enabling is remembered while it is stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from vmsim.errors import VmsimError
+from vmsim.limits import QUEUE_SIZE_MAX
+from vmsim.memory import DirtySink, GuestMemory
+from vmsim.schedule import Schedule
+from vmsim.vhost.constants import VHOST_VRING_F_LOG
+from vmsim.vhost.messages import SPEC, MessageError
+from vmsim.vhost.payloads import VringAddr
+from vmsim.vhost.seams import BackendDevice, BackendLink
+from vmsim.virtio.chain import Chain
+from vmsim.virtio.ring_types import DeviceRing, RingConfig
+from vmsim.virtio.rings import make_device_ring
+
+Policy = Literal["strict", "lenient"]
+
+
+class BackendRing:
+    """One ring. ``others`` are the high-priority rings to look at between two of its requests.
+
+    ``live`` is the device-side ring while it may be worked on, else None.
+    """
+
+    __slots__ = (
+        "_busy", "_device", "_features", "_fresh", "_handle", "_log", "_memory", "_outstanding", "_policy",
+        "_schedule", "addr", "base", "broken", "enabled", "has_kick", "index", "link", "live", "num", "others", "ring",
+        "started",
+    )
+
+    def __init__(self, index: int, device: BackendDevice, schedule: Schedule, policy: Policy) -> None:
+        self.index = index
+        self.link: BackendLink | None = None
+        self.others: Sequence[BackendRing] = ()
+        self.num = 0
+        self.addr: VringAddr | None = None
+        self.base = 0
+        self.has_kick = False
+        self.started = False
+        self.enabled = False
+        self.broken: VmsimError | None = None
+        self.ring: DeviceRing | None = None
+        self.live: DeviceRing | None = None
+        self._device = device
+        self._handle = device.handle
+        self._schedule = schedule
+        self._policy: Policy = policy
+        self._features = 0
+        self._memory: GuestMemory = GuestMemory(())
+        self._log: DirtySink | None = None
+        self._outstanding: dict[int, Chain] = {}
+        self._busy = False
+        self._fresh = False
+        """Started, but not worked on yet: what was parked has not been taken up."""
+
+    # -- configuration, by messages
+
+    def set_num(self, num: int) -> None:
+        """SET_VRING_NUM."""
+        self._require_stopped("SET_VRING_NUM")
+        if not 0 < num <= QUEUE_SIZE_MAX:
+            raise MessageError(f"SET_VRING_NUM: ring {self.index} of {num} entries", spec=SPEC)
+        self.num = num
+
+    def set_base(self, base: int) -> None:
+        """SET_VRING_BASE; the word is that of GET_VRING_BASE."""
+        self._require_stopped("SET_VRING_BASE")
+        self.base = base
+
+    def set_addr(self, addr: VringAddr) -> None:
+        """SET_VRING_ADDR; on a started ring only the log flag may change."""
+        if self.started and self.addr is not None and addr[2:5] != self.addr[2:5]:
+            raise MessageError(f"SET_VRING_ADDR: ring {self.index} moves while it is started", spec=SPEC)
+        self._locate(addr)
+        self.addr = addr
+        if self.ring is not None:
+            self.ring.log_used = bool(addr.flags & VHOST_VRING_F_LOG)
+
+    def set_memory(self, memory: GuestMemory, features: int, log: DirtySink | None) -> None:
+        """Use this picture of guest memory, these features and this log from now on."""
+        changed = memory is not self._memory
+        self._memory, self._features, self._log = memory, features, log
+        if self.ring is None:
+            return
+        self.ring.log = log
+        if changed:
+            state = self.ring.save()
+            # What is in flight keeps its views of the mappings; new chains are resolved in the new picture.
+            in_flight, self._outstanding = self._outstanding, {}
+            try:
+                self.ring = self._make()
+                chains = {chain.head: chain for chain in self.ring.restore(state)}
+            except VmsimError as error:
+                self._fail(error)
+                return
+            self._outstanding = {key: chains[old.head] for key, old in in_flight.items()}
+            self._update()
+
+    def set_enabled(self, enabled: bool) -> None:
+        """SET_VRING_ENABLE; a ring that was started meanwhile is worked off."""
+        self.enabled = enabled
+        self._update()
+        if self.started:
+            self.kicked()
+
+    # -- work
+
+    def kicked(self) -> None:
+        """The driver says that there is work; the first kick starts the ring."""
+        ring = self.live
+        if ring is None or self._fresh:
+            self._first_kick()
+            ring = self.live
+        if ring is None or self._busy:
+            return
+        try:
+            chain = ring.pop()
+        except VmsimError as error:
+            self._fail(error)
+            return
+        if chain is not None:
+            self._work(ring, chain)
+
+    def _work(self, ring: DeviceRing, chain: Chain | None) -> None:
+        """Work the ring off, then ask for kicks and look once more; none are wanted between two chains."""
+        handle = self._handle
+        index = self.index
+        pushed = False
+        self._busy = True
+        try:
+            while True:
+                while chain is not None:
+                    written = handle(index, chain, self.complete)
+                    if written is None:
+                        self._outstanding[id(chain)] = chain
+                    else:
+                        ring.push(chain, written)
+                        pushed = True
+                    if self.live is not ring:
+                        return
+                    chain = ring.pop()
+                    if chain is not None:
+                        ring.suppress_kicks()
+                        for other in self.others:
+                            other.kicked()
+                if not ring.arm_kicks():
+                    break
+                chain = ring.pop()
+        except VmsimError as error:
+            self._fail(error)
+        finally:
+            self._busy = False
+            if pushed and self.link is not None and ring.needs_call():
+                self.link.call(index)
+
+    def complete(self, chain: Chain, written: int) -> None:
+        """A chain that ``handle`` left open is done; ignored if it was given up meanwhile."""
+        current = self._outstanding.pop(id(chain), None)
+        ring = self.ring
+        if current is None or ring is None:
+            return
+        try:
+            ring.push(current, written)
+        except VmsimError as error:
+            self._fail(error)
+            return
+        if self.link is not None and ring.needs_call():
+            self.link.call(self.index)
+
+    # -- life
+
+    def stop(self) -> int:
+        """GET_VRING_BASE: finish what can be finished, park the rest, and say where the ring stands.
+
+        StallError if requests neither end nor can be parked; the ring then goes on as before.
+        """
+        ring = self.ring
+        if ring is not None:
+            self.live = None
+            try:
+                if self._busy:
+                    self._schedule.wait(lambda: not self._busy, f"ring {self.index} to finish a request")
+                for chain in self._device.parked(self.index):
+                    self._outstanding.pop(id(chain), None)
+                if self._outstanding:
+                    self._schedule.wait(lambda: not self._outstanding, f"ring {self.index} to drain")
+            except BaseException:
+                self._update()
+                self.kicked()
+                raise
+            if not self._fresh:
+                state = ring.save()
+                self._device.keep_parked(self.index, state if state.in_flight else None)
+            self.base = ring.base_word()
+        self.started = self.has_kick = False
+        self.ring = self.live = None
+        return self.base
+
+    def reset(self) -> None:
+        """RESET_DEVICE: stopped, disabled, nothing in flight."""
+        if self._busy:
+            self._schedule.wait(lambda: not self._busy, f"ring {self.index} to finish a request")
+        self._device.parked(self.index)
+        self._outstanding.clear()
+        self.started = self.enabled = self.has_kick = False
+        self.ring = self.live = None
+        self.broken = None
+        self.base = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the ring may touch guest memory: it was started, or will be by the next kick."""
+        return self.started or self.has_kick
+
+    def _first_kick(self) -> None:
+        """Start the ring; once it is enabled as well, go on with what was parked."""
+        if not self.has_kick or self.broken is not None:
+            return
+        try:
+            if not self.started:
+                self.ring = self._make()
+                self.ring.set_base_word(self.base)
+                self.started = self._fresh = True
+                self._update()
+            if self.live is None or self._busy:
+                return
+            self._fresh = False
+            self._busy = True
+            for chain in self._resume(self.live):
+                self._outstanding[id(chain)] = chain
+                written = self._handle(self.index, chain, self.complete)
+                if written is not None:
+                    self.complete(chain, written)
+            # After a restore the event index in guest memory may be stale: write it anew, whatever it says.
+            self.live.arm_kicks()
+        except VmsimError as error:
+            self._fail(error)
+        finally:
+            self._busy = False
+
+    def _resume(self, ring: DeviceRing) -> list[Chain]:
+        """Take up what was parked when this ring stopped; a ring that starts elsewhere is a new one."""
+        state = self._device.resume_parked(self.index)
+        if state is None:
+            return []
+        here = ring.save()
+        if (here.next_avail, here.next_used, here.avail_wrap, here.used_wrap) != (
+            state.next_avail, state.next_used, state.avail_wrap, state.used_wrap
+        ):
+            return []
+        return ring.restore(state)
+
+    def _make(self) -> DeviceRing:
+        if self.addr is None or not self.num:
+            raise MessageError(f"ring {self.index} is kicked before it has a size and addresses", spec=SPEC)
+        desc, driver, device = self._locate(self.addr)
+        config = RingConfig(self.num, desc, driver, device, self._features, policy=self._policy)
+        log_used = bool(self.addr.flags & VHOST_VRING_F_LOG)
+        return make_device_ring(config, self._memory, log=self._log, log_used=log_used)
+
+    def _locate(self, addr: VringAddr) -> tuple[int, int, int]:
+        """The guest-physical addresses of descriptor, driver and device area."""
+        find = self._memory.gpa_of_user
+        desc, driver, device = find(addr.desc, 1), find(addr.avail, 1), find(addr.used, 1)
+        if addr.flags & VHOST_VRING_F_LOG and addr.log != device:
+            raise MessageError(
+                f"ring {self.index}: its used ring at {device:#x} is to be logged at {addr.log:#x}", spec=SPEC
+            )
+        return desc, driver, device
+
+    def _require_stopped(self, message: str) -> None:
+        if self.started:
+            raise MessageError(f"{message}: ring {self.index} is started", spec=SPEC)
+
+    def _update(self) -> None:
+        usable = self.started and self.enabled and self.broken is None
+        self.live = self.ring if usable else None
+
+    def _fail(self, error: VmsimError) -> None:
+        """Stop working on the ring and tell the front-end; only a reset brings it back."""
+        self.broken = error
+        self.live = None
+        if self.link is not None:
+            self.link.ring_error(self.index, str(error))
