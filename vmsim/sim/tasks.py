@@ -24,11 +24,14 @@ class TaskKilled(BaseException):
 
 
 class SimTask:
-    """One activity: what it waits for, and how it ended."""
+    """One activity: what it waits for, and how it ended.
+
+    Nobody asks for the result of an ``urgent`` one: what it raises ends the run.
+    """
 
     __slots__ = (
         "_error", "_value", "deadline_ns", "done", "greenlet", "killed", "name", "poll_error", "ready",
-        "what",
+        "urgent", "what",
     )
 
     def __init__(self, name: str, body: greenlet.greenlet | None) -> None:
@@ -39,6 +42,7 @@ class SimTask:
         self.what = "its first turn"
         self.done = False
         self.killed = False
+        self.urgent = False
         self.poll_error: Exception | None = None
         self._value: object = None
         self._error: BaseException | None = None
@@ -115,10 +119,7 @@ class TurnTaking(ABC):
 
     def spawn(self, name: str, run: Callable[[], object]) -> SimTask:
         """Start another activity; its first turn comes when somebody waits."""
-        task = SimTask(name, None)
-        task.greenlet = greenlet.greenlet(lambda: self._body(task, run))
-        self._tasks.append(task)
-        return task
+        return self._add(name, run)
 
     # What whoever owns the schedule asks for
 
@@ -151,7 +152,7 @@ class TurnTaking(ABC):
         """Kill all activities now; StateError names one that would not end."""
         for task in list(self._tasks):
             self.kill(task)
-        self.settle()
+            self._resume(task)
         if self._tasks:
             raise StateError(f"activity {self._tasks[0].name!r} goes on although it was killed")
 
@@ -168,8 +169,15 @@ class TurnTaking(ABC):
     def _runnable(self) -> list[SimTask]:
         return [task for task in self._tasks if task.can_run()]
 
-    def _stall_note(self) -> str:
-        return ""
+    def _facts(self) -> dict[str, int]:
+        """What reproduces this moment, for messages."""
+        return {}
+
+    def _add(self, name: str, run: Callable[[], object]) -> SimTask:
+        task = SimTask(name, None)
+        task.greenlet = greenlet.greenlet(lambda: self._body(task, run))
+        self._tasks.append(task)
+        return task
 
     def _suspend(self, ready: Callable[[], bool] | None, deadline_ns: int | None, what: str) -> None:
         current = self._current
@@ -237,6 +245,8 @@ class TurnTaking(ABC):
                 body.switch()
         finally:
             self._current = None
+        if task.urgent and task.error is not None and not isinstance(task.error, TaskKilled):
+            raise task.error
 
     def _body(self, task: SimTask, run: Callable[[], object]) -> None:
         try:
@@ -253,11 +263,14 @@ class TurnTaking(ABC):
         task.finish(value, error)
         self._tasks.remove(task)
 
-    def _stall(self) -> StallError:
+    def _stall(self, problem: str = "nobody can go on") -> StallError:
         waits = self.waits()
+        facts = self._facts()
         listing = "; ".join(f"{name} waits for {what}" for name, what in waits.items())
-        return StallError(
-            f"nobody can go on: {listing}{self._stall_note()}",
+        note = "".join(f", {name} {value}" for name, value in facts.items())
+        stall = StallError(
+            f"{problem}{note}: {listing}", waits=waits,
             hint="somebody has to bring about one of these, or to give up waiting",
-            waits=waits,
         )
+        stall.details.update(facts)
+        return stall
