@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from struct import Struct
 from typing import Any, Final, NamedTuple, NoReturn
 
+from vmsim.errors import StreamTruncated
 from vmsim.migration.byteio import CHUNK_BYTES, StreamInput, StreamOutput
 from vmsim.migration.errors import BadField, UnexpectedRecord, UnknownSubsection, VersionTooNew
 
@@ -238,6 +239,8 @@ class VmReader:
         if len(head) < 2 or head[0] != SUBSECTION:
             return None
         name = self.input.peek(2 + head[1])[2:].decode("latin-1")
+        if len(name) < head[1]:
+            raise StreamTruncated("the stream ends in a subsection's name", offset=self.offset, field=self.where)
         if len(name) <= len(vmsd_name) or not name.startswith(vmsd_name):
             return None
         self.input.read(2 + head[1], self._field(name))
