@@ -11,6 +11,7 @@ class NegotiatedState(NamedTuple):
     ``minor`` is the lower one of both sides. ``flags`` is the 64-bit set that both agreed on (flags2 above
     bit 31). Sizes are in bytes, ``time_gran`` in ns, ``map_alignment`` the exponent of a power of two.
     ``initialized`` is False before INIT and after DESTROY; then the other fields mean nothing.
+    ``interrupted`` are the uniques whose INTERRUPT came before the request itself.
     """
 
     initialized: bool = False
@@ -24,6 +25,7 @@ class NegotiatedState(NamedTuple):
     congestion_threshold: int = 0
     time_gran: int = 1
     map_alignment: int = 0
+    interrupted: tuple[int, ...] = ()
 
     def has(self, mask: int) -> bool:
         """Whether all flags of ``mask`` were agreed on."""

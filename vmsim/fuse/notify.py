@@ -22,7 +22,7 @@ class PollWakeupOut(NamedTuple):
 
 
 class InvalInodeOut(NamedTuple):
-    """fuse_notify_inval_inode_out: ``off`` below 0 drops the attributes only, ``len`` 0 or less: to the end."""
+    """fuse_notify_inval_inode_out: ``off`` below 0: attributes only; ``len`` below 1: to the end."""
 
     ino: U64
     off: I64
@@ -143,7 +143,7 @@ def decode(data: bytes | memoryview) -> Decoded:
             raise PeerError(f"{row.name}: the name is not NUL-terminated", spec=row.layout.name)
         tail = tail[:-1]
     if len(tail) != _tail_length(row, record):
-        raise PeerError(f"{row.name}: {len(tail)} bytes follow, the record says otherwise", spec=row.layout.name)
+        raise PeerError(f"{row.name}: tail of {len(tail)} bytes is not the record's", spec=row.layout.name)
     return Decoded(code, record, tail)
 
 

@@ -64,3 +64,7 @@ EXT_GROUPS: Final = 32
 
 FUSE_INVALID_UIDGID: Final = 0xFFFFFFFF
 """uid or gid of a caller that an id-mapped mount cannot express (minor 41)."""
+
+F_RDLCK: Final = 0
+F_WRLCK: Final = 1
+F_UNLCK: Final = 2

@@ -1,0 +1,59 @@
+"""Packs directory entries into the reply of READDIR and READDIRPLUS."""
+
+from __future__ import annotations
+
+from vmsim.fuse.abi.headers import rec_align
+from vmsim.fuse.abi.replies import DIRENT, ENTRY_OUT
+from vmsim.fuse.filesystem import EntryReply
+
+_DIRENT_SIZE = DIRENT.size
+_PLUS_SIZE = ENTRY_OUT.size + DIRENT.size
+_PADDING = (b"", *[bytes(n) for n in range(1, 8)])
+_pack_dirent = DIRENT.pack
+_pack_entry = ENTRY_OUT.pack
+
+
+class DirentSink:
+    """fuse_dirent after fuse_dirent, at most ``limit`` bytes."""
+
+    __slots__ = ("buffer", "count", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.buffer = bytearray()
+        self.limit = limit
+        self.count = 0
+
+    def add(self, ino: int, off: int, kind: int, name: bytes) -> bool:
+        """See DirSink."""
+        length = len(name)
+        padding = -length & 7
+        if len(self.buffer) + _DIRENT_SIZE + length + padding > self.limit:
+            return False
+        self.buffer += _pack_dirent(ino, off, length, kind) + name + _PADDING[padding]
+        self.count += 1
+        return True
+
+
+class DirentPlusSink:
+    """fuse_direntplus after fuse_direntplus, at most ``limit`` bytes."""
+
+    __slots__ = ("buffer", "count", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.buffer = bytearray()
+        self.limit = limit
+        self.count = 0
+
+    def fits(self, name: bytes) -> bool:
+        """See DirPlusSink."""
+        return len(self.buffer) + rec_align(_PLUS_SIZE + len(name)) <= self.limit
+
+    def add(self, entry: EntryReply, off: int, kind: int, name: bytes) -> bool:
+        """See DirPlusSink."""
+        if not self.fits(name):
+            return False
+        length = len(name)
+        dirent = _pack_dirent(entry[6], off, length, kind)
+        self.buffer += _pack_entry(*entry) + dirent + name + _PADDING[-length & 7]
+        self.count += 1
+        return True

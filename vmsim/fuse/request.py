@@ -1,0 +1,62 @@
+"""One decoded request on its way through a handler, and the reply that may come later."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any, Final
+
+from vmsim.fuse.abi.headers import OUT_HEADER
+from vmsim.fuse.filesystem import Context, Views
+from vmsim.fuse.opcodes import Opcode
+
+OUT_HEADER_SIZE: Final = OUT_HEADER.size
+
+RUNNING: Final = 0
+WAITING: Final = 1
+FINISHED: Final = 2
+
+
+class Request:
+    """What a handler gets: ``names`` are checked, ``tail`` is a private copy, ``views`` are guest memory.
+
+    ``room`` is the number of bytes for the reply's body. ``flags`` are the negotiated INIT flags.
+    """
+
+    __slots__ = (
+        "args", "complete", "ctx", "flags", "names", "on_done", "phase", "result", "room", "row", "tail",
+        "views", "writable",
+    )  # fmt: skip
+
+    def __init__(
+        self, row: Opcode, ctx: Context, args: Any, names: list[bytes], tail: bytes, views: Views,
+        writable: Views, room: int, flags: int, complete: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self.row = row
+        self.ctx = ctx
+        self.args = args
+        self.names = names
+        self.tail = tail
+        self.views = views
+        self.writable = writable
+        self.room = room
+        self.flags = flags
+        self.complete = complete
+        self.phase = RUNNING
+        self.result: Any = None
+        self.on_done: Callable[[Request, Any], None] | None = None
+
+    def done(self, result: Any) -> None:
+        """The file system's ``done``: at once, later, or once too often."""
+        if self.phase == RUNNING:
+            self.phase = FINISHED
+            self.result = result
+        elif self.phase == WAITING:
+            self.phase = FINISHED
+            if self.on_done is not None:
+                self.on_done(self, result)
+
+    def need(self, size_bytes: int) -> None:
+        """OSError ENOMEM unless a body of so many bytes fits into the reply."""
+        if size_bytes > self.room:
+            raise OSError(errno.ENOMEM, f"a reply of {size_bytes} bytes into {self.room}")

@@ -1,0 +1,281 @@
+"""The server's session: one request in, one reply out, and whatever the client sends, no exception.
+
+``handle`` is the fast path: a simple row whose header and arguments, and whose reply, lie where they should.
+Everything else takes ``_general``, which assumes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from vmsim.fuse.abi.headers import IN_HEADER, OUT_HEADER
+from vmsim.fuse.decoding import decode, request_length
+from vmsim.fuse.filesystem import DEFERRED, Context, FileSystem, Views
+from vmsim.fuse.handlers import HANDLERS
+from vmsim.fuse.init import InitOptions, check_restored, negotiate
+from vmsim.fuse.negotiated import NegotiatedState
+from vmsim.fuse.opcodes import BY_NUMBER, DESTROY, FUSE_INIT_BSWAP_RESERVED, INIT, INTERRUPT, OPCODES, Reply
+from vmsim.fuse.request import FINISHED, OUT_HEADER_SIZE, RUNNING, WAITING, Request
+from vmsim.fuse.views import gather, scatter
+from vmsim.limits import FUSE_INTERRUPTS_MAX
+
+_IN_HEADER_SIZE = IN_HEADER.size
+_unpack_header = IN_HEADER.unpack_from
+_pack_out_header = OUT_HEADER.pack
+_new_context = tuple.__new__
+_FOREIGN_OUT_HEADER = struct.Struct(">IiQ")
+_ERRNO_MAX = 4095
+
+
+class Session:
+    """One FUSE session over ``fs``.
+
+    ``state`` is what INIT agreed on. ``on_fault`` is told of every exception other than OSError that the file
+    system raised: these become EIO and are bugs of ours.
+    """
+
+    __slots__ = (
+        "_fast", "_handlers", "_interrupted", "_routes", "_waiting", "fs", "on_fault", "options", "state",
+    )  # fmt: skip
+
+    def __init__(self, fs: FileSystem, options: InitOptions | None = None) -> None:
+        self.fs = fs
+        self.options = options if options is not None else InitOptions()
+        self.state = NegotiatedState()
+        self.on_fault: Callable[[Exception, int], None] | None = None
+        self._waiting: dict[int, Request] = {}
+        self._interrupted: dict[int, None] = {}
+        self._handlers = {row.number: MethodType(HANDLERS[row.name], fs) for row in OPCODES if row.method}
+        self._routes = {row.number: self._route(row.number) for row in OPCODES if row.simple}
+        self._fast: dict[int, Any] = {}
+
+    def _route(self, number: int) -> tuple[Any, ...]:
+        """All that the fast path needs: handler, args' unpack_from, request size, reply's pack_into, size."""
+        row = BY_NUMBER[number]
+        arguments = row.args.struct if row.args is not None else struct.Struct("<")
+        body = row.record.struct.format[1:] if row.record is not None else ""
+        reply = struct.Struct(OUT_HEADER.struct.format + body)
+        return self._handlers[number], arguments.unpack_from, 40 + row.args_size, reply.pack_into, reply.size
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def handle(self, readable: Views, writable: Views, complete: Callable[[int], None]) -> int | None:
+        """Serve one request; the number of bytes written, or None: ``complete(bytes written)`` comes later.
+
+        ``readable`` and ``writable`` are views of the request and of the room for its reply, cut as the
+        client likes. Written are a whole reply, an errno in a bare header, or nothing: for requests without
+        reply and where not even a header fits. Whatever the bytes are, nothing is raised.
+        """
+        try:
+            first = readable[0]
+            header = _unpack_header(first)
+            handler, unpack, request_size, pack_into, reply_size = self._fast[header[1]]
+            out = writable[0]
+            if header[0] != request_size or len(out) < reply_size:
+                return self._general(readable, writable, complete)
+            if len(first) >= request_size:
+                args = unpack(first, 40)
+            elif len(first) == 40:
+                args = unpack(readable[1])
+            else:
+                return self._general(readable, writable, complete)
+        except (LookupError, struct.error):
+            return self._general(readable, writable, complete)
+        try:
+            reply = handler(_new_context(Context, header), args)
+            pack_into(out, 0, reply_size, 0, header[2], *reply)
+        except Exception as error:
+            return self._refuse(writable, header[2], self._errno_of(error, header[1]))
+        return reply_size  # type: ignore[no-any-return]
+
+    def _general(self, readable: Views, writable: Views, complete: Callable[[int], None]) -> int | None:
+        """Any request at all."""
+        head = gather(readable, 0, _IN_HEADER_SIZE)
+        if len(head) < _IN_HEADER_SIZE:
+            return self._refuse(writable, 0, errno.EINVAL)
+        ctx: Context = _new_context(Context, _unpack_header(head))
+        if ctx.opcode == FUSE_INIT_BSWAP_RESERVED:
+            return self._refuse_foreign(writable, head)
+        row = BY_NUMBER.get(ctx.opcode)
+        if row is None:
+            return self._refuse(writable, ctx.unique, errno.ENOSYS)
+        room = sum(map(len, writable)) - OUT_HEADER_SIZE
+        if row.reply is Reply.NONE:
+            writable = []
+        elif room < 0:
+            return 0
+        try:
+            length = request_length(ctx, readable)
+            if row.number == INIT:
+                return self._init(ctx, gather(readable, 40, length - 40), writable, room)
+            if not self.state.initialized:
+                raise OSError(errno.EBADF, "no session")
+            if room < row.record_size and row.reply is Reply.RECORD:
+                raise OSError(errno.ENOMEM, "no room for the reply")
+            request = decode(row, ctx, readable, length, writable, room, self.state, complete)
+            return self._execute(request)
+        except Exception as error:
+            return self._refuse(writable, ctx.unique, self._errno_of(error, ctx.opcode))
+
+    def _execute(self, request: Request) -> int | None:
+        """Run the handler and write its reply; OSError goes to the caller."""
+        number = request.row.number
+        if number == DESTROY:
+            self._end(errno.ECONNABORTED)
+            return 0
+        if number == INTERRUPT:
+            self._interrupt(request.args[0])
+            return 0
+        handler = self._handlers[number]
+        if request.row.simple:
+            return self._reply(request, handler(request.ctx, request.args))
+        unique = request.ctx.unique
+        if request.row.waits and unique in self._waiting:
+            raise OSError(errno.EINVAL, "a waiting request has this unique")
+        result = handler(request)
+        if result is not DEFERRED:
+            request.phase = FINISHED
+            return self._reply(request, result)
+        if request.phase == RUNNING and unique in self._interrupted:
+            del self._interrupted[unique]
+            self.fs.interrupt(unique)
+        if request.phase == RUNNING:
+            request.phase = WAITING
+            request.on_done = self._finish
+            self._waiting[unique] = request
+            return None
+        return self._reply(request, request.result)
+
+    def _reply(self, request: Request, result: Any) -> int:
+        """Write a result; the bytes written. OSError when it is an error or does not fit."""
+        if isinstance(result, OSError):
+            raise result
+        row = request.row
+        kind = row.reply
+        if kind is Reply.NONE:
+            return 0
+        unique = request.ctx.unique
+        if kind is Reply.FILL:
+            size: int = OUT_HEADER_SIZE + result
+            scatter(request.writable, _pack_out_header(size, 0, unique))
+            return size
+        body: bytes | bytearray = b""
+        if kind is Reply.RECORD and row.record is not None:
+            body = row.record.pack(*result)
+        elif kind is Reply.BYTES:
+            body = result
+            request.need(len(body))
+        size = OUT_HEADER_SIZE + len(body)
+        scatter(request.writable, _pack_out_header(size, 0, unique) + body)
+        return size
+
+    def _finish(self, request: Request, result: Any) -> None:
+        """The file system's ``done`` for a request that waited."""
+        unique = request.ctx.unique
+        self._waiting.pop(unique, None)
+        try:
+            written = self._reply(request, result)
+        except Exception as error:
+            written = self._refuse(request.writable, unique, self._errno_of(error, request.row.number))
+        request.complete(written)
+
+    def _errno_of(self, error: Exception, opcode: int) -> int:
+        """The errno to tell the client; faults are reported first."""
+        if isinstance(error, OSError):
+            number = error.errno
+            return number if isinstance(number, int) and 0 < number <= _ERRNO_MAX else errno.EIO
+        if self.on_fault is not None:
+            self.on_fault(error, opcode)
+        return errno.EIO
+
+    @staticmethod
+    def _refuse(writable: Views, unique: int, error: int) -> int:
+        """A header with an errno, if there is room for it."""
+        if sum(map(len, writable)) < OUT_HEADER_SIZE:
+            return 0
+        scatter(writable, _pack_out_header(OUT_HEADER_SIZE, -error, unique))
+        return OUT_HEADER_SIZE
+
+    @staticmethod
+    def _refuse_foreign(writable: Views, head: bytes) -> int:
+        """EPROTO in the client's byte order to an INIT of the other one (virtio 1.3 section 5.11.6.2)."""
+        if sum(map(len, writable)) < OUT_HEADER_SIZE:
+            return 0
+        unique = int.from_bytes(head[8:16], "big")
+        scatter(writable, _FOREIGN_OUT_HEADER.pack(OUT_HEADER_SIZE, -errno.EPROTO, unique))
+        return OUT_HEADER_SIZE
+
+    # -- session ---------------------------------------------------------------------------------
+
+    def _init(self, ctx: Context, body: bytes, writable: Views, room: int) -> int:
+        """INIT; a second one ends the session before it, one for a higher major version does nothing."""
+        answer = negotiate(body, self.options, room)
+        if answer.state is not None:
+            if self.state.initialized:
+                self._end(errno.ECONNABORTED)
+            self.fs.init(ctx, answer.state)
+            self._begin(answer.state)
+        size = OUT_HEADER_SIZE + len(answer.body)
+        scatter(writable, _pack_out_header(size, 0, ctx.unique) + answer.body)
+        return size
+
+    def _begin(self, state: NegotiatedState) -> None:
+        self.state = state._replace(interrupted=())
+        self._interrupted = dict.fromkeys(state.interrupted)
+        self._fast = self._routes if state.initialized else {}
+
+    def _end(self, error: int) -> None:
+        """Answer who waits with ``error``, then drop all state."""
+        for request in list(self._waiting.values()):
+            request.done(OSError(error, "the session ended"))
+        self._begin(NegotiatedState())
+        self.fs.destroy()
+
+    def _interrupt(self, unique: int) -> None:
+        """INTERRUPT; hiprio may overtake its request, so an unknown unique is remembered for a while."""
+        if unique in self._waiting:
+            self.fs.interrupt(unique)
+            return
+        self._interrupted[unique] = None
+        if len(self._interrupted) > FUSE_INTERRUPTS_MAX:
+            del self._interrupted[next(iter(self._interrupted))]
+
+    def waiting(self) -> list[int]:
+        """The uniques of the requests whose reply is still to come, oldest first."""
+        return list(self._waiting)
+
+    def park(self) -> list[int]:
+        """Give up all waiting requests unanswered, and the file system's waits for them; their uniques.
+
+        They have had no effect: handing the same requests to ``handle`` again, here or on the machine that
+        goes on, makes them wait again.
+        """
+        uniques = list(self._waiting)
+        for request in self._waiting.values():
+            request.phase = FINISHED
+        self._waiting = {}
+        for unique in uniques:
+            self.fs.interrupt(unique)
+        return uniques
+
+    def reset(self) -> None:
+        """The device was reset: the rings are gone, so nobody is answered any more."""
+        self.park()
+        self._begin(NegotiatedState())
+        self.fs.destroy()
+
+    def save(self) -> NegotiatedState:
+        """The session as plain data; it goes on unchanged. Nodes, handles and locks are the file system's."""
+        return self.state._replace(interrupted=tuple(self._interrupted))
+
+    def restore(self, state: NegotiatedState) -> None:
+        """Go on with a session that was negotiated elsewhere; StreamError when this server cannot."""
+        checked = check_restored(state, self.options)
+        self.park()
+        if checked.initialized:
+            self.fs.adopt(checked._replace(interrupted=()))
+        self._begin(checked)
