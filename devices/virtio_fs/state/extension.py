@@ -190,8 +190,6 @@ def _check(extension: Extension, offset: int) -> None:
     for name in ("generations", "handles", "locks", "waiting", "anonymous", "raw_names", "losses"):
         if len(getattr(extension, name)) > STATE_INODES_MAX:
             raise refuse(name, "too many elements")
-    if any(not 0 <= value < 1 << 64 for value in extension.negotiated):
-        raise refuse("negotiated", "a value is out of range")
     content = 0
     for file in extension.anonymous:
         position = 0

@@ -16,7 +16,7 @@ from vmsim.limits import UNLINKED_CONTENT_MAX
 BLOB = b"\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00"
 LOCK = ext.LockRecord(3, 0, 77, "posix", 1, 0, 9, 1)
 FULL = ext.Extension(
-    negotiated=NegotiatedState(True, 7, 41, 0x1_4844_F829, 131072, 1 << 20, 256, 65535, 49149, 1, 0),
+    negotiated=NegotiatedState(True, 7, 41, 0x1_4844_F829, 131072, 1 << 20, 256, 65535, 49149, 1, 0, (5,)),
     info=ext.ModeInfo("file-handles"),
     generations=[(3, 2**64 - 1)],
     handles=[ext.HandleExtra(0, 2, 0o2001)],
@@ -95,7 +95,7 @@ def test_hostile_payloads_with_a_right_checksum(payload):
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"negotiated": NegotiatedState(True, -1)}, "extension.negotiated"),
+        ({"negotiated": NegotiatedState(True, "7")}, "extension"),
         ({"raw_names": [ext.RawName(5, 1, b"..")]}, "extension.raw_names.name"),
         ({"raw_names": [ext.RawName(5, 1, b"a/b")]}, "extension.raw_names.name"),
         ({"raw_names": [ext.RawName(5, 1, b"x" * 256)]}, "extension"),

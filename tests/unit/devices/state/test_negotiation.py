@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from devices.virtio_fs.state import negotiation
@@ -9,12 +7,12 @@ from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.records import NegotiatedOpts
 from vmsim.errors import StreamError, UsageError
 from vmsim.fuse.abi import init_flags as flag
+from vmsim.fuse.init import InitOptions
 from vmsim.fuse.negotiated import NegotiatedState
 
 
-def options(**on) -> SimpleNamespace:
-    names = ("writeback", "announce_submounts", "posix_acl", "security_label", "killpriv_v2")
-    return SimpleNamespace(**{name: on.get(name, False) for name in names})
+def options(**on) -> InitOptions:
+    return InitOptions(**({"announce_submounts": False} | on))
 
 
 def test_a_session_of_virtiofsd_with_default_options():
