@@ -32,8 +32,8 @@ class BackendRing:
 
     __slots__ = (
         "_busy", "_device", "_features", "_fresh", "_handle", "_log", "_memory", "_outstanding", "_policy",
-        "_schedule", "addr", "base", "broken", "enabled", "has_kick", "index", "link", "live", "num", "others", "ring",
-        "started",
+        "_schedule", "addr", "base", "broken", "enabled", "has_kick", "index", "link", "live", "num",
+        "others", "ring", "started",
     )
 
     def __init__(self, index: int, device: BackendDevice, schedule: Schedule, policy: Policy) -> None:

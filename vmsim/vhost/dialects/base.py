@@ -6,7 +6,7 @@ import errno as errno_names
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from vmsim.errors import PeerError
+from vmsim.errors import PeerError, VmsimError
 from vmsim.vhost.messages import MessageSet, Reply, Request
 from vmsim.vhost.seams import BackendDevice, BackendIo, FrontendHost
 
@@ -22,6 +22,12 @@ class StateTransferError(PeerError):
     def __init__(self, message: str, *, errno: int = errno_names.EIO, **details: object) -> None:
         super().__init__(message, spec=SPEC, hint="", errno=errno, **details)
         self.errno = errno
+
+
+def error_number(error: VmsimError) -> int:
+    """The errno that an error carries in its details; EIO if it carries none."""
+    code = error.details.get("errno")
+    return code if isinstance(code, int) and code > 0 else errno_names.EIO
 
 
 class StateLink(Protocol):

@@ -18,7 +18,13 @@ from typing import Final
 from vmsim.errors import PeerError, StreamError, VmsimError
 from vmsim.limits import STATE_BLOB_MAX
 from vmsim.vhost import payloads as p
-from vmsim.vhost.dialects.base import BackendTransfer, ReadExactly, StateLink, StateTransferError
+from vmsim.vhost.dialects.base import (
+    BackendTransfer,
+    ReadExactly,
+    StateLink,
+    StateTransferError,
+    error_number,
+)
 from vmsim.vhost.messages import FRONTEND_ROWS, Ack, MessageError, MessageSet, Reply, Request, Row
 from vmsim.vhost.seams import BackendDevice, BackendIo, SharedBuffer
 
@@ -99,10 +105,8 @@ def _ask(link: StateLink, name: str, payload: object, fds: tuple[int, ...] = (),
     try:
         return link.exchange(name, payload, fds).payload
     except PeerError as error:
-        code = error.details.get("errno", errno.EIO)
-        raise StateTransferError(
-            f"{what or name + ' failed'}: {error.message}", errno=code if isinstance(code, int) else errno.EIO
-        ) from error
+        failed = what or f"{name} failed"
+        raise StateTransferError(f"{failed}: {error.message}", errno=error_number(error)) from error
 
 
 def _attach(link: StateLink, buffer: SharedBuffer) -> None:

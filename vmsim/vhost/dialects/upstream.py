@@ -16,7 +16,13 @@ from vmsim.errors import HostError, PeerError, StreamError, VmsimError
 from vmsim.limits import STATE_BLOB_MAX
 from vmsim.vhost import payloads as p
 from vmsim.vhost.constants import F_DEVICE_STATE, NO_FD, PHASE_STOPPED, STATE_LOAD, STATE_SAVE
-from vmsim.vhost.dialects.base import BackendTransfer, ReadExactly, StateLink, StateTransferError
+from vmsim.vhost.dialects.base import (
+    BackendTransfer,
+    ReadExactly,
+    StateLink,
+    StateTransferError,
+    error_number,
+)
 from vmsim.vhost.messages import (
     FRONTEND_ROWS,
     GET_SHARED_OBJECT,
@@ -122,7 +128,7 @@ def _open(link: StateLink, direction: int) -> int:
     except BaseException as error:
         host.close(ours)
         if isinstance(error, PeerError):
-            raise StateTransferError(f"{failed}{error.message}", errno=_errno_of(error)) from error
+            raise StateTransferError(f"{failed}{error.message}", errno=error_number(error)) from error
         raise
     finally:
         host.close(theirs)
@@ -183,11 +189,6 @@ def _send(link: StateLink, fd: int, data: bytes) -> None:
             link.progress()
         else:
             rest = rest[written:]
-
-
-def _errno_of(error: PeerError) -> int:
-    code = error.details.get("errno", errno.EIO)
-    return code if isinstance(code, int) else errno.EIO
 
 
 class UpstreamTransfer:

@@ -1,0 +1,422 @@
+"""The front-end half of vhost-user as a state machine without I/O: which messages, in which order.
+
+The order is that of QEMU (see tests/golden/vhost-user-*.log). Every failure is a typed error that names the
+message and the device.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vmsim.errors import PeerError, StateError, VmsimError
+from vmsim.memory import GuestMemory, Region, bitmap_bytes
+from vmsim.vhost import constants as c
+from vmsim.vhost import payloads as p
+from vmsim.vhost.dialects.base import Dialect, ReadExactly, StateTransferError, error_number
+from vmsim.vhost.messages import Ack, MessageError, Reply, Request, Row
+from vmsim.vhost.seams import FrontendHost, SharedBuffer, Transport
+
+__all__ = ["FrontendOptions", "RingSetup", "Transport", "VhostFrontend"]
+
+PROTOCOL_FEATURES = c.protocol_bits(
+    c.F_MQ, c.F_LOG_SHMFD, c.F_REPLY_ACK, c.F_BACKEND_REQ, c.F_BACKEND_SEND_FD, c.F_RESET_DEVICE,
+    c.F_CONFIGURE_MEM_SLOTS, c.F_STATUS, c.F_DEVICE_STATE,
+)
+"""What this front-end makes use of. CONFIG is not among it: the device serves its configuration itself."""
+
+USER_BASE = 0x7F00_0000_0000
+"""Where guest memory lies in the addresses that a front-end sends, if its regions do not say."""
+
+VIRTIO_DRIVER_STATUS = 0x0F
+
+BARRIERS = frozenset({"SET_VRING_ENABLE", "SET_FEATURES", "SET_VRING_ADDR"})
+"""What QEMU confirms by a GET_FEATURES round trip when it cannot ask for an acknowledgement."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendOptions:
+    """Which protocol features to accept of those offered."""
+
+    protocol_features: int = PROTOCOL_FEATURES
+
+
+class RingSetup(NamedTuple):
+    """One ring to start: number, entries, guest-physical areas, where it stands (GET_VRING_BASE's word)."""
+
+    number: int
+    size: int
+    desc: int
+    driver: int
+    device: int
+    base: int
+
+
+class VhostFrontend:
+    """One device's connection to its back-end; ``device`` names it in errors.
+
+    ``connect`` once, then ``start`` and ``stop_rings`` in turn; ``features_offered`` are the virtio bits of
+    the back-end.
+    """
+
+    def __init__(
+        self, transport: Transport, host: FrontendHost, dialect: Dialect, device: str, ring_count: int,
+        options: FrontendOptions | None = None,
+    ) -> None:
+        self.transport = transport
+        self.host = host
+        self.dialect = dialect
+        self.device = device
+        self.ring_count = ring_count
+        self.options = options or FrontendOptions()
+        self.kick: Callable[[int], None] = transport.kick
+        """Tell the back-end that a ring has work; the hot path, straight to the transport."""
+        self.features_offered = 0
+        self.protocol_features = 0
+        self.queue_max = 0
+        self.memory_slots = p.MEMORY_TABLE_REGIONS_MAX
+        self.log: SharedBuffer | None = None
+        self._transport_features = 0
+        self._features = 0
+        self._known: list[p.MemoryRegion] = []
+        self._rings: tuple[RingSetup, ...] = ()
+        self._memory: GuestMemory | None = None
+
+    # -- messages
+
+    def has(self, feature: int) -> bool:
+        """Whether a protocol feature bit was negotiated."""
+        return bool(self.protocol_features >> feature & 1)
+
+    def exchange(self, name: str, payload: Any = None, fds: tuple[int, ...] = ()) -> Reply:
+        """Send a message by name; its ``Reply``, an empty one if it has none; PeerError if refused."""
+        row = self.dialect.messages[name]
+        need_reply = not row.answered and self._wants_ack(row, payload)
+        reply = self._send(Request(row, payload, fds, need_reply))
+        if need_reply:
+            code = reply.payload.value if reply.payload is not None else 0
+            if code:
+                raise self._error(name, f"the back-end refused it with {code}", errno=errno.EIO, code=code)
+            return Reply()
+        if not row.answered and self._is_barrier(row, payload):
+            # Without REPLY_ACK a round trip is the only way to know that the message was worked off.
+            self._send(Request(self.dialect.messages["GET_FEATURES"]))
+        return reply
+
+    def _send(self, request: Request) -> Reply:
+        name = request.row.name
+        try:
+            reply = self.transport.request(request)
+        except PeerError as error:
+            raise self._error(name, error.message, errno=error_number(error)) from error
+        if reply is None and (request.row.answered or request.need_reply):
+            raise self._error(name, "no reply", errno=errno.EPROTO)
+        return reply or Reply()
+
+    def _wants_ack(self, row: Row, payload: Any) -> bool:
+        if row.ack is Ack.ALWAYS:
+            return True
+        return self.has(c.F_REPLY_ACK) and self._matters(row, payload)
+
+    def _is_barrier(self, row: Row, payload: Any) -> bool:
+        return row.name in BARRIERS and self._matters(row, payload)
+
+    @staticmethod
+    def _matters(row: Row, payload: Any) -> bool:
+        """Whether a message must be known to have succeeded, REPLY_ACK permitting."""
+        if row.ack is Ack.LOG:
+            if isinstance(payload, p.VringAddr):
+                return bool(payload.flags & c.VHOST_VRING_F_LOG)
+            return bool(payload.value & c.VHOST_F_LOG_ALL)
+        return row.ack is not Ack.NEVER
+
+    def _error(self, name: str, why: str, **details: Any) -> MessageError:
+        return MessageError(f"{self.device}: {name}: {why}", request=name, device=self.device, **details)
+
+    # -- connection
+
+    def connect(self) -> None:
+        """Negotiate: features, protocol features, queues, memory slots, notifiers."""
+        offered = self._number("GET_FEATURES")
+        if offered & c.VHOST_USER_F_PROTOCOL_FEATURES:
+            bits = self._number("GET_PROTOCOL_FEATURES") & self.options.protocol_features
+            self.protocol_features = bits
+            self.exchange("SET_PROTOCOL_FEATURES", p.Number(bits))
+        self.queue_max = self._number("GET_QUEUE_NUM") if self.has(c.F_MQ) else 1
+        if self.queue_max < self.ring_count:
+            raise self._error("GET_QUEUE_NUM", f"{self.queue_max} queues, the device needs {self.ring_count}")
+        if self.has(c.F_CONFIGURE_MEM_SLOTS):
+            self.memory_slots = self._number("GET_MAX_MEM_SLOTS")
+        channel = self.transport.backend_channel() if self.has(c.F_BACKEND_REQ) else -1
+        if channel >= 0:
+            self.exchange("SET_BACKEND_REQ_FD", None, (channel,))
+        self.exchange("SET_OWNER")
+        offered = self._number("GET_FEATURES")
+        self._transport_features = offered & c.TRANSPORT_FEATURES
+        self.features_offered = offered & ~c.TRANSPORT_FEATURES
+        for index in range(self.ring_count):
+            self._notifier("SET_VRING_CALL", index)
+            self._notifier("SET_VRING_ERR", index)
+
+    def reset_device(self) -> None:
+        """The driver or the machine reset the device (never for stop and continue)."""
+        self._rings = ()
+        if self.has(c.F_RESET_DEVICE):
+            self.exchange("RESET_DEVICE")
+
+    def close(self) -> None:
+        """Give up the connection and the log; may be called twice."""
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+        self.transport.close()
+
+    def _number(self, name: str) -> int:
+        value: int = self.exchange(name).payload.value
+        return value
+
+    def _notifier(self, name: str, index: int) -> None:
+        fd = self.transport.notifier(name, index)
+        if fd >= 0:
+            self.exchange(name, p.Number(index), (fd,))
+        else:
+            self.exchange(name, p.Number(index | c.NO_FD))
+
+    # -- rings
+
+    @property
+    def running(self) -> bool:
+        """Whether any ring is started."""
+        return bool(self._rings)
+
+    def start(self, features: int, memory: GuestMemory, rings: Sequence[RingSetup]) -> None:
+        """Start these rings with the accepted ``features`` (virtio bits), and kick each once, unsolicited.
+
+        Rings without a descriptor area are skipped. StateError while rings run; after a failure none runs.
+        """
+        if self._rings:
+            raise StateError(f"{self.device}: the rings run already")
+        rings = [ring for ring in rings if ring.desc]
+        self._memory = memory
+        self._features = features
+        try:
+            for ring in rings:
+                self._notifier("SET_VRING_CALL", ring.number)
+            self.exchange("SET_FEATURES", p.Number(self._feature_word()))
+            self._share_memory(memory)
+            for ring in rings:
+                self._start_ring(ring)
+            for ring in rings:
+                self._enable(ring.number, True)
+            for ring in rings:
+                self._notifier("SET_VRING_CALL", ring.number)
+            if self.has(c.F_STATUS):
+                self.exchange("SET_STATUS", p.Number(VIRTIO_DRIVER_STATUS))
+        except BaseException:
+            self._rings = tuple(rings)
+            self._stop_quietly()
+            raise
+        self._rings = tuple(rings)
+        for ring in rings:
+            self.kick(ring.number)
+
+    def start_ring(self, ring: RingSetup) -> None:
+        """Start one more ring while the device runs (after a queue reset)."""
+        self._start_ring(ring)
+        self._enable(ring.number, True)
+        self._rings = (*self._rings, ring)
+        self.kick(ring.number)
+
+    def stop_ring(self, index: int) -> int:
+        """Stop one ring (queue reset); its base word."""
+        self._enable(index, False)
+        base = self._stop_ring(index)
+        self._rings = tuple(ring for ring in self._rings if ring.number != index)
+        return base
+
+    def stop_rings(self) -> dict[int, int]:
+        """Stop all rings, drained; ring number to base word. After a failure all go on as before."""
+        rings = self._rings
+        bases: dict[int, int] = {}
+        try:
+            for ring in rings:
+                self._enable(ring.number, False)
+            for ring in rings:
+                bases[ring.number] = self._stop_ring(ring.number)
+        except BaseException:
+            self._restart(rings, bases)
+            raise
+        self._rings = ()
+        if self.has(c.F_STATUS):
+            self.exchange("SET_STATUS", p.Number(0))
+        for ring in rings:
+            self._notifier("SET_VRING_CALL", ring.number)
+        return bases
+
+    def _start_ring(self, ring: RingSetup) -> None:
+        self.exchange("SET_VRING_NUM", p.VringState(ring.number, ring.size))
+        self.exchange("SET_VRING_BASE", p.VringState(ring.number, ring.base))
+        self.exchange("SET_VRING_ADDR", self._addr(ring, self.log is not None))
+        self._notifier("SET_VRING_KICK", ring.number)
+
+    def _stop_ring(self, index: int) -> int:
+        state = self.exchange("GET_VRING_BASE", p.VringState(index, 0)).payload
+        if state.ring != index:
+            raise self._error("GET_VRING_BASE", f"answer for ring {state.ring} instead of {index}")
+        base: int = state.num
+        return base
+
+    def _restart(self, rings: Sequence[RingSetup], bases: dict[int, int]) -> None:
+        """After a failed stop: bring those rings back that were stopped, enable all, report nothing new."""
+        try:
+            for ring in rings:
+                if ring.number in bases:
+                    self._start_ring(ring._replace(base=bases[ring.number]))
+                self._enable(ring.number, True)
+                self.kick(ring.number)
+        except PeerError:
+            pass
+
+    def _stop_quietly(self) -> None:
+        """After a failed start: whatever was started must not run."""
+        rings, self._rings = self._rings, ()
+        for ring in rings:
+            try:
+                self._stop_ring(ring.number)
+            except VmsimError:
+                pass
+
+    def _enable(self, index: int, enabled: bool) -> None:
+        if self._transport_features & c.VHOST_USER_F_PROTOCOL_FEATURES:
+            self.exchange("SET_VRING_ENABLE", p.VringState(index, int(enabled)))
+
+    def _feature_word(self) -> int:
+        word = self._features | (self._transport_features & c.VHOST_USER_F_PROTOCOL_FEATURES)
+        return word | c.VHOST_F_LOG_ALL if self.log is not None else word
+
+    # -- memory
+
+    def _share_memory(self, memory: GuestMemory) -> None:
+        wanted = {_message_region(region): region for region in memory.regions}
+        if len(wanted) > self.memory_slots:
+            raise self._error("ADD_MEM_REG", f"{len(wanted)} regions, the back-end takes {self.memory_slots}")
+        if not self.has(c.F_CONFIGURE_MEM_SLOTS):
+            if list(wanted) != self._known:
+                fds = tuple(region.fd for region in wanted.values())
+                self.exchange("SET_MEM_TABLE", p.MemoryTable(tuple(wanted)), fds)
+                self._known = list(wanted)
+            return
+        for known in [known for known in self._known if known not in wanted]:
+            self.exchange("REM_MEM_REG", p.SlotRegion(0, *known[:3], 0))
+            self._known.remove(known)
+        for message, region in wanted.items():
+            if message not in self._known:
+                self.exchange("ADD_MEM_REG", p.SlotRegion(0, *message), (region.fd,))
+                self._known.append(message)
+
+    def _user_addr(self, gpa: int) -> int:
+        assert self._memory is not None
+        region = self._memory.region_at(gpa)
+        return _user_base(region) + gpa - region.gpa
+
+    def _addr(self, ring: RingSetup, log: bool) -> p.VringAddr:
+        return p.VringAddr(
+            ring.number, c.VHOST_VRING_F_LOG if log else 0, self._user_addr(ring.desc),
+            self._user_addr(ring.device), self._user_addr(ring.driver), ring.device,
+        )
+
+    # -- dirty log
+
+    def log_blocker(self) -> str:
+        """Why dirty logging is impossible with this back-end; empty if it is possible."""
+        if not self.has(c.F_LOG_SHMFD):
+            return "Migration disabled: vhost-user backend lacks VHOST_USER_PROTOCOL_F_LOG_SHMFD feature."
+        if not self._transport_features & c.VHOST_F_LOG_ALL:
+            return "Migration disabled: vhost lacks VHOST_F_LOG_ALL feature."
+        return ""
+
+    def start_log(self, memory: GuestMemory) -> memoryview:
+        """Switch dirty logging on; the bitmap that the back-end fills from now on (vhost layout).
+
+        After a failure logging is off.
+        """
+        if self.log is not None:
+            raise StateError(f"{self.device}: the dirty log is on already")
+        blocker = self.log_blocker()
+        if blocker:
+            raise self._error("SET_LOG_BASE", blocker, errno=errno.ENOTSUP)
+        size = bitmap_bytes(memory)
+        log = self.host.shared_memory("vhost-log", size, sealed=True)
+        try:
+            self.exchange("SET_LOG_BASE", p.LogArea(size, 0), (log.fd,))
+            self.log = log
+            self._set_logging(True)
+        except BaseException:
+            if self.log is not None:
+                self._stop_log_quietly()
+            log.close()
+            raise
+        return log.view
+
+    def stop_log(self) -> None:
+        """Switch dirty logging off; take what the bitmap holds before. Nothing happens if it is off."""
+        log, self.log = self.log, None
+        if log is None:
+            return
+        try:
+            self._set_logging(False)
+        finally:
+            log.close()
+
+    def _set_logging(self, log: bool) -> None:
+        self.exchange("SET_FEATURES", p.Number(self._feature_word()))
+        for ring in self._rings:
+            self.exchange("SET_VRING_ADDR", self._addr(ring, log))
+
+    def _stop_log_quietly(self) -> None:
+        self.log = None
+        try:
+            self._set_logging(False)
+        except PeerError:
+            pass
+
+    # -- device state
+
+    @property
+    def supports_device_state(self) -> bool:
+        """Whether the back-end's state can be transferred with the configured dialect."""
+        return self.dialect.feature < 0 or self.has(self.dialect.feature)
+
+    def save_backend_state(self) -> Iterator[bytes]:
+        """The back-end's state as bytes of a migration stream, framing included; rings must be stopped."""
+        return self.dialect.save(self)
+
+    def load_backend_state(self, read: ReadExactly) -> None:
+        """Read the state from a migration stream, have the back-end apply it; rings must be stopped."""
+        self.dialect.load(self, read)
+
+    def require_stopped(self, what: str) -> None:
+        """StateTransferError(EBUSY) while any ring runs."""
+        if self._rings:
+            raise StateTransferError(f"{what} while the device's rings run", errno=errno.EBUSY)
+
+    def progress(self) -> None:
+        """Let the back-end work on its end of the channel."""
+        self.transport.progress()
+
+    def abandon_load(self) -> None:
+        """Make the back-end drop what it has received, without having applied it."""
+        try:
+            self.reset_device()
+        except PeerError:
+            pass
+
+
+def _user_base(region: Region) -> int:
+    return region.user_addr or USER_BASE + region.gpa
+
+
+def _message_region(region: Region) -> p.MemoryRegion:
+    return p.MemoryRegion(region.gpa, region.size_bytes, _user_base(region), region.fd_offset)
