@@ -1,0 +1,238 @@
+"""Faults at the seams: fail, cut or delay the Nth operation. What is wrapped stays pristine underneath.
+
+    plan = FaultPlan()                       # no fault: counts
+    run(FaultyTransport(transport, plan))    # plan.steps now lists every operation in order
+    for step in plan.steps:                  # and each of them can be made to fail
+        run(FaultyTransport(transport, FaultPlan([Fault.at(step, "fail")])))
+
+A fault is raised as what the seam really raises (PeerError, HostError, OSError), so nobody can tell.
+"""
+
+from __future__ import annotations
+
+import errno as codes
+import os
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple
+
+from vmsim.errors import HostError, PeerError, StreamTruncated
+from vmsim.schedule import Schedule
+from vmsim.trace import NOWHERE, Source
+from vmsim.trace.events import SimFault
+from vmsim.vhost.messages import Reply, Request
+from vmsim.vhost.seams import Transport
+
+Kind = Literal["fail", "lose", "cut", "delay"]
+"""``fail``: refused, nothing happened. ``lose``: it happened, and the answer was lost. ``cut``: this seam is
+dead from here on. ``delay``: it takes ``delay_ns`` longer."""
+
+
+class Step(NamedTuple):
+    """One operation that crossed a seam; ``number`` counts those of its seam from 1."""
+
+    seam: str
+    operation: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.seam} {self.number} ({self.operation})"
+
+
+class Fault(NamedTuple):
+    """What happens to the ``number``-th of the operations that the two globs match."""
+
+    seam: str
+    operation: str
+    number: int
+    kind: Kind
+    errno: int = codes.EIO
+    delay_ns: int = 0
+
+    @classmethod
+    def at(cls, step: Step, kind: Kind, *, errno: int = codes.EIO, delay_ns: int = 0) -> Fault:
+        """A fault at a step that another run recorded."""
+        return cls(step.seam, "*", step.number, kind, errno, delay_ns)
+
+
+class FaultPlan:
+    """Counts the operations of all seams that share it, and says which of them fail.
+
+    ``steps`` lists what crossed, ``injected`` what was done about it: a campaign that injected nothing
+    tested nothing.
+    """
+
+    def __init__(
+        self, faults: Iterable[Fault] = (), *, schedule: Schedule | None = None, trace: Source = NOWHERE
+    ) -> None:
+        self.steps: list[Step] = []
+        self.injected: list[tuple[Step, Fault]] = []
+        self._schedule = schedule
+        self._trace = trace
+        self._left = [(fault, fault.number) for fault in faults]
+        self._numbers: dict[str, int] = {}
+        self._cut: set[str] = set()
+
+    def is_cut(self, seam: str) -> bool:
+        """Whether a seam is dead."""
+        return seam in self._cut
+
+    def cross(self, seam: str, operation: str) -> Fault | None:
+        """Count one operation; the fault to raise there. A delay has passed when this returns."""
+        number = self._numbers[seam] = self._numbers.get(seam, 0) + 1
+        step = Step(seam, operation, number)
+        self.steps.append(step)
+        if seam in self._cut:
+            return Fault(seam, operation, number, "cut", codes.EPIPE)
+        fault = self._due(step)
+        if fault is None:
+            return None
+        self.injected.append((step, fault))
+        if self._trace.wants(SimFault):
+            self._trace.emit(SimFault(seam, operation, number, fault.kind))
+        if fault.kind == "cut":
+            self._cut.add(seam)
+        if fault.kind != "delay":
+            return fault
+        if self._schedule is not None:
+            self._schedule.sleep_ns(fault.delay_ns)
+        return None
+
+    def _due(self, step: Step) -> Fault | None:
+        due = None
+        for index, (fault, left) in enumerate(self._left):
+            if fnmatchcase(step.seam, fault.seam) and fnmatchcase(step.operation, fault.operation):
+                self._left[index] = (fault, left - 1)
+                if left == 1:
+                    due = due or fault
+        return due
+
+
+class FaultyTransport:
+    """Seam S1: messages by name, and kicks (operation ``kick``). A cut transport is a peer that is gone."""
+
+    def __init__(self, inner: Transport, plan: FaultPlan, seam: str = "transport") -> None:
+        self._inner = inner
+        self._plan = plan
+        self._seam = seam
+        self.close = inner.close
+        self.notifier = inner.notifier
+        self.backend_channel = inner.backend_channel
+
+    @property
+    def on_call(self) -> Callable[[int], None]:
+        """As of the transport."""
+        return self._inner.on_call
+
+    @on_call.setter
+    def on_call(self, called: Callable[[int], None]) -> None:
+        self._inner.on_call = called
+
+    @property
+    def on_ring_error(self) -> Callable[[int, str], None]:
+        """As of the transport."""
+        return self._inner.on_ring_error
+
+    @on_ring_error.setter
+    def on_ring_error(self, failed: Callable[[int, str], None]) -> None:
+        self._inner.on_ring_error = failed
+
+    def request(self, request: Request) -> Reply | None:
+        """Pass a message on, unless it is its turn to fail: PeerError."""
+        name = request.row.name
+        fault = self._plan.cross(self._seam, name)
+        if fault is None:
+            return self._inner.request(request)
+        if fault.kind == "lose":
+            lost = self._inner.request(request)
+            for fd in lost.fds if lost is not None else ():
+                os.close(fd)
+        raise PeerError(
+            f"{name}: {'the peer is gone' if fault.kind == 'cut' else os.strerror(fault.errno)}",
+            request=name, errno=fault.errno,
+        )
+
+    def kick(self, ring: int) -> None:
+        """Pass a kick on; a failed kick never arrives."""
+        if self._plan.cross(self._seam, "kick") is None:
+            self._inner.kick(ring)
+
+    def progress(self) -> None:
+        """Let the peer work; PeerError if it is gone."""
+        if self._plan.is_cut(self._seam):
+            raise PeerError("the peer is gone", errno=codes.EPIPE)
+        self._inner.progress()
+
+
+class FaultyChannel:
+    """Seam S2: reads and writes of a migration channel; other methods pass through.
+
+    A cut write leaves half of its bytes behind; after a cut, writes fail with EPIPE and reads find the end.
+    """
+
+    def __init__(self, inner: Any, plan: FaultPlan, seam: str = "channel") -> None:
+        self._inner = inner
+        self._plan = plan
+        self._seam = seam
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Pass bytes on, or HostError."""
+        was_cut = self._plan.is_cut(self._seam)
+        fault = self._plan.cross(self._seam, "write")
+        if fault is None:
+            self._inner.write(data)
+            return
+        if fault.kind == "lose":
+            self._inner.write(data)
+        elif fault.kind == "cut" and not was_cut:
+            self._inner.write(bytes(data[: len(data) // 2]))
+            self._inner.close()
+        code = codes.EPIPE if fault.kind == "cut" else fault.errno
+        raise HostError(f"writing {len(data)} bytes to the migration channel", errno=code)
+
+    def read(self, size_bytes: int) -> bytes:
+        """Pass bytes on, or HostError; StreamTruncated once the channel is cut."""
+        was_cut = self._plan.is_cut(self._seam)
+        fault = self._plan.cross(self._seam, "read")
+        if fault is None:
+            data: bytes = self._inner.read(size_bytes)
+            return data
+        if fault.kind == "cut":
+            if not was_cut:
+                self._inner.close()
+            raise StreamTruncated(f"the migration channel ended before the next {size_bytes} bytes")
+        raise HostError(f"reading {size_bytes} bytes from the migration channel", errno=fault.errno)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class FaultyHostFs:
+    """Seam S3: every system call of the passthrough server, by name; OSError with the fault's errno.
+
+    Calls that give something back (``close``, ``become_self``, ``regain_fsetid``) are not made to fail.
+    """
+
+    NEVER = frozenset({"close", "become_self", "regain_fsetid"})
+
+    def __init__(self, inner: Any, plan: FaultPlan, seam: str = "host") -> None:
+        self._inner = inner
+        self._plan = plan
+        self._seam = seam
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+        if not callable(method) or name in self.NEVER:
+            return method
+        plan, seam = self._plan, self._seam
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            fault = plan.cross(seam, name)
+            if fault is None:
+                return method(*arguments, **named)
+            if fault.kind == "lose":
+                method(*arguments, **named)
+            raise OSError(fault.errno, os.strerror(fault.errno))
+
+        self.__dict__[name] = call  # found without __getattr__ from now on
+        return call
