@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from vmsim.fuse.abi.headers import IN_HEADER
 from vmsim.fuse.abi.init_flags import CREATE_SUPP_GROUP, SECURITY_CTX, SETXATTR_EXT
 from vmsim.fuse.extensions import parse_extensions
 from vmsim.fuse.filesystem import Context, Views
 from vmsim.fuse.negotiated import NegotiatedState
-from vmsim.fuse.opcodes import Opcode
+from vmsim.fuse.plans import Plan
 from vmsim.fuse.request import Request
 from vmsim.fuse.views import cut, gather
 from vmsim.limits import FUSE_MAX_WRITE, FUSE_REQUEST_OVERHEAD
@@ -21,55 +21,51 @@ _EXTENDED = CREATE_SUPP_GROUP | SECURITY_CTX
 _MINOR_WITH_EXTLEN = 38
 
 
-def request_length(ctx: Context, readable: Sequence[memoryview]) -> int:
-    """The header's length in bytes; OSError: ENOMEM beyond the limit, EINVAL if it is not all there."""
-    length = ctx.len
+def check_length(length: int, available: int) -> None:
+    """The header's length against what is there; OSError ENOMEM beyond the limit, EINVAL if it is cut."""
     if length > _LENGTH_MAX:
         raise OSError(errno.ENOMEM, f"a request of {length} bytes")
-    if length < _HEADER_SIZE or length > sum(map(len, readable)):
+    if length < _HEADER_SIZE or length > available:
         raise OSError(errno.EINVAL, f"length {length} is not that of the request")
-    return length
 
 
 def decode(
-    row: Opcode, ctx: Context, readable: Views, length: int, writable: Views, room: int,
+    plan: Plan, ctx: Context, readable: Views, writable: Views, room: int,
     state: NegotiatedState, complete: Callable[[int], None],
 ) -> Request:  # fmt: skip
     """The request as its handler wants it; OSError EINVAL when bytes and row disagree.
 
-    Everything but a payload is copied out of guest memory once, so that it cannot change any more. More
-    bytes than a row without names and tail knows are a later minor's, and are passed over.
+    ``check_length`` has passed. Everything but a payload is copied out of guest memory once, so that it
+    cannot change any more. More bytes than a row without names and tail knows are a later minor's, and are
+    passed over.
     """
-    layout = row.args
-    if row.compat_args is not None and not state.flags & SETXATTR_EXT:
-        layout = row.compat_args
-    args_size = layout.size if layout is not None else 0
-    if length < _HEADER_SIZE + args_size:
+    row = plan.row
+    if not state.flags & SETXATTR_EXT:
+        plan = plan.compat
+    args_size = plan.args_size
+    size = ctx[0] - _HEADER_SIZE
+    if size < args_size:
         raise OSError(errno.EINVAL, f"{row.name} is cut")
+    views: Views = []
     if row.payload:
         body = gather(readable, _HEADER_SIZE, args_size)
-        views = cut(readable, _HEADER_SIZE + args_size, length - _HEADER_SIZE - args_size)
+        views = cut(readable, _HEADER_SIZE + args_size, size - args_size)
     else:
-        body = gather(readable, _HEADER_SIZE, length - _HEADER_SIZE)
-        views = []
-    args = layout.unpack_from(body) if layout is not None else ()
+        body = gather(readable, _HEADER_SIZE, size)
+    args = plan.unpack(body)
     names: list[bytes] = []
     rest = body[args_size:]
     if row.names:
-        names, rest = _split_names(rest, row)
+        parts = rest.split(b"\0", row.names)
+        if len(parts) <= row.names:
+            raise OSError(errno.EINVAL, f"{row.name}: name without NUL")
+        rest = parts.pop()
+        names = parts
         if row.extensions:
             _extend(ctx, rest, state)
         elif rest and not row.tail:
             raise OSError(errno.EINVAL, f"{row.name}: NUL inside a name")
-    return Request(row, ctx, args, names, rest, views, writable, room, state.flags, complete)
-
-
-def _split_names(data: bytes, row: Opcode) -> tuple[list[bytes], bytes]:
-    """The row's names without their NULs, and what follows."""
-    parts = data.split(b"\0", row.names)
-    if len(parts) <= row.names:
-        raise OSError(errno.EINVAL, f"{row.name}: name without NUL")
-    return parts[:-1], parts[-1]
+    return Request(plan, ctx, args, names, rest, views, writable, room, state.flags, complete)
 
 
 def _extend(ctx: Context, data: bytes, state: NegotiatedState) -> None:

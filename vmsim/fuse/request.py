@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from vmsim.fuse.abi.headers import OUT_HEADER
 from vmsim.fuse.filesystem import Context, Views
-from vmsim.fuse.opcodes import Opcode
+from vmsim.fuse.plans import Plan
 
 OUT_HEADER_SIZE: Final = OUT_HEADER.size
 
@@ -21,18 +21,22 @@ class Request:
     """What a handler gets: ``names`` are checked, ``tail`` is a private copy, ``views`` are guest memory.
 
     ``room`` is the number of bytes for the reply's body. ``flags`` are the negotiated INIT flags.
+    ``on_done`` is set when the request begins to wait, ``result`` by ``done`` before that.
     """
 
     __slots__ = (
-        "args", "complete", "ctx", "flags", "names", "on_done", "phase", "result", "room", "row", "tail",
+        "args", "complete", "ctx", "flags", "names", "on_done", "phase", "plan", "result", "room", "tail",
         "views", "writable",
     )  # fmt: skip
 
+    on_done: Callable[[Request, Any], None]
+    result: Any
+
     def __init__(
-        self, row: Opcode, ctx: Context, args: Any, names: list[bytes], tail: bytes, views: Views,
+        self, plan: Plan, ctx: Context, args: Any, names: list[bytes], tail: bytes, views: Views,
         writable: Views, room: int, flags: int, complete: Callable[[int], None],
     ) -> None:  # fmt: skip
-        self.row = row
+        self.plan = plan
         self.ctx = ctx
         self.args = args
         self.names = names
@@ -43,8 +47,6 @@ class Request:
         self.flags = flags
         self.complete = complete
         self.phase = RUNNING
-        self.result: Any = None
-        self.on_done: Callable[[Request, Any], None] | None = None
 
     def done(self, result: Any) -> None:
         """The file system's ``done``: at once, later, or once too often."""
@@ -53,8 +55,7 @@ class Request:
             self.result = result
         elif self.phase == WAITING:
             self.phase = FINISHED
-            if self.on_done is not None:
-                self.on_done(self, result)
+            self.on_done(self, result)
 
     def need(self, size_bytes: int) -> None:
         """OSError ENOMEM unless a body of so many bytes fits into the reply."""

@@ -13,12 +13,13 @@ from types import MethodType
 from typing import Any
 
 from vmsim.fuse.abi.headers import IN_HEADER, OUT_HEADER
-from vmsim.fuse.decoding import decode, request_length
+from vmsim.fuse.decoding import check_length, decode
 from vmsim.fuse.filesystem import DEFERRED, Context, FileSystem, Views
 from vmsim.fuse.handlers import HANDLERS
 from vmsim.fuse.init import InitOptions, check_restored, negotiate
 from vmsim.fuse.negotiated import NegotiatedState
-from vmsim.fuse.opcodes import BY_NUMBER, DESTROY, FUSE_INIT_BSWAP_RESERVED, INIT, INTERRUPT, OPCODES, Reply
+from vmsim.fuse.opcodes import DESTROY, FUSE_INIT_BSWAP_RESERVED, INIT, OPCODES, Reply
+from vmsim.fuse.plans import Plan
 from vmsim.fuse.request import FINISHED, OUT_HEADER_SIZE, RUNNING, WAITING, Request
 from vmsim.fuse.views import gather, scatter
 from vmsim.limits import FUSE_INTERRUPTS_MAX
@@ -26,6 +27,7 @@ from vmsim.limits import FUSE_INTERRUPTS_MAX
 _IN_HEADER_SIZE = IN_HEADER.size
 _unpack_header = IN_HEADER.unpack_from
 _pack_out_header = OUT_HEADER.pack
+_header_into = OUT_HEADER.pack_into
 _new_context = tuple.__new__
 _FOREIGN_OUT_HEADER = struct.Struct(">IiQ")
 _ERRNO_MAX = 4095
@@ -39,7 +41,7 @@ class Session:
     """
 
     __slots__ = (
-        "_fast", "_handlers", "_interrupted", "_routes", "_waiting", "fs", "on_fault", "options", "state",
+        "_fast", "_interrupted", "_plans", "_routes", "_waiting", "fs", "on_fault", "options", "state",
     )  # fmt: skip
 
     def __init__(self, fs: FileSystem, options: InitOptions | None = None) -> None:
@@ -49,17 +51,12 @@ class Session:
         self.on_fault: Callable[[Exception, int], None] | None = None
         self._waiting: dict[int, Request] = {}
         self._interrupted: dict[int, None] = {}
-        self._handlers = {row.number: MethodType(HANDLERS[row.name], fs) for row in OPCODES if row.method}
-        self._routes = {row.number: self._route(row.number) for row in OPCODES if row.simple}
+        self._plans = {
+            row.number: Plan(row, MethodType(HANDLERS[row.name], fs) if row.method else None)
+            for row in OPCODES
+        }
+        self._routes = {row.number: self._plans[row.number].route for row in OPCODES if row.simple}
         self._fast: dict[int, Any] = {}
-
-    def _route(self, number: int) -> tuple[Any, ...]:
-        """All that the fast path needs: handler, args' unpack_from, request size, reply's pack_into, size."""
-        row = BY_NUMBER[number]
-        arguments = row.args.struct if row.args is not None else struct.Struct("<")
-        body = row.record.struct.format[1:] if row.record is not None else ""
-        reply = struct.Struct(OUT_HEADER.struct.format + body)
-        return self._handlers[number], arguments.unpack_from, 40 + row.args_size, reply.pack_into, reply.size
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -73,9 +70,14 @@ class Session:
         try:
             first = readable[0]
             header = _unpack_header(first)
-            handler, unpack, request_size, pack_into, reply_size = self._fast[header[1]]
+            handler, unpack, request_size, pack_into, reply_size, body_into = self._fast[header[1]]
             out = writable[0]
-            if header[0] != request_size or len(out) < reply_size:
+            body = None
+            if len(out) < reply_size:
+                body = writable[1]
+                if len(out) != OUT_HEADER_SIZE or len(body) < reply_size - OUT_HEADER_SIZE:
+                    return self._general(readable, writable, complete)
+            if header[0] != request_size:
                 return self._general(readable, writable, complete)
             if len(first) >= request_size:
                 args = unpack(first, 40)
@@ -87,56 +89,71 @@ class Session:
             return self._general(readable, writable, complete)
         try:
             reply = handler(_new_context(Context, header), args)
-            pack_into(out, 0, reply_size, 0, header[2], *reply)
+            if body is None:
+                pack_into(out, 0, reply_size, 0, header[2], *reply)
+            else:
+                body_into(body, 0, *reply)
+                _header_into(out, 0, reply_size, 0, header[2])
         except Exception as error:
             return self._refuse(writable, header[2], self._errno_of(error, header[1]))
         return reply_size  # type: ignore[no-any-return]
 
     def _general(self, readable: Views, writable: Views, complete: Callable[[int], None]) -> int | None:
         """Any request at all."""
-        head = gather(readable, 0, _IN_HEADER_SIZE)
-        if len(head) < _IN_HEADER_SIZE:
+        available = sum(map(len, readable))
+        if available < _IN_HEADER_SIZE:
             return self._refuse(writable, 0, errno.EINVAL)
+        head = gather(readable, 0, _IN_HEADER_SIZE)
         ctx: Context = _new_context(Context, _unpack_header(head))
-        if ctx.opcode == FUSE_INIT_BSWAP_RESERVED:
-            return self._refuse_foreign(writable, head)
-        row = BY_NUMBER.get(ctx.opcode)
-        if row is None:
-            return self._refuse(writable, ctx.unique, errno.ENOSYS)
+        length, number, unique = ctx[:3]
+        plan = self._plans.get(number)
+        if plan is None:
+            if number == FUSE_INIT_BSWAP_RESERVED:
+                return self._refuse_foreign(writable, head)
+            return self._refuse(writable, unique, errno.ENOSYS)
         room = sum(map(len, writable)) - OUT_HEADER_SIZE
-        if row.reply is Reply.NONE:
+        if plan.no_reply:
             writable = []
         elif room < 0:
             return 0
         try:
-            length = request_length(ctx, readable)
-            if row.number == INIT:
-                return self._init(ctx, gather(readable, 40, length - 40), writable, room)
+            check_length(length, available)
+            if number == INIT:
+                return self._init(ctx, gather(readable, _IN_HEADER_SIZE, length - 40), writable, room)
             if not self.state.initialized:
                 raise OSError(errno.EBADF, "no session")
-            if room < row.record_size and row.reply is Reply.RECORD:
+            if room < plan.record_size:
                 raise OSError(errno.ENOMEM, "no room for the reply")
-            request = decode(row, ctx, readable, length, writable, room, self.state, complete)
+            request = decode(plan, ctx, readable, writable, room, self.state, complete)
             return self._execute(request)
         except Exception as error:
-            return self._refuse(writable, ctx.unique, self._errno_of(error, ctx.opcode))
+            return self._refuse(writable, unique, self._errno_of(error, number))
 
     def _execute(self, request: Request) -> int | None:
         """Run the handler and write its reply; OSError goes to the caller."""
-        number = request.row.number
-        if number == DESTROY:
+        plan = request.plan
+        if plan.simple:
+            return self._reply(request, plan.handler(request.ctx, request.args))
+        if plan.handler is None:
+            return self._serve_itself(request)
+        if plan.row.waits:
+            return self._execute_waiting(request)
+        return self._reply(request, plan.handler(request))
+
+    def _serve_itself(self, request: Request) -> int:
+        """DESTROY and INTERRUPT, which have no reply."""
+        if request.ctx.opcode == DESTROY:
             self._end(errno.ECONNABORTED)
-            return 0
-        if number == INTERRUPT:
+        else:
             self._interrupt(request.args[0])
-            return 0
-        handler = self._handlers[number]
-        if request.row.simple:
-            return self._reply(request, handler(request.ctx, request.args))
+        return 0
+
+    def _execute_waiting(self, request: Request) -> int | None:
+        """SETLKW and POLL, whose reply may come later."""
         unique = request.ctx.unique
-        if request.row.waits and unique in self._waiting:
+        if unique in self._waiting:
             raise OSError(errno.EINVAL, "a waiting request has this unique")
-        result = handler(request)
+        result = request.plan.handler(request)
         if result is not DEFERRED:
             request.phase = FINISHED
             return self._reply(request, result)
@@ -144,8 +161,8 @@ class Session:
             del self._interrupted[unique]
             self.fs.interrupt(unique)
         if request.phase == RUNNING:
-            request.phase = WAITING
             request.on_done = self._finish
+            request.phase = WAITING
             self._waiting[unique] = request
             return None
         return self._reply(request, request.result)
@@ -154,22 +171,22 @@ class Session:
         """Write a result; the bytes written. OSError when it is an error or does not fit."""
         if isinstance(result, OSError):
             raise result
-        row = request.row
-        kind = row.reply
+        plan = request.plan
+        kind = plan.reply
+        unique = request.ctx[2]
+        if kind is Reply.RECORD:
+            scatter(request.writable, plan.pack(plan.reply_size, 0, unique, *result))
+            return plan.reply_size
         if kind is Reply.NONE:
             return 0
-        unique = request.ctx.unique
-        if kind is Reply.FILL:
-            size: int = OUT_HEADER_SIZE + result
-            scatter(request.writable, _pack_out_header(size, 0, unique))
-            return size
+        size = OUT_HEADER_SIZE
         body: bytes | bytearray = b""
-        if kind is Reply.RECORD and row.record is not None:
-            body = row.record.pack(*result)
+        if kind is Reply.FILL:
+            size += result
         elif kind is Reply.BYTES:
             body = result
+            size += len(body)
             request.need(len(body))
-        size = OUT_HEADER_SIZE + len(body)
         scatter(request.writable, _pack_out_header(size, 0, unique) + body)
         return size
 
@@ -180,7 +197,7 @@ class Session:
         try:
             written = self._reply(request, result)
         except Exception as error:
-            written = self._refuse(request.writable, unique, self._errno_of(error, request.row.number))
+            written = self._refuse(request.writable, unique, self._errno_of(error, request.ctx.opcode))
         request.complete(written)
 
     def _errno_of(self, error: Exception, opcode: int) -> int:

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 
 def gather(views: Sequence[memoryview], start: int, size_bytes: int) -> bytes:
     """At most ``size_bytes`` bytes from offset ``start`` on, copied once."""
+    if len(views) == 1:
+        return bytes(views[0][start : start + size_bytes])
     return b"".join(cut(views, start, size_bytes))
 
 
 def cut(views: Sequence[memoryview], start: int, size_bytes: int) -> list[memoryview]:
     """The views of the bytes ``start`` .. ``start + size_bytes``, as far as they exist; nothing is copied."""
+    if len(views) == 1:
+        piece = views[0][start : start + size_bytes]
+        return [piece] if len(piece) else []
     pieces = []
     for view in views:
         length = len(view)
