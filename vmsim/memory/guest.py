@@ -81,10 +81,11 @@ class GuestMemory:
 
     ``dirty``, when set, hears of every write that goes through this object. Views bypass it: who writes
     through a view marks afterwards with :meth:`mark_dirty`. Every method raises MemoryAccessError naming the
-    address when an access leaves memory or wraps past 2**64.
+    address when an access leaves memory or wraps past 2**64. ``hot`` is the region used last (or None): the
+    first place to look.
     """
 
-    __slots__ = ("_hot", "_starts", "dirty", "regions")
+    __slots__ = ("_starts", "dirty", "hot", "regions")
 
     def __init__(self, regions: Iterable[Region]) -> None:
         if sys.byteorder != "little":
@@ -96,19 +97,19 @@ class GuestMemory:
             if low.end > high.gpa:
                 raise UsageError(f"{low!r} and {high!r} overlap")
         self._starts = [region.gpa for region in self.regions]
-        self._hot: Region | None = self.regions[0] if self.regions else None
+        self.hot: Region | None = self.regions[0] if self.regions else None
         self.dirty: DirtySink | None = None
 
     def region_at(self, gpa: int, size_bytes: int = 1) -> Region:
         """The region that holds all of ``size_bytes`` bytes at ``gpa``."""
-        hot = self._hot
+        hot = self.hot
         if hot is not None and size_bytes >= 0 and hot.gpa <= gpa and gpa + size_bytes <= hot.end:
             return hot
         index = bisect_right(self._starts, gpa) - 1
         if size_bytes < 0 or index < 0 or gpa + size_bytes > self.regions[index].end:
             self._refuse(gpa, size_bytes)
-        self._hot = self.regions[index]
-        return self._hot
+        self.hot = self.regions[index]
+        return self.hot
 
     def holds(self, gpa: int, size_bytes: int) -> bool:
         """Whether ``size_bytes`` bytes at ``gpa`` lie in one region."""
@@ -117,7 +118,7 @@ class GuestMemory:
 
     def view(self, gpa: int, size_bytes: int) -> memoryview:
         """A writable view of ``size_bytes`` bytes that lie in one region."""
-        hot = self._hot
+        hot = self.hot
         if hot is None or size_bytes < 0 or gpa < hot.gpa or gpa + size_bytes > hot.end:
             hot = self.region_at(gpa, size_bytes)
         offset = gpa - hot.gpa
@@ -125,7 +126,7 @@ class GuestMemory:
 
     def views(self, gpa: int, size_bytes: int) -> list[memoryview]:
         """Writable views that together are ``size_bytes`` bytes; one per region touched, without gaps."""
-        hot = self._hot
+        hot = self.hot
         if hot is not None and size_bytes >= 0 and hot.gpa <= gpa and gpa + size_bytes <= hot.end:
             offset = gpa - hot.gpa
             return [hot.view[offset : offset + size_bytes]]
@@ -165,7 +166,7 @@ class GuestMemory:
 
     def read(self, gpa: int, size_bytes: int) -> bytes:
         """A copy of ``size_bytes`` bytes; may cross directly adjacent regions."""
-        hot = self._hot
+        hot = self.hot
         if hot is not None and size_bytes >= 0 and hot.gpa <= gpa and gpa + size_bytes <= hot.end:
             offset = gpa - hot.gpa
             return hot.view[offset : offset + size_bytes].tobytes()
@@ -174,7 +175,7 @@ class GuestMemory:
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Write ``data`` and mark it dirty; all of it or, on an error, nothing."""
         size = len(data)
-        hot = self._hot
+        hot = self.hot
         if hot is not None and hot.gpa <= gpa and gpa + size <= hot.end:
             offset = gpa - hot.gpa
             hot.view[offset : offset + size] = data
@@ -232,7 +233,7 @@ class GuestMemory:
         """Let go of all regions; later accesses raise MemoryAccessError."""
         regions, self.regions = self.regions, ()
         self._starts = []
-        self._hot = None
+        self.hot = None
         self.dirty = None
         for region in regions:
             region.release()

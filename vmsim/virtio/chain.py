@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from vmsim.virtio.constants import DESC_BYTES, DESC_F_NEXT, DESC_F_WRITE
 
 if TYPE_CHECKING:
     from vmsim.memory import GuestMemory
@@ -30,13 +32,14 @@ class Chain:
 
     ``head``: split head index or packed buffer id. ``count``: ring slots used (an indirect table takes 1).
     ``readable``/``writable``: views of guest memory in order, adjacent descriptors merged; writers go through
-    ``writable`` and then tell :meth:`DeviceRing.push` how many bytes. ``write_ranges``: (gpa, bytes) of
-    ``writable``. ``descriptors``: every element as it stood in the ring, before merging.
+    ``writable`` and then tell :meth:`DeviceRing.push` how many bytes. ``write_ranges``: (gpa, bytes) that
+    ``writable`` covers.
     """
 
     __slots__ = (
+        "_rows",
+        "_source",
         "count",
-        "descriptors",
         "head",
         "readable",
         "readable_bytes",
@@ -52,55 +55,112 @@ class Chain:
     write_ranges: list[tuple[int, int]]
     readable_bytes: int
     writable_bytes: int
-    descriptors: list[Descriptor]
+    _rows: struct.Struct
+    _source: bytes | list[Descriptor]
+
+    @property
+    def descriptors(self) -> list[Descriptor]:
+        """Every element as it stood in the ring when it was read, before merging."""
+        source = self._source
+        if isinstance(source, list):
+            return list(source)
+        rows = self._rows.iter_unpack(source[: self.count * DESC_BYTES])
+        return [(gpa, length, bool(flags & DESC_F_WRITE)) for gpa, length, flags in rows]
 
     def park(self) -> ParkedChain:
         """The chain as plain data."""
-        return ParkedChain(self.head, self.count, list(self.descriptors))
+        return ParkedChain(self.head, self.count, self.descriptors)
 
     def __repr__(self) -> str:
         return f"Chain({self.head}, readable={self.readable_bytes}, writable={self.writable_bytes})"
 
 
-def build_chain(memory: GuestMemory, head: int, count: int, descriptors: Sequence[Descriptor]) -> Chain:
-    """Resolve ``descriptors`` to views of guest memory, merging neighbours.
+def scan_chain(memory: GuestMemory, rows: struct.Struct, window: bytes, mask: int, want: int) -> Chain | None:
+    """The hot path: a plain chain whose descriptors lie in a row at the start of the snapshot ``window``.
+
+    ``rows`` yields (gpa, length, flags). None for everything unusual, to be looked at again at leisure: flags
+    of which ``mask`` are not ``want``, an empty element, readable after writable, memory outside the region
+    used last, a chain that is longer than the window. The caller sets ``head`` and checks what links the
+    descriptors.
+    """
+    region = memory.hot
+    if region is None:
+        return None
+    base = region.gpa
+    limit = region.end
+    view = region.view
+    readable: list[memoryview] = []
+    writable: list[memoryview] = []
+    ranges: list[tuple[int, int]] = []
+    reads = writes = count = 0
+    start = end = -1
+    for gpa, length, flags in rows.iter_unpack(window):
+        stop = gpa + length
+        if flags & mask != want or gpa < base or stop > limit or not length:
+            return None
+        count += 1
+        if flags & DESC_F_WRITE:
+            if gpa == end and writable:
+                writable[-1] = view[start - base : stop - base]
+                ranges[-1] = (start, stop - start)
+            else:
+                start = gpa
+                writable.append(view[gpa - base : stop - base])
+                ranges.append((gpa, length))
+            writes += length
+        elif writable:
+            return None
+        else:
+            if gpa == end:
+                readable[-1] = view[start - base : stop - base]
+            else:
+                start = gpa
+                readable.append(view[gpa - base : stop - base])
+            reads += length
+        if not flags & DESC_F_NEXT:
+            break
+        end = stop
+    else:
+        return None
+    chain = Chain()
+    chain.count = count
+    chain.readable = readable
+    chain.writable = writable
+    chain.write_ranges = ranges
+    chain.readable_bytes = reads
+    chain.writable_bytes = writes
+    chain._rows = rows
+    chain._source = window
+    return chain
+
+
+def build_chain(memory: GuestMemory, head: int, count: int, descriptors: list[Descriptor]) -> Chain:
+    """Resolve any list of elements to views of guest memory, merging neighbours.
 
     MemoryAccessError if one is outside. Elements of length 0 add nothing. Readable and writable elements may
     come in any order.
     """
+    merged: list[tuple[int, int, bool]] = []
+    for gpa, length, is_write in descriptors:
+        if merged and merged[-1][0] + merged[-1][1] == gpa and merged[-1][2] == is_write:
+            merged[-1] = (merged[-1][0], merged[-1][1] + length, is_write)
+        elif length:
+            merged.append((gpa, length, is_write))
     chain = Chain()
     chain.head = head
     chain.count = count
-    chain.descriptors = descriptors if isinstance(descriptors, list) else list(descriptors)
-    chain.readable = readable = []
-    chain.writable = writable = []
-    chain.write_ranges = ranges = []
-    reads = writes = start = 0
-    end = -1
-    kind = False
-    for gpa, length, is_write in descriptors:
-        if gpa == end and is_write == kind:
-            end += length
-            continue
-        if end > start:
-            if kind:
-                writes += end - start
-                ranges.append((start, end - start))
-                writable += memory.views(start, end - start)
-            else:
-                reads += end - start
-                readable += memory.views(start, end - start)
-        start = gpa
-        end = gpa + length
-        kind = is_write
-    if end > start:
-        if kind:
-            writes += end - start
-            ranges.append((start, end - start))
-            writable += memory.views(start, end - start)
+    chain.readable = []
+    chain.writable = []
+    chain.write_ranges = []
+    chain.readable_bytes = chain.writable_bytes = 0
+    chain._source = descriptors
+    for gpa, length, is_write in merged:
+        views = memory.views(gpa, length)
+        if is_write:
+            chain.writable += views
+            chain.writable_bytes += length
+            chain.write_ranges.append((gpa, length))
         else:
-            reads += end - start
-            readable += memory.views(start, end - start)
-    chain.readable_bytes = reads
-    chain.writable_bytes = writes
+            chain.readable += views
+            chain.readable_bytes += length
     return chain

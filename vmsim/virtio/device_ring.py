@@ -74,7 +74,7 @@ class DeviceRingBase:
         RingViolation if it leaves this memory or its head is in flight already.
         """
         self._check_parked(parked)
-        return self._admit(parked.head, parked.count, list(parked.descriptors))
+        return self._admit(parked.head, parked.count, parked.descriptors)
 
     def save(self) -> RingState:
         """Everything about this ring that guest memory does not hold."""
@@ -96,6 +96,8 @@ class DeviceRingBase:
         self._in_flight.clear()
         self._completed.clear()
         self._seek(state)
+        if self._taken(state):
+            raise StreamError("the positions do not match the chains in flight", field="in_flight")
         for parked in state.in_flight:
             try:
                 self.resubmit(parked)
@@ -107,6 +109,10 @@ class DeviceRingBase:
                 raise StreamError(f"chain {head} cannot be completed with {written} bytes", field="completed")
             self._completed[head] = written
         return [chain for chain in self._in_flight.values() if chain.head not in self._completed]
+
+    def _taken(self, state: RingState) -> int:
+        """Ring entries between the two positions that no chain in flight accounts for."""
+        raise NotImplementedError
 
     def _position(self) -> RingState:
         raise NotImplementedError

@@ -68,7 +68,7 @@ class DriverRingBase:
         # Free descriptors (split) or buffer ids (packed), taken from the end. What comes back goes to the end
         # (recently used, warm), or to the front under IN_ORDER, which demands ring order (section 2.7.5).
         self._free = list(range(config.size - 1, -1, -1))
-        self._outstanding: dict[int, tuple[list[int], int]] = {}
+        self._outstanding: dict[int, tuple[Sequence[int], int]] = {}
         self._batch: tuple[int, int] | None = None
 
     @property
@@ -95,7 +95,8 @@ class DriverRingBase:
         state = self._position()
         state.free = self._free[::-1]
         state.outstanding = [
-            Outstanding(head, list(slots), capacity) for head, (slots, capacity) in self._outstanding.items()
+            Outstanding(head, [slot % self.size for slot in slots], capacity)
+            for head, (slots, capacity) in self._outstanding.items()
         ]
         state.batch = self._batch
         return state
@@ -105,7 +106,7 @@ class DriverRingBase:
         self._check_state(state)
         self._seek(state)
         self._free = list(state.free)[::-1]
-        self._outstanding = {item.id: (list(item.slots), item.capacity) for item in state.outstanding}
+        self._outstanding = {item.id: (self._slots_of(item), item.capacity) for item in state.outstanding}
         self._batch = state.batch
         self.broken = None
 
@@ -121,17 +122,24 @@ class DriverRingBase:
     def _seek(self, state: DriverRingState) -> None:
         raise NotImplementedError
 
+    def _entries(self, item: Outstanding) -> list[int]:
+        """The free entries that an outstanding buffer took: descriptors (split) or its id (packed)."""
+        raise NotImplementedError
+
+    def _slots_of(self, item: Outstanding) -> Sequence[int]:
+        """``item.slots`` as this ring keeps them; StreamError if they are impossible."""
+        raise NotImplementedError
+
     def _check_state(self, state: DriverRingState) -> None:
-        """Free and outstanding entries together are every descriptor or id, once."""
+        """Free entries and those of outstanding buffers together are all entries, each once."""
         entries = list(state.free)
-        ids = set()
         for item in state.outstanding:
-            entries += item.slots
-            ids.add(item.id)
-            if not item.slots or item.slots[0] != item.id or item.capacity < 0:
+            entries += self._entries(item)
+            if not item.slots or item.capacity < 0:
                 raise StreamError(f"buffer {item.id} is impossible", field="outstanding")
         if sorted(entries) != list(range(self.size)):
             raise StreamError("free and outstanding entries do not add up to the queue", field="free")
+        ids = {item.id for item in state.outstanding}
         if state.batch is not None and (not self._in_order or state.batch[0] not in ids):
             raise StreamError(f"the batch ends with {state.batch[0]}, not outstanding", field="batch")
 

@@ -65,7 +65,10 @@ class RingState(msgspec.Struct):
 
 
 class Outstanding(msgspec.Struct, frozen=True):
-    """A buffer that the driver made available: its id, descriptor indices or slots, and writable bytes."""
+    """A buffer that the driver made available, and its writable bytes.
+
+    ``slots``: the descriptors (split, the head first) or ring slots (packed, in ring order) that it takes.
+    """
 
     id: int
     slots: list[int]
@@ -76,8 +79,9 @@ class DriverRingState(msgspec.Struct):
     """A driver-side ring between two lives, as plain data (it is part of the guest's RAM).
 
     ``free`` are the free descriptors (split) or buffer ids (packed) in the order in which they will be taken.
-    ``kicked`` is the position up to which the device was notified. ``batch`` is the (id, bytes) of an
-    IN_ORDER used entry of which buffers remain to be reaped, or None.
+    ``kicked`` is the index up to which the device was notified (split) or the number of slots made available
+    since (packed). ``batch`` is the (id, bytes) of an IN_ORDER used entry of which buffers remain to be
+    reaped, or None.
     """
 
     next_avail: int
@@ -247,3 +251,16 @@ def check_config(config: RingConfig, memory: GuestMemory) -> None:
             raise violation(f"{kind}.align", part=area.name, gpa=gpa, align=area.align)
         if not memory.holds(gpa, area.size_bytes):
             raise violation(f"{kind}.memory", part=area.name, gpa=gpa, size_bytes=area.size_bytes)
+
+
+def event_passed(event: int, slot: int, wrap: int, fresh: int, size: int) -> bool:
+    """Whether the event that a packed ring's suppression structure names is among the last ``fresh`` slots.
+
+    ``event`` is its offset and wrap word (section 2.8.14), ``slot`` and ``wrap`` the position after the last
+    slot that was made available or used.
+    """
+    offset = event & 0x7FFF
+    if offset >= size:
+        return True  # names no slot: one notification too many is better than one too few
+    behind = slot - 1 - offset + (size if wrap != event >> 15 else 0)
+    return behind % (2 * size) < fresh

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmsim.virtio.chain import Chain, ParkedChain
+from vmsim.virtio.constants import F_RING_PACKED
+from vmsim.virtio.packed_device import PackedDeviceRing
+from vmsim.virtio.packed_driver import PackedDriverRing
 from vmsim.virtio.ring_types import (
     Area,
     DeviceRing,
@@ -55,7 +58,8 @@ def make_device_ring(
     ``log`` hears of payload writes, and of ring writes too with ``log_used``; both may be changed while the
     ring works. RingViolation if size, alignment or addresses are not legal; StreamError for a bad ``state``.
     """
-    ring = SplitDeviceRing(config, memory, log=log, log_used=log_used, fence=fence)
+    kind = PackedDeviceRing if config.features & F_RING_PACKED else SplitDeviceRing
+    ring = kind(config, memory, log=log, log_used=log_used, fence=fence)
     if state is not None:
         ring.restore(state)
     return ring
@@ -72,7 +76,8 @@ def make_driver_ring(
 
     RingViolation if size, alignment or addresses are not legal; StreamError for a bad ``state``.
     """
-    ring = SplitDriverRing(config, memory, fence=fence)
+    kind = PackedDriverRing if config.features & F_RING_PACKED else SplitDriverRing
+    ring = kind(config, memory, fence=fence)
     if state is None:
         ring.initialise()
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmsim.errors import StreamError
 from vmsim.limits import QUEUE_SIZE_MAX
-from vmsim.virtio.chain import Chain, Descriptor, ParkedChain
+from vmsim.virtio.chain import Chain, Descriptor, ParkedChain, scan_chain
 from vmsim.virtio.constants import (
     AVAIL_F_NO_INTERRUPT,
     DESC_BYTES,
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from vmsim.memory import DirtySink, GuestMemory
 
 _DESC = struct.Struct("<QIHH")  # addr, len, flags, next
+_ROWS = struct.Struct("<QIH2x")  # the same without next
 _WINDOW = 6 * DESC_BYTES  # the fast path reads this much behind a head in one snapshot
+_LINKS = [
+    struct.Struct("<" + "14xH" * count) for count in range(6)
+]  # next of the first descriptors of a window
 
 
 class SplitDeviceRing(DeviceRingBase):
@@ -33,6 +37,7 @@ class SplitDeviceRing(DeviceRingBase):
         "_avail",
         "_cache",
         "_desc",
+        "_indices",
         "_mask",
         "_next_avail",
         "_next_used",
@@ -58,6 +63,7 @@ class SplitDeviceRing(DeviceRingBase):
         self._avail = memory.words(config.driver, 3 + size, "H")
         self._used = memory.words(config.device, 3 + 4 * size, "H")
         self._used_elements = memory.words(config.device + 4, 2 * size, "I")
+        self._indices = tuple(range(size + 1))
         self._next_avail = 0
         self._next_used = 0
         self._signalled: int | None = 0
@@ -82,18 +88,13 @@ class SplitDeviceRing(DeviceRingBase):
             self._break("split.head_range", head=head, size=self.size)
         window = self._desc[head << 4 : (head << 4) + _WINDOW].tobytes()
         cached = self._cache[head]
-        if cached is not None and window.startswith(cached[0]) and head not in self._in_flight:
+        if head in self._in_flight:
+            self._break("split.head_in_flight", head=head)
+        if cached is not None and window.startswith(cached[0]):
             chain = cached[1]
             self._in_flight[head] = chain
         else:
-            descriptors = self._scan(head, window)
-            if descriptors is not None:
-                chain = self._admit(head, len(descriptors), descriptors)
-                self._cache[head] = (window[: len(descriptors) << 4], chain)
-            else:
-                descriptors, count = self._walk(head)
-                self._check_elements(head, descriptors)
-                chain = self._admit(head, count, descriptors)
+            chain = self._read_chain(head, window)
         self._next_avail = (next_avail + 1) & 0xFFFF
         return chain
 
@@ -163,25 +164,19 @@ class SplitDeviceRing(DeviceRingBase):
         self._completed.clear()
         self._seek(RingState(next_avail=word & 0xFFFF, next_used=self._used[1]))
 
-    def _scan(self, head: int, window: bytes) -> list[Descriptor] | None:
-        """The chain if it is a plain one: direct, descriptors in a row, within ``window``, nothing odd."""
-        descriptors = []
-        index = head
-        writing = False
-        for gpa, length, flags, link in _DESC.iter_unpack(window):
-            if flags & DESC_F_WRITE:
-                writing = True
-            elif writing:
-                return None
-            if flags & DESC_F_INDIRECT or not length:
-                return None
-            descriptors.append((gpa, length, writing))
-            if not flags & DESC_F_NEXT:
-                return descriptors
-            index += 1
-            if link != index:
-                return None
-        return None
+    def _read_chain(self, head: int, window: bytes) -> Chain:
+        """Take the chain of ``head`` up as in flight; ``window`` is the snapshot that begins with it."""
+        plain = scan_chain(self._memory, _ROWS, window, DESC_F_INDIRECT, 0)
+        if plain is not None:
+            count = plain.count
+            if _LINKS[count - 1].unpack_from(window) == self._indices[head + 1 : head + count]:
+                plain.head = head
+                self._in_flight[head] = plain
+                self._cache[head] = (window[: count << 4], plain)
+                return plain
+        descriptors, count = self._walk(head)
+        self._check_elements(head, descriptors)
+        return self._admit(head, count, descriptors)
 
     def _walk(self, head: int) -> tuple[list[Descriptor], int]:
         """Follow a chain through the table, each descriptor read once; (elements, table slots taken)."""
@@ -252,6 +247,9 @@ class SplitDeviceRing(DeviceRingBase):
     def _check_parked(self, parked: ParkedChain) -> None:
         if not 0 <= parked.head < self.size:
             self._break("split.head_range", head=parked.head, size=self.size)
+
+    def _taken(self, state: RingState) -> int:
+        return ((state.next_avail - state.next_used) & 0xFFFF) - len(state.in_flight)
 
     def _position(self) -> RingState:
         return RingState(next_avail=self._next_avail, next_used=self._next_used)

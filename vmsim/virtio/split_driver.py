@@ -15,7 +15,7 @@ from vmsim.virtio.constants import (
     USED_F_NO_NOTIFY,
 )
 from vmsim.virtio.driver_ring import DESC, DriverRingBase, Element
-from vmsim.virtio.ring_types import DriverRingState, Fence, RingConfig
+from vmsim.virtio.ring_types import DriverRingState, Fence, Outstanding, RingConfig
 
 if TYPE_CHECKING:
     from vmsim.memory import GuestMemory
@@ -146,11 +146,10 @@ class SplitDriverRing(DriverRingBase):
         if written > capacity:
             self._break("split.used_length", id=head, written=written, capacity=capacity)
         self._next_used = (next_used + 1) & 0xFFFF
-        slots.reverse()
         if self._in_order:
-            self._free[:0] = slots
+            self._free[:0] = slots[::-1]
         else:
-            self._free += slots
+            self._free += slots[::-1]
         return head, written
 
     def suppress_interrupts(self) -> None:
@@ -198,6 +197,14 @@ class SplitDriverRing(DriverRingBase):
 
     def _unpublished(self) -> bool:
         return self._published != self._next_avail
+
+    def _entries(self, item: Outstanding) -> list[int]:
+        if item.slots[:1] != [item.id]:
+            raise StreamError(f"buffer {item.id} does not begin with its head", field="outstanding")
+        return item.slots
+
+    def _slots_of(self, item: Outstanding) -> Sequence[int]:
+        return list(item.slots)
 
     def _position(self) -> DriverRingState:
         return DriverRingState(
