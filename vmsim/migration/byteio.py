@@ -9,7 +9,9 @@ from vmsim.errors import StreamTruncated
 from vmsim.migration.errors import FieldTooLarge
 
 CHUNK_BYTES: Final = 1 << 18
-"""How much one read of a channel asks for, and how much small writes gather before they are sent."""
+"""How much small writes gather before they are sent."""
+READ_BYTES: Final = 1 << 20
+"""How much one read of a channel asks for."""
 
 _BE16 = Struct(">H")
 _BE32 = Struct(">I")
@@ -125,7 +127,7 @@ class StreamInput:
         if self._position == len(self._buffer):
             self._base += self._position
             self._position = 0
-            self._buffer = memoryview(self._source.read_some(CHUNK_BYTES))
+            self._buffer = memoryview(self._source.read_some(READ_BYTES))
         return self._buffer[self._position :] if self._position else self._buffer
 
     def skip(self, size_bytes: int) -> None:
@@ -139,7 +141,7 @@ class StreamInput:
         if len(buffer) - position < size_bytes:
             joined = bytearray(buffer[position:])
             while len(joined) < size_bytes:
-                piece = self._source.read_some(CHUNK_BYTES)
+                piece = self._source.read_some(READ_BYTES)
                 if not len(piece):
                     break
                 joined += piece

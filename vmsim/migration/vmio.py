@@ -240,7 +240,7 @@ class VmReader:
             return None
         name = self.input.peek(2 + head[1])[2:].decode("latin-1")
         if len(name) < head[1]:
-            raise StreamTruncated("the stream ends in a subsection's name", offset=self.offset, field=self.where)
+            raise StreamTruncated("the stream ends in a name", offset=self.offset, field=self.where)
         if len(name) <= len(vmsd_name) or not name.startswith(vmsd_name):
             return None
         self.input.read(2 + head[1], self._field(name))
