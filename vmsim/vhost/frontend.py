@@ -15,7 +15,7 @@ from vmsim.errors import PeerError, StateError, VmsimError
 from vmsim.memory import GuestMemory, Region, bitmap_bytes
 from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
-from vmsim.vhost.dialects.base import Dialect, ReadExactly, StateTransferError, error_number
+from vmsim.vhost.dialects.base import Dialect, StateTransferError, error_number
 from vmsim.vhost.messages import Ack, MessageError, Reply, Request, Row
 from vmsim.vhost.seams import FrontendHost, SharedBuffer, Transport
 
@@ -393,9 +393,9 @@ class VhostFrontend:
         """The back-end's state as bytes of a migration stream, framing included; rings must be stopped."""
         return self.dialect.save(self)
 
-    def load_backend_state(self, read: ReadExactly) -> None:
-        """Read the state from a migration stream, have the back-end apply it; rings must be stopped."""
-        self.dialect.load(self, read)
+    def load_backend_state(self, state: bytes) -> None:
+        """Have the back-end apply a complete state (``Dialect.read_state``); rings must be stopped."""
+        self.dialect.load(self, state)
 
     def require_stopped(self, what: str) -> None:
         """StateTransferError(EBUSY) while any ring runs."""

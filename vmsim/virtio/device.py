@@ -69,7 +69,9 @@ class QueueConfig:
         if not packed and self.size & (self.size - 1):
             return f"{self.size} entries in a split queue, not a power of 2"
         areas = (
-            ("descriptor", self.desc, 16), ("driver", self.driver, 4 if packed else 2), ("device", self.device, 4)
+            ("descriptor", self.desc, 16),
+            ("driver", self.driver, 4 if packed else 2),
+            ("device", self.device, 4),
         )
         for name, address, align in areas:
             if address % align:

@@ -92,8 +92,12 @@ class Dialect(Protocol):
         """Fetch the state as the bytes that the migration stream carries, framing included."""
         ...
 
-    def load(self, link: StateLink, read: ReadExactly) -> None:
-        """Read the state from a migration stream and have the back-end apply it."""
+    def read_state(self, read: ReadExactly) -> bytes:
+        """Read a state, framed as ``save`` frames it, to its end; StreamError if it is malformed or cut."""
+        ...
+
+    def load(self, link: StateLink, state: bytes) -> None:
+        """Have the back-end apply a complete state."""
         ...
 
     def serve(self, device: BackendDevice, io: BackendIo, *, own_channel: bool = False) -> BackendTransfer:

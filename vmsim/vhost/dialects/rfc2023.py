@@ -69,19 +69,22 @@ class Rfc2023:
         finally:
             buffer.close()
 
-    def load(self, link: StateLink, read: ReadExactly) -> None:
-        """Read it all, then attach, hand it over piece by piece (an empty state too), detach."""
-        pieces = _read_pieces(read)
+    def read_state(self, read: ReadExactly) -> bytes:
+        """The length and as many bytes."""
+        return b"".join(_read_pieces(read))
+
+    def load(self, link: StateLink, state: bytes) -> None:
+        """Attach, hand it over piece by piece (an empty state as one empty piece), detach."""
         link.require_stopped("FS_SET_STATE_FD (attach)")
         buffer = _buffer(link)
         try:
             _attach(link, buffer)
             try:
-                offset = 0
-                for piece in pieces:
+                rest = memoryview(state)
+                for offset in range(0, len(state) or 1, SHM_BYTES):
+                    piece = rest[offset : offset + SHM_BYTES]
                     buffer.view[: len(piece)] = piece
                     _ask(link, "FS_SET_STATE", p.StateChunk(offset, len(piece)))
-                    offset += len(piece)
                 link.require_stopped("FS_SET_STATE_FD (detach)")
             except BaseException:
                 # Detaching would make the back-end apply what it has.
@@ -158,19 +161,17 @@ def _fetch(link: StateLink, buffer: SharedBuffer) -> Iterator[bytes]:
             return
 
 
-def _read_pieces(read: ReadExactly) -> list[bytes]:
+def _read_pieces(read: ReadExactly) -> Iterator[bytes]:
     (remaining,) = BE64.unpack(read(8))
     if remaining > STATE_BLOB_MAX:
         raise StreamError(
             f"back-end state of {remaining} bytes, at most {STATE_BLOB_MAX} are accepted",
             field="vhost-user-fs/back-end",
         )
-    pieces = [read(min(remaining, SHM_BYTES))] if remaining else [b""]
-    remaining -= len(pieces[0])
     while remaining:
-        pieces.append(read(min(remaining, SHM_BYTES)))
-        remaining -= len(pieces[-1])
-    return pieces
+        piece = read(min(remaining, SHM_BYTES))
+        remaining -= len(piece)
+        yield piece
 
 
 class Rfc2023Transfer:

@@ -76,14 +76,16 @@ class Upstream:
         _check(link)
         yield BE32.pack(0)
 
-    def load(self, link: StateLink, read: ReadExactly) -> None:
-        """Read to the terminator, then send, close, CHECK; a failure makes the back-end drop the state."""
-        chunks = list(_read_chunks(read))
+    def read_state(self, read: ReadExactly) -> bytes:
+        """Read to the terminator: a cut stream never gets past here."""
+        return b"".join(_read_chunks(read))
+
+    def load(self, link: StateLink, state: bytes) -> None:
+        """Send, close, CHECK; a failure makes the back-end drop the state."""
         link.require_stopped("SET_DEVICE_STATE_FD")
         fd = _open(link, STATE_LOAD)
         try:
-            for chunk in chunks:
-                _send(link, fd, chunk)
+            _send(link, fd, state)
         except BaseException:
             # Once the pipe is closed the back-end sees a complete-looking state: it must forget it first.
             link.abandon_load()

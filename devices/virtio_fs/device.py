@@ -1,0 +1,208 @@
+"""The front-end half of the virtio-fs device: the virtio device, its back-end's connection, their life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from devices.virtio_fs.config import (
+    VIRTIO_FS_F_NOTIFICATION,
+    FsDeviceOptions,
+    MigrationKind,
+    check_migration_kind,
+)
+from vmsim.errors import MigrationError, PeerError, StateError, VmsimError
+from vmsim.memory import DirtyLog, GuestMemory
+from vmsim.vhost.dialects.base import Dialect
+from vmsim.vhost.frontend import FrontendOptions, RingSetup, VhostFrontend
+from vmsim.vhost.seams import FrontendHost, Transport
+from vmsim.virtio.constants import DEVICE_ID_FS, RING_FEATURES
+from vmsim.virtio.device import VirtioDevice
+from vmsim.virtio.mmio import MmioRegisters
+
+FEATURES = RING_FEATURES | VIRTIO_FS_F_NOTIFICATION
+
+
+class VirtioFsDevice:
+    """One virtio-fs device of a machine.
+
+    ``attach`` connects it to a back-end; ``registers`` is what the guest's driver sees;
+    ``virtio.on_interrupt`` is for the machine to set. ``pause`` and ``resume`` stop and restart the rings with
+    the virtual machine; the driver's own doings (activation, reset, queue reset) are handled here.
+    """
+
+    def __init__(
+        self, options: FsDeviceOptions, memory: GuestMemory, host: FrontendHost, dialect: Dialect,
+        frontend_options: FrontendOptions | None = None,
+    ) -> None:
+        self.options = options
+        self.memory = memory
+        self.dialect = dialect
+        self.frontend: VhostFrontend | None = None
+        self.running = True
+        """Whether the virtual machine runs; rings are started only while it does."""
+        self.migration_save: MigrationKind = options.migration
+        self.migration_load: MigrationKind = options.migration
+        self._host = host
+        self._frontend_options = frontend_options
+        sizes = [options.queue_size] * options.queue_count
+        self.virtio = VirtioDevice(DEVICE_ID_FS, self._offer(FEATURES), options.config_space(), sizes)
+        self.virtio.on_activate = self._activate
+        self.virtio.on_reset = self._reset
+        self.virtio.on_queue_reset = self._queue_reset
+        self.virtio.on_queue_ready = self._queue_ready
+        self.registers = MmioRegisters(self.virtio)
+
+    def describe(self) -> str:
+        """How messages name the device."""
+        return f'virtio-user-fs device {self.options.path} (tag: "{self.options.tag}")'
+
+    # -- the property "migration"
+
+    @property
+    def migration(self) -> str:
+        """The allowed kind of migration: none, external, internal, or ``save/load`` if they differ."""
+        save, load = self.migration_save, self.migration_load
+        return save if save == load else f"{save}/{load}"
+
+    @migration.setter
+    def migration(self, kind: str) -> None:
+        self.migration_save = self.migration_load = check_migration_kind(kind)
+
+    # -- connection
+
+    def attach(self, transport: Transport, *, reset: bool = True) -> None:
+        """Connect to a back-end; ``reset`` it unless it keeps a session that the guest goes on with.
+
+        PeerError if the back-end refuses or cannot do what the driver has accepted already; the transport is
+        closed then and the device stays detached.
+        """
+        if self.frontend is not None:
+            raise StateError(f"{self.options.path} is attached already")
+        frontend = VhostFrontend(
+            transport, self._host, self.dialect, self.options.path, self.options.queue_count,
+            self._frontend_options,
+        )
+        try:
+            frontend.connect()
+            offered = self._offer(frontend.features_offered)
+            missing = self.virtio.features_accepted & ~offered
+            if missing:
+                raise PeerError(
+                    f"{self.options.path}: the back-end lacks features {missing:#x} that the driver uses",
+                    hint="start the back-end with the features of the source",
+                )
+            if reset:
+                frontend.reset_device()
+        except BaseException:
+            frontend.close()
+            raise
+        self.frontend = frontend
+        self.virtio.features_offered = offered
+        transport.on_call = self._called
+        transport.on_ring_error = self._ring_error
+        kick = frontend.kick
+        self.virtio.on_notify = lambda queue, data: kick(queue)
+
+    def detach(self) -> None:
+        """Let go of the back-end, which keeps its session; rings must be stopped. May be called twice."""
+        frontend, self.frontend = self.frontend, None
+        if frontend is None:
+            return
+        self.virtio.on_notify = _ignore_notification
+        frontend.close()
+
+    # -- rings
+
+    def pause(self) -> None:
+        """The virtual machine stops: stop the rings, drained. After a failure they go on."""
+        if self.frontend is not None and self.frontend.running:
+            for index, base in self.frontend.stop_rings().items():
+                self.virtio.queues[index].base = base
+        self.running = False
+
+    def resume(self) -> None:
+        """The virtual machine goes on: start the rings if the driver had activated the device."""
+        self.running = True
+        if self.virtio.live and not self._connected.running:
+            self._start()
+
+    @property
+    def _connected(self) -> VhostFrontend:
+        if self.frontend is None:
+            raise StateError(f"{self.options.path} has no back-end")
+        return self.frontend
+
+    def _offer(self, backend_features: int) -> int:
+        wanted = self.options.features & FEATURES
+        if not self.options.notification:
+            wanted &= ~VIRTIO_FS_F_NOTIFICATION
+        return backend_features & wanted
+
+    def _setup(self, index: int) -> RingSetup:
+        queue = self.virtio.queues[index]
+        return RingSetup(index, queue.size, queue.desc, queue.driver, queue.device, queue.base)
+
+    def _start(self) -> None:
+        rings = [self._setup(index) for index, queue in enumerate(self.virtio.queues) if queue.ready]
+        self._connected.start(self.virtio.features_accepted, self.memory, rings)
+
+    def _activate(self) -> None:
+        if not self.running:
+            return
+        try:
+            self._start()
+        except VmsimError as error:
+            self.virtio.needs_reset(str(error))
+
+    def _reset(self) -> None:
+        """A device reset by the driver: nothing of the guest's may be touched any more."""
+        if self.frontend is None:
+            return
+        try:
+            try:
+                if self.frontend.running:
+                    self.frontend.stop_rings()
+            finally:
+                self.frontend.reset_device()
+        except VmsimError as error:
+            self.virtio.reset_reason = str(error)
+
+    def _queue_reset(self, index: int) -> None:
+        self._on_queue(lambda frontend: frontend.stop_ring(index))
+
+    def _queue_ready(self, index: int) -> None:
+        self._on_queue(lambda frontend: frontend.start_ring(self._setup(index)))
+
+    def _on_queue(self, act: Callable[[VhostFrontend], object]) -> None:
+        if self.frontend is None or not self.frontend.running:
+            return
+        try:
+            act(self.frontend)
+        except VmsimError as error:
+            self.virtio.needs_reset(str(error))
+
+    def _called(self, ring: int) -> None:
+        self.virtio.used_buffers()
+
+    def _ring_error(self, ring: int, why: str) -> None:
+        self.virtio.needs_reset(f"ring {ring}: {why}")
+
+    # -- dirty log
+
+    def start_log(self, dirty: DirtyLog) -> None:
+        """Have the back-end log its writes into ``dirty``; MigrationError if it cannot."""
+        frontend = self._connected
+        blocker = frontend.log_blocker()
+        if blocker:
+            raise MigrationError(blocker, step="start dirty log", side="source")
+        dirty.attach_bitmap(self.options.path, frontend.start_log(self.memory))
+
+    def stop_log(self, dirty: DirtyLog) -> None:
+        """End that, after taking what the bitmap holds. May be called twice."""
+        dirty.detach_bitmap(self.options.path)
+        if self.frontend is not None:
+            self.frontend.stop_log()
+
+
+def _ignore_notification(queue: int, data: int) -> None:
+    """Nobody is there to work on the queue."""
