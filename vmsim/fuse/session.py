@@ -113,7 +113,7 @@ class Session:
             return self._refuse(writable, unique, errno.ENOSYS)
         room = sum(map(len, writable)) - OUT_HEADER_SIZE
         if plan.no_reply:
-            writable = []
+            writable, room = [], 0
         elif room < 0:
             return 0
         try:
