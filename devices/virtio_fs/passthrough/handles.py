@@ -22,7 +22,9 @@ class Handle:
     goes on (-1: seek first), ``pending`` are entries that were read but did not fit into the last reply.
     """
 
-    __slots__ = ("error", "fd", "flags", "guest_flags", "id", "inode", "inode_id", "is_dir", "pending", "position")
+    __slots__ = (
+        "error", "fd", "flags", "guest_flags", "id", "inode", "inode_id", "is_dir", "pending", "position",
+    )  # fmt: skip
 
     def __init__(self, fh: int, inode: Inode, fd: int, flags: int, guest_flags: int, is_dir: bool) -> None:
         self.id = fh
@@ -60,6 +62,12 @@ class HandleTable:
 
     def __iter__(self) -> Iterator[Handle]:
         return iter(self._by_id.values())
+
+    def clear(self) -> None:
+        """Forget all handles; their descriptors are the caller's to close. fh values begin anew."""
+        self._by_id.clear()
+        self._by_inode.clear()
+        self.next_id = 0
 
     def items(self) -> list[Handle]:
         """A snapshot of all handles, ascending by fh."""

@@ -22,7 +22,7 @@ INVALID: Final = 1
 COLD: Final = 0
 HOT: Final = 1
 PINNED: Final = 2
-"""Values of ``Inode.hot``: may lose its descriptor, used since the last sweep, must keep it."""
+"""Bits of ``Inode.hot``: used since the last sweep, must keep its descriptor; COLD may lose it."""
 
 _HANDLE_TYPE = struct.Struct("<i")
 
@@ -108,6 +108,17 @@ class InodeTable:
 
     def __iter__(self) -> Iterator[Inode]:
         return iter(self._by_id.values())
+
+    def clear(self) -> None:
+        """Forget all but the root; nodeids begin anew."""
+        self._by_id.clear()
+        self.mounts.clear()
+        self.next_id = ROOT_ID + 1
+        if self.root is not None:
+            root = self.root
+            root.mount.index = {root.ino: root}
+            self.mounts[root.mount.dev, root.mount.mnt_id] = root.mount
+            self._by_id[root.id] = root
 
     def items(self) -> list[Inode]:
         """A snapshot of all inodes, ascending by nodeid."""

@@ -1,0 +1,153 @@
+"""Attributes: GETATTR, SETATTR, STATX, ACCESS, STATFS, SYNCFS, READLINK."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from vmsim.fuse.abi import flags as f
+from vmsim.fuse.abi.requests import SetattrIn
+from vmsim.fuse.filesystem import AttrReply, Context, StatfsReply, StatxReply
+
+from .core import INVALID_ID
+from .inodes import HOT, OK
+from .lookup import LookupOps
+from .xattr import drop_capability
+
+UTIME_NOW: Final = (1 << 30) - 1
+UTIME_OMIT: Final = (1 << 30) - 2
+STATX_ASKED: Final = 0xFFF
+"""STATX_BASIC_STATS and STATX_BTIME: what the protocol has room for."""
+
+_OMIT: Final = (0, UTIME_OMIT)
+_NOW: Final = (0, UTIME_NOW)
+
+
+class AttrOps(LookupOps):
+    """Attributes of nodes."""
+
+    def getattr(self, ctx: Context, nodeid: int, fh: int | None) -> AttrReply:
+        """GETATTR."""
+        if fh is not None:
+            fd = self.handles.require(fh, nodeid).fd
+        else:
+            inode = self.inodes.get(nodeid)
+            if inode is None or inode.state != OK:
+                inode = self.require(nodeid)
+            fd = inode.fd
+            if fd >= 0:
+                inode.hot |= HOT
+            else:
+                fd = self.path_fd(inode)
+        attr = self._fstat(fd)
+        if self.translates:
+            attr = self.guest_attr(attr)
+        return (self.validity_s, 0, 0, *attr)
+
+    def _fd_of(self, nodeid: int, fh: int | None) -> int:
+        """The handle's descriptor, or else the node's."""
+        if fh is not None:
+            return self.require_handle(fh, nodeid).fd
+        return self.path_fd(self.require(nodeid))
+
+    def setattr(self, ctx: Context, nodeid: int, fh: int | None, attr: SetattrIn) -> AttrReply:
+        """SETATTR: mode, owner, size, times, in this order (a change of owner clears mode bits)."""
+        self.check_writable()
+        valid = attr.valid
+        inode = self.require(nodeid)
+        if valid & f.FATTR_MODE:
+            self.host.chmod(self._fd_of(nodeid, fh), attr.mode & 0o7777)
+        if valid & (f.FATTR_UID | f.FATTR_GID):
+            self._chown(self._fd_of(nodeid, fh), attr)
+        if valid & f.FATTR_SIZE:
+            if not stat.S_ISREG(inode.mode):
+                raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL, "no size to set")
+            kill = bool(valid & f.FATTR_KILL_SUIDGID) and self.killpriv
+            self.without_fsetid(kill, lambda: self._truncate(nodeid, fh, attr.size))
+        if valid & (f.FATTR_ATIME | f.FATTR_MTIME):
+            atime = _time(valid, f.FATTR_ATIME, f.FATTR_ATIME_NOW, attr.atime, attr.atimensec)
+            mtime = _time(valid, f.FATTR_MTIME, f.FATTR_MTIME_NOW, attr.mtime, attr.mtimensec)
+            self.host.utimens(self._fd_of(nodeid, fh), atime, mtime)
+        return self.getattr(ctx, nodeid, fh)
+
+    def _chown(self, fd: int, attr: SetattrIn) -> None:
+        uid = gid = -1
+        if attr.valid & f.FATTR_UID:
+            uid = self.uids.to_host(attr.uid)
+        if attr.valid & f.FATTR_GID:
+            gid = self.gids.to_host(attr.gid)
+        if INVALID_ID in (uid, gid):
+            raise OSError(errno.EINVAL, "no such id")
+        self.host.chown(fd, uid, gid)
+        drop_capability(self, fd)
+
+    def _truncate(self, nodeid: int, fh: int | None, size: int) -> None:
+        if size < 0 or size >> 63:
+            raise OSError(errno.EINVAL, "no such size")
+        if fh is not None:
+            handle = self.require_handle(fh, nodeid)
+            if handle.flags & os.O_ACCMODE != os.O_RDONLY:
+                self.host.ftruncate(handle.fd, size)
+                drop_capability(self, handle.fd)
+                return
+        fd = self.host.reopen(self.path_fd(self.require(nodeid)), os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            self.host.ftruncate(fd, size)
+            drop_capability(self, fd)
+        finally:
+            self.host.close(fd)
+
+    def statx(self, ctx: Context, nodeid: int, fh: int | None, flags: int, mask: int) -> StatxReply:
+        """STATX."""
+        (
+            mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, attributes_mask,
+            atime, atimensec, btime, btimensec, ctime, ctimensec, mtime, mtimensec, *devices,
+        ) = self.host.statx(self._fd_of(nodeid, fh), flags, mask & STATX_ASKED)  # fmt: skip
+        return (
+            self.validity_s, 0, 0, b"", mask & STATX_ASKED, blksize, attributes, nlink,
+            self.uids.to_guest(uid), self.gids.to_guest(gid), mode, 0, ino, size, blocks, attributes_mask,
+            atime, atimensec, 0, btime, btimensec, 0, ctime, ctimensec, 0, mtime, mtimensec, 0, *devices, b"",
+        )  # fmt: skip
+
+    def access(self, ctx: Context, nodeid: int, mask: int) -> None:
+        """ACCESS with the caller's ids; its supplementary groups are not known here."""
+        if mask & ~(os.R_OK | os.W_OK | os.X_OK):
+            raise OSError(errno.EINVAL, "no such access")
+        inode = self.require(nodeid)
+        if mask & os.W_OK and not stat.S_ISCHR(inode.mode):
+            self.check_writable()
+        fd = self.path_fd(inode)
+        self.as_caller(ctx, False, lambda: self.host.access(fd, mask))
+
+    def statfs(self, ctx: Context, nodeid: int) -> StatfsReply:
+        """STATFS."""
+        return self.host.fstatvfs(self.path_fd(self.require(nodeid)))
+
+    def syncfs(self, ctx: Context, nodeid: int) -> None:
+        """SYNCFS of the file system that the node lies in; only what can be opened can be synced."""
+        inode = self.require(nodeid)
+        if inode.mount.fd >= 0:
+            self.host.syncfs(inode.mount.fd)
+            return
+        if not (stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode)):
+            raise OSError(errno.EBADF, "special files are never opened")
+        fd = self.host.reopen(self.path_fd(inode), os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            self.host.syncfs(fd)
+        finally:
+            self.host.close(fd)
+
+    def readlink(self, ctx: Context, nodeid: int) -> bytes:
+        """READLINK."""
+        inode = self.require(nodeid)
+        if not stat.S_ISLNK(inode.mode):
+            raise OSError(errno.EINVAL, "not a symlink")
+        return self.host.readlink(self.path_fd(inode))
+
+
+def _time(valid: int, bit: int, now_bit: int, seconds: int, nanoseconds: int) -> tuple[int, int]:
+    if not valid & bit:
+        return _OMIT
+    return _NOW if valid & now_bit else (seconds, nanoseconds)

@@ -1,0 +1,232 @@
+"""What all operations share: the tables, the options, what was negotiated, and who asks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from vmsim.errors import UsageError
+from vmsim.fuse.abi.init_flags import (
+    DO_READDIRPLUS,
+    HANDLE_KILLPRIV_V2,
+    POSIX_ACL,
+    SECURITY_CTX,
+    SUBMOUNTS,
+    WRITEBACK_CACHE,
+)
+from vmsim.fuse.filesystem import Context, FileSystem
+from vmsim.fuse.negotiated import NegotiatedState
+
+from ..options import FsOptions
+from .fdcache import FdCache
+from .handles import Handle, HandleTable
+from .host_calls import HostAttr, HostFs
+from .idmap import IdMap
+from .inodes import OK, ROOT_ID, Inode, InodeTable, Mount, pack_handle, unpack_handle
+from .watch import TreeWatch
+from .xattrmap import XattrMap
+
+NLINK: Final = 10
+MODE: Final = 9
+UID: Final = 11
+RESERVED_FDS: Final = 128
+"""Descriptors left for everything else in this process."""
+
+INODE_FDS_MAX: Final = 16384
+FDS_MIN: Final = 16
+INVALID_ID: Final = 0xFFFFFFFF
+BIRTH: Final = -1
+"""The type of an ``Inode.handle`` that is a birth time, for file systems without file handles."""
+
+CAPABILITY: Final = b"security.capability"
+
+T = TypeVar("T")
+
+
+class Core(FileSystem):
+    """The state of one passthrough file system over the directory ``share``.
+
+    Whatever the host refuses is an OSError; UsageError if the options ask for file handles
+    that this process may not use.
+    """
+
+    def __init__(self, host: HostFs, share: str | bytes, options: FsOptions | None = None) -> None:
+        self.host = host
+        self.share = os.fsencode(share)
+        self.options = options if options is not None else FsOptions()
+        self.watch: TreeWatch | None = None
+        self.uids = IdMap(self.options.translate_uid)
+        self.gids = IdMap(self.options.translate_gid)
+        self.translates = not (self.uids.identity and self.gids.identity)
+        self.xattr_map = XattrMap(self.options.xattrmap)
+        self.mapped_capability = self._map_capability()
+        self.by_handle = self._use_handles()
+        room = max(host.fd_limit() - RESERVED_FDS, 2 * FDS_MIN)
+        self.fds = FdCache(
+            self.options.inode_fds or max(FDS_MIN, min(room // 4, INODE_FDS_MAX)), self._may_drop, host.close
+        )
+        self.handles = HandleTable(self.options.guest_fds or max(FDS_MIN, room // 2))
+        self.inodes = InodeTable()
+        self._fstat = host.fstat
+        self._open_root()
+        self._negotiate(NegotiatedState())
+
+    def _map_capability(self) -> bytes | None:
+        """The host's name of the guest's security.capability, if that is another one."""
+        try:
+            name = self.xattr_map.to_host(CAPABILITY)
+        except OSError:
+            return None
+        return None if name == CAPABILITY else name
+
+    def _use_handles(self) -> bool:
+        wish = self.options.inode_file_handles
+        allowed = wish != "never" and self.host.handles_allowed()
+        if wish == "mandatory" and not allowed:
+            raise UsageError(
+                "inode_file_handles=mandatory needs CAP_DAC_READ_SEARCH", hint="use prefer, or privilege"
+            )
+        return allowed
+
+    def _open_root(self) -> None:
+        fd = self.host.open_share(self.share)
+        try:
+            attr, dev, mnt_id, _ = self.host.identify(fd)
+        except BaseException:
+            self.host.close(fd)
+            raise
+        mount = self.inodes.mount(dev, mnt_id)
+        mount.fd = fd
+        root = self.inodes.restore(ROOT_ID, mount, attr[0], stat.S_IFMT(attr[MODE]))
+        root.nlookup = 1
+        root.fd = fd
+        self.root = root
+
+    def _negotiate(self, negotiated: NegotiatedState) -> None:
+        self.negotiated = negotiated
+        self.writeback = negotiated.has(WRITEBACK_CACHE)
+        self.posix_acl = negotiated.has(POSIX_ACL)
+        self.killpriv = negotiated.has(HANDLE_KILLPRIV_V2)
+        self.submounts = negotiated.has(SUBMOUNTS)
+        self.security_labels = negotiated.has(SECURITY_CTX)
+        self.plus = negotiated.has(DO_READDIRPLUS)
+        self.validity_s = self.options.validity_s
+
+    # -- nodes and handles -----------------------------------------------------------------------
+
+    def require(self, nodeid: int) -> Inode:
+        """The inode; EBADF if the guest has no such node, EIO if it did not survive a migration."""
+        inode = self.inodes.get(nodeid)
+        if inode is None:
+            raise OSError(errno.EBADF, "no such node")
+        if inode.state != OK:
+            raise OSError(errno.EIO, "the node did not survive a migration")
+        return inode
+
+    def require_dir(self, nodeid: int) -> Inode:
+        """The inode; ENOTDIR if it is no directory, and see ``require``."""
+        inode = self.require(nodeid)
+        if not stat.S_ISDIR(inode.mode):
+            raise OSError(errno.ENOTDIR, "not a directory")
+        return inode
+
+    def require_handle(self, fh: int, nodeid: int) -> Handle:
+        """The handle; EBADF unless it is one of this node."""
+        return self.handles.require(fh, nodeid)
+
+    def component(self, name: bytes) -> bytes:
+        """``name`` if it is one path component; EINVAL otherwise, whoever should have checked before."""
+        if not name or b"/" in name or b"\0" in name or name in (b".", b".."):
+            raise OSError(errno.EINVAL, "not one component")
+        return name
+
+    def check_writable(self) -> None:
+        """EROFS for a share that is served read-only."""
+        if self.options.readonly:
+            raise OSError(errno.EROFS, "the share is served read-only")
+
+    # -- telling inodes apart --------------------------------------------------------------------
+
+    def evidence(self, fd: int) -> bytes:
+        """What tells this file from one that gets the same inode number later, see ``Inode.handle``."""
+        try:
+            _, kind, raw = self.host.file_handle(fd)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EOVERFLOW):
+                raise
+            return _pack_birth(self.host.birth(fd))
+        return pack_handle(kind, raw)
+
+    def evidence_at(self, dir_fd: int, name: bytes, like: bytes) -> bytes:
+        """The evidence for a name in a directory, of the same sort as ``like``."""
+        if unpack_handle(like)[0] == BIRTH:
+            return _pack_birth(self.host.birth_at(dir_fd, name))
+        _, kind, raw = self.host.file_handle_at(dir_fd, name)
+        return pack_handle(kind, raw)
+
+    def _may_drop(self, inode: Inode) -> bool:
+        """Whether ``inode`` will be found again without its descriptor; records what that takes."""
+        try:
+            if inode.handle is None:
+                inode.handle = self.evidence(inode.fd)
+            if self.by_handle and inode.mount.fd >= 0 and unpack_handle(inode.handle)[0] != BIRTH:
+                return True
+            return inode.name is not None and self.host.fstat(inode.fd)[NLINK] > 0
+        except OSError:
+            return False
+
+    def mount_of(self, dev: int, mnt_id: int, fd: int, mode: int) -> Mount:
+        """The record of the mount that ``fd`` lies in; a new one gets a descriptor for open_by_handle_at."""
+        mount = self.inodes.mounts.get((dev, mnt_id))
+        if mount is None:
+            mount = self.inodes.mount(dev, mnt_id)
+            if self.by_handle and stat.S_ISDIR(mode):
+                try:
+                    mount.fd = self.host.reopen(fd, os.O_RDONLY | os.O_DIRECTORY)
+                except OSError:
+                    mount.fd = -1
+        return mount
+
+    # -- who asks --------------------------------------------------------------------------------
+
+    def as_caller(self, ctx: Context, override: bool, call: Callable[[], T]) -> T:
+        """``call()`` with the caller's ids, where we may take them; else as ourselves.
+
+        ``override`` keeps CAP_DAC_OVERRIDE when the caller's groups are unknown. EPERM for ids that the
+        translation forbids or that no id-mapped mount of the guest could express.
+        """
+        uid = self.uids.to_host(ctx.uid)
+        gid = self.gids.to_host(ctx.gid)
+        host = self.host
+        if INVALID_ID in (uid, gid):
+            raise OSError(errno.EPERM, "the caller has no id that can be expressed here")
+        if not host.privileged or uid == 0 == gid:
+            return call()
+        groups = tuple(self.gids.to_host(group) for group in ctx.groups)
+        host.become(uid, gid, groups, override)
+        try:
+            return call()
+        finally:
+            host.become_self()
+
+    def without_fsetid(self, wanted: bool, call: Callable[[], T]) -> T:
+        """``call()`` such that the kernel clears suid and sgid bits, if ``wanted``."""
+        if not wanted or not self.host.privileged or not self.host.drop_fsetid():
+            return call()
+        try:
+            return call()
+        finally:
+            self.host.regain_fsetid()
+
+    def guest_attr(self, attr: HostAttr) -> HostAttr:
+        """The attributes with the guest's ids."""
+        uid = self.uids.to_guest(attr[UID])
+        gid = self.gids.to_guest(attr[UID + 1])
+        return (*attr[:UID], uid, gid, *attr[UID + 2 :])
+
+
+def _pack_birth(birth: tuple[int, int]) -> bytes:
+    return pack_handle(BIRTH, b"%d.%d" % birth)

@@ -1,0 +1,117 @@
+"""Directories: OPENDIR, READDIR, READDIRPLUS, RELEASEDIR, FSYNCDIR.
+
+A position is the host's own d_off. It means the same to every handle of the directory, also to one that was
+opened after a migration, so a handle has no position of its own that would have to be saved.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+from vmsim.fuse.filesystem import Context, DirPlusSink, DirSink, OpenReply
+
+from .files import KEPT_FLAGS, FileOps
+from .handles import Handle
+from .host_calls import DirEntry
+from .inodes import ROOT_ID
+
+
+class DirOps(FileOps):
+    """Handles of directories."""
+
+    def opendir(self, ctx: Context, nodeid: int, flags: int) -> OpenReply:
+        """OPENDIR."""
+        inode = self.require_dir(nodeid)
+        self.handles.check_room()
+        wanted = flags & KEPT_FLAGS & ~(os.O_ACCMODE | os.O_TRUNC | os.O_DIRECT) | os.O_DIRECTORY
+        if not self.options.preserve_noatime:
+            wanted &= ~os.O_NOATIME
+        fd, effective = self.open_inode(inode, wanted, flags & ~os.O_ACCMODE)
+        handle = self.handles.add(inode, fd, effective, flags, True)
+        return handle.id, self.open_reply_flags(True), 0
+
+    def readdir(self, ctx: Context, nodeid: int, fh: int, offset: int, sink: DirSink) -> None:
+        """READDIR."""
+        handle = self._dir_handle(fh, nodeid)
+
+        def take(entry: DirEntry) -> bool:
+            ino, after, kind, name = entry
+            if name == b".." and nodeid == ROOT_ID:
+                ino = handle.inode.ino
+            return sink.add(ino, after, kind, name)
+
+        self._each(handle, offset, take)
+
+    def readdirplus(self, ctx: Context, nodeid: int, fh: int, offset: int, sink: DirPlusSink) -> None:
+        """READDIRPLUS: what cannot be looked up goes out without a nodeid, what has vanished does not."""
+        handle = self._dir_handle(fh, nodeid)
+
+        def take(entry: DirEntry) -> bool:
+            ino, after, kind, name = entry
+            if not sink.fits(name):
+                return False
+            if name not in (b".", b".."):
+                try:
+                    reply = self.enter(self.open_at(handle.fd, name), handle.inode, name)
+                except FileNotFoundError:
+                    return True
+                except OSError:
+                    pass
+                else:
+                    if sink.add(reply, after, kind, name):
+                        return True
+                    self.forget(reply[0], 1)
+                    return False
+            elif name == b".." and nodeid == ROOT_ID:
+                ino = handle.inode.ino
+            return sink.add((0, 0, 0, 0, 0, 0, ino, *_NO_ATTR, kind << 12, *_NO_ATTR[:6]), after, kind, name)
+
+        self._each(handle, offset, take)
+
+    def _dir_handle(self, fh: int, nodeid: int) -> Handle:
+        handle = self.require_handle(fh, nodeid)
+        if not handle.is_dir:
+            raise OSError(errno.ENOTDIR, "not a directory")
+        return handle
+
+    def _each(self, handle: Handle, offset: int, take: Callable[[DirEntry], bool]) -> None:
+        """Hand the entries from ``offset`` on to ``take`` until it returns False.
+
+        Those that the kernel gave but ``take`` did not want are kept for the next request, which usually
+        goes on there. Position 0 always reads anew.
+        """
+        entries: list[DirEntry] = []
+        seek = offset
+        if offset and offset == handle.position:
+            entries = handle.pending
+            seek = -1
+        handle.pending = []
+        handle.position = -1
+        at = offset
+        while True:
+            if not entries:
+                entries = self.host.getdents(handle.fd, seek)
+                seek = -1
+                if not entries:
+                    handle.position = at
+                    return
+            for index, entry in enumerate(entries):
+                if not take(entry):
+                    handle.pending = entries[index:]
+                    handle.position = at
+                    return
+                at = entry[1]
+            entries = []
+
+    def releasedir(self, ctx: Context, nodeid: int, fh: int, flags: int) -> None:
+        """RELEASEDIR."""
+        self.release(ctx, nodeid, fh, flags, 0, 0)
+
+    def fsyncdir(self, ctx: Context, nodeid: int, fh: int, datasync: bool) -> None:
+        """FSYNCDIR."""
+        self.host.fsync(self._dir_handle(fh, nodeid).fd, datasync)
+
+
+_NO_ATTR = (0,) * 8

@@ -1,0 +1,249 @@
+"""Open files: OPEN, READ, WRITE, FLUSH, RELEASE, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE, IOCTL, POLL."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+from vmsim.fuse.abi import flags as f
+from vmsim.fuse.filesystem import Context, Deferred, OpenReply, Views
+
+from .inodes import Inode
+from .locks import LockOps
+from .reach import NO_MORE_FDS
+from .xattr import drop_capability
+
+IOV_MAX: Final = 1024
+COPY_MAX: Final = 0x7FFFF000
+"""Most bytes of one COPY_FILE_RANGE: MAX_RW_COUNT of Linux."""
+
+Transfer: TypeAlias = Callable[[int, Sequence[memoryview], int], int]
+
+KEPT_FLAGS: Final = (
+    os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NONBLOCK | os.O_NOATIME | os.O_DIRECT
+)
+"""The guest's open flags that reach the host. O_APPEND does not: see ``write``."""
+
+
+class Ioctl(NamedTuple):
+    """A request that is passed on: number, bytes that go in and come out, whether it changes things."""
+
+    cmd: int
+    size_in: int
+    size_out: int
+    changes: bool
+
+
+IOCTLS: Final = {
+    row.cmd: row
+    for row in (
+        Ioctl(0x80086601, 0, 4, False),  # FS_IOC_GETFLAGS; it says long and means int
+        Ioctl(0x40086602, 4, 0, True),  # FS_IOC_SETFLAGS
+        Ioctl(0x80046601, 0, 4, False),  # FS_IOC32_GETFLAGS
+        Ioctl(0x40046602, 4, 0, True),  # FS_IOC32_SETFLAGS
+        Ioctl(0x801C581F, 0, 28, False),  # FS_IOC_FSGETXATTR
+        Ioctl(0x401C5820, 28, 0, True),  # FS_IOC_FSSETXATTR
+        Ioctl(0x80087601, 0, 8, False),  # FS_IOC_GETVERSION
+        Ioctl(0x80047601, 0, 4, False),  # FS_IOC32_GETVERSION
+    )
+}
+"""What the host file system may be asked for; everything else is ENOTTY."""
+
+
+class FileOps(LockOps):
+    """Handles of regular files."""
+
+    def open(self, ctx: Context, nodeid: int, flags: int, open_flags: int) -> OpenReply:
+        """OPEN; special files are never opened (EBADF)."""
+        inode = self.require(nodeid)
+        if not stat.S_ISREG(inode.mode):
+            raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EBADF, "not a regular file")
+        self.handles.check_room()
+        wanted = self.effective_flags(flags)
+        kill = self.killpriv and bool(open_flags & f.OPEN_KILL_SUIDGID) and bool(wanted & os.O_TRUNC)
+        fd, effective = self.without_fsetid(kill, lambda: self.open_inode(inode, wanted, flags))
+        handle = self.handles.add(inode, fd, effective & ~os.O_TRUNC, flags, False)
+        return handle.id, self.open_reply_flags(False), 0
+
+    def effective_flags(self, flags: int) -> int:
+        """The flags for the host: the writeback cache reads through handles that are open for writing."""
+        access = flags & os.O_ACCMODE
+        if access == os.O_ACCMODE:
+            raise OSError(errno.EINVAL, "no such access mode")
+        if access != os.O_RDONLY or flags & os.O_TRUNC:
+            self.check_writable()
+        flags &= KEPT_FLAGS
+        if not self.options.preserve_noatime:
+            flags &= ~os.O_NOATIME
+        if not self.options.direct_io:
+            flags &= ~os.O_DIRECT
+        if self.writeback and access == os.O_WRONLY:
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR
+        return flags
+
+    def open_inode(self, inode: Inode, wanted: int, guest_flags: int) -> tuple[int, int]:
+        """Open a regular file or directory again; the descriptor and the flags that it really got."""
+        path_fd = self.path_fd(inode)
+        try:
+            return self._reopen(path_fd, wanted), wanted
+        except PermissionError:
+            # Our wishes, not the guest's: O_RDWR for the writeback cache.
+            plain = wanted & ~os.O_ACCMODE | guest_flags & os.O_ACCMODE
+            if plain == wanted:
+                raise
+            return self._reopen(path_fd, plain), plain
+
+    def _reopen(self, path_fd: int, flags: int) -> int:
+        try:
+            return self.host.reopen(path_fd, flags)
+        except OSError as error:
+            if error.errno not in NO_MORE_FDS:
+                raise
+            raise OSError(errno.ENFILE, "too many open files") from None
+
+    def open_reply_flags(self, is_dir: bool) -> int:
+        """FOPEN_ flags by cache policy."""
+        cache = self.options.cache
+        if is_dir:
+            return f.FOPEN_CACHE_DIR | f.FOPEN_KEEP_CACHE if cache in ("metadata", "always") else 0
+        if cache in ("never", "metadata"):
+            return f.FOPEN_DIRECT_IO
+        return f.FOPEN_KEEP_CACHE if cache == "always" else 0
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def read(
+        self, ctx: Context, nodeid: int, fh: int, offset: int, views: Views,
+        flags: int, lock_owner: int | None,
+    ) -> int:  # fmt: skip
+        """READ."""
+        handle = self.handles.get(fh)
+        if handle is None or handle.inode_id != nodeid or handle.error:
+            handle = self.require_handle(fh, nodeid)
+        try:
+            if len(views) <= IOV_MAX:
+                return self.host.preadv(handle.fd, views, offset)
+            return _in_parts(self.host.preadv, handle.fd, views, offset)
+        except OverflowError:
+            raise OSError(errno.EINVAL, "offset out of range") from None
+
+    def write(
+        self, ctx: Context, nodeid: int, fh: int, offset: int, views: Views, size: int,
+        write_flags: int, flags: int, lock_owner: int | None,
+    ) -> int:  # fmt: skip
+        """WRITE.
+
+        An O_APPEND of the guest is honoured write by write, and never for pages of its cache: a descriptor
+        that was opened with it would append whatever is written anywhere.
+        """
+        handle = self.handles.get(fh)
+        if handle is None or handle.inode_id != nodeid or handle.error:
+            handle = self.require_handle(fh, nodeid)
+        fd = handle.fd
+        call: Transfer = self.host.pwritev
+        if flags & os.O_APPEND and not write_flags & f.WRITE_CACHE and not self.writeback:
+            call = self._append
+        try:
+            if write_flags & f.WRITE_KILL_SUIDGID and self.killpriv:
+                written = self.without_fsetid(True, lambda: _in_parts(call, fd, views, offset))
+                drop_capability(self, fd)
+                return written
+            return call(fd, views, offset) if len(views) <= IOV_MAX else _in_parts(call, fd, views, offset)
+        except OverflowError:
+            raise OSError(errno.EINVAL, "offset out of range") from None
+
+    def _append(self, fd: int, views: Sequence[memoryview], offset: int) -> int:
+        return self.host.appendv(fd, views)
+
+    def flush(self, ctx: Context, nodeid: int, fh: int, lock_owner: int) -> None:
+        """FLUSH: the owner's POSIX locks end, and errors of a close are told."""
+        handle = self.require_handle(fh, nodeid)
+        self.release_locks(handle.inode, lock_owner)
+        self.host.flush(handle.fd)
+
+    def release(
+        self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int
+    ) -> None:
+        """RELEASE: the descriptor is closed, and with it its flock ends."""
+        handle = self.handles.get(fh)
+        if handle is None or handle.inode_id != nodeid:
+            raise OSError(errno.EBADF, "no such handle of this node")
+        self.handles.remove(handle)
+        self.end_handle_locks(handle)
+        if handle.fd >= 0:
+            self.host.close(handle.fd)
+        self.retry_waiting()
+
+    # -- the rest --------------------------------------------------------------------------------
+
+    def fsync(self, ctx: Context, nodeid: int, fh: int, datasync: bool) -> None:
+        """FSYNC."""
+        self.host.fsync(self.require_handle(fh, nodeid).fd, datasync)
+
+    def fallocate(self, ctx: Context, nodeid: int, fh: int, offset: int, length: int, mode: int) -> None:
+        """FALLOCATE."""
+        fd = self.require_handle(fh, nodeid).fd
+        try:
+            self.host.fallocate(fd, mode, offset, length)
+        except OverflowError:
+            raise OSError(errno.EFBIG, "out of range") from None
+
+    def lseek(self, ctx: Context, nodeid: int, fh: int, offset: int, whence: int) -> int:
+        """LSEEK; a directory's position belongs to READDIR (EINVAL)."""
+        handle = self.require_handle(fh, nodeid)
+        if handle.is_dir:
+            raise OSError(errno.EINVAL, "a directory")
+        try:
+            return self.host.lseek(handle.fd, offset, whence)
+        except OverflowError:
+            raise OSError(errno.EINVAL, "out of range") from None
+
+    def copy_file_range(
+        self, ctx: Context, nodeid_in: int, fh_in: int, off_in: int,
+        nodeid_out: int, fh_out: int, off_out: int, length: int, flags: int,
+    ) -> int:  # fmt: skip
+        """COPY_FILE_RANGE."""
+        if flags:
+            raise OSError(errno.EINVAL, "no flags are defined")
+        source = self.require_handle(fh_in, nodeid_in)
+        target = self.require_handle(fh_out, nodeid_out)
+        try:
+            return self.host.copy_file_range(source.fd, off_in, target.fd, off_out, min(length, COPY_MAX))
+        except OverflowError:
+            raise OSError(errno.EINVAL, "offset out of range") from None
+
+    def ioctl(
+        self, ctx: Context, nodeid: int, fh: int, flags: int, cmd: int, arg: int, data: bytes, out_size: int
+    ) -> tuple[int, bytes]:
+        """IOCTL: those of IOCTLS."""
+        handle = self.require_handle(fh, nodeid)
+        row = IOCTLS.get(cmd)
+        if row is None or flags & f.IOCTL_UNRESTRICTED:
+            raise OSError(errno.ENOTTY, "not passed on")
+        if row.changes:
+            self.check_writable()
+        if len(data) < row.size_in or out_size < row.size_out:
+            raise OSError(errno.EINVAL, "too short")
+        return self.host.ioctl(handle.fd, cmd, data[: row.size_in], row.size_out)
+
+    def poll(
+        self, ctx: Context, nodeid: int, fh: int, kh: int, flags: int, events: int,
+        done: Callable[[int | OSError], None],
+    ) -> int | Deferred:  # fmt: skip
+        """POLL: regular files and directories are always ready, so nothing waits."""
+        return self.host.poll(self.require_handle(fh, nodeid).fd, events & 0xFFFF)
+
+
+def _in_parts(call: Transfer, fd: int, views: Views, offset: int) -> int:
+    """One transfer of more pieces than the kernel takes at once; it ends where the kernel stops early."""
+    done = 0
+    for at in range(0, len(views), IOV_MAX):
+        part = views[at : at + IOV_MAX]
+        count = call(fd, part, offset + done)
+        done += count
+        if count < sum(map(len, part)):
+            break
+    return done

@@ -1,0 +1,130 @@
+"""LOOKUP and FORGET: names become nodeids, lookup counts go up and down."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Final
+
+from vmsim.fuse.abi.flags import ATTR_SUBMOUNT
+from vmsim.fuse.filesystem import Context, EntryReply
+
+from .core import MODE
+from .host_calls import HostAttr
+from .inodes import HOT, ROOT_ID, Inode, Mount
+from .reach import Reach
+
+PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW
+
+
+class LookupOps(Reach):
+    """Entries and their lookup counts."""
+
+    def lookup(self, ctx: Context, parent: int, name: bytes) -> EntryReply:
+        """LOOKUP. A name whose inode is known costs one statx; nothing is opened."""
+        directory = self.require_dir(parent)
+        self.component(name)
+        dir_fd = self.path_fd(directory)
+        attr, dev, mnt_id, _ = self.host.identify_name(dir_fd, name)
+        inode = self.inodes.find(dev, attr[0], mnt_id)
+        # Only a descriptor that is open all the time proves that it is still the same file.
+        if inode is not None and inode.fd >= 0 and inode.mode == stat.S_IFMT(attr[MODE]):
+            inode.hot |= HOT
+            return self.entry(inode, attr, directory, name)
+        return self.enter(self.open_at(dir_fd, name), directory, name)
+
+    def enter(self, fd: int, parent: Inode, name: bytes) -> EntryReply:
+        """The entry for what ``fd`` (O_PATH, ours from now on) refers to; its lookup count goes up."""
+        inode, attr = self.admit(fd)
+        return self.entry(inode, attr, parent, name)
+
+    def entry(self, inode: Inode, attr: HostAttr, parent: Inode, name: bytes | None) -> EntryReply:
+        """The reply, and the count of one lookup; ``name`` None: it has none (TMPFILE)."""
+        inode.nlookup += 1
+        if name is not None:
+            inode.parent_id = parent.id
+            inode.name = name
+            if self.watch is not None:
+                self.watch.named(inode, parent, name)
+        if self.translates:
+            attr = self.guest_attr(attr)
+        if self.submounts and inode.mount is not parent.mount:
+            attr = (*attr[:15], ATTR_SUBMOUNT)
+        validity = self.validity_s
+        return (inode.id, 0, validity, validity, 0, 0, *attr)
+
+    def admit(self, fd: int) -> tuple[Inode, HostAttr]:
+        """The inode that ``fd`` (O_PATH, ours from now on) refers to, perhaps a new one; not counted yet."""
+        try:
+            attr, dev, mnt_id, _ = self.host.identify(fd)
+            mode = stat.S_IFMT(attr[MODE])
+            mount = self.mount_of(dev, mnt_id, fd, mode)
+            inode = mount.index.get(attr[0])
+            if inode is not None and not self._is_still(inode, fd, mode):
+                self.inodes.unindex(inode)
+                inode = None
+        except BaseException:
+            self.host.close(fd)
+            raise
+        if inode is None:
+            inode = self._add(mount, attr[0], mode, fd)
+        elif inode.fd >= 0:
+            inode.hot |= HOT
+            self.host.close(fd)
+        else:
+            self.fds.insert(inode, fd)
+        return inode, attr
+
+    def _add(self, mount: Mount, ino: int, mode: int, fd: int) -> Inode:
+        inode = self.inodes.add(mount, ino, mode)
+        try:
+            self.fds.insert(inode, fd)
+        except OSError:
+            self.inodes.remove(inode)
+            raise
+        return inode
+
+    def _is_still(self, inode: Inode, fd: int, mode: int) -> bool:
+        """Whether an inode with the same number is really the one that ``fd`` refers to."""
+        if inode.fd >= 0:
+            return inode.mode == mode
+        return inode.mode == mode and (inode.handle is None or inode.handle == self.evidence(fd))
+
+    def forget(self, nodeid: int, nlookup: int) -> None:
+        """FORGET: counts stop at 0, the root stays."""
+        inode = self.inodes.get(nodeid)
+        if inode is None or nodeid == ROOT_ID:
+            return
+        left = inode.nlookup - nlookup
+        if left > 0:
+            inode.nlookup = left
+            return
+        inode.nlookup = 0
+        self.drop(inode)
+
+    def drop(self, inode: Inode) -> None:
+        """The guest does not know this inode any more."""
+        self.fds.discard(inode)
+        self.inodes.remove(inode)
+        if self.watch is not None:
+            self.watch.forgotten(inode)
+
+    def known_at(self, dir_fd: int, name: bytes) -> Inode | None:
+        """The inode at a name that is about to go, if the guest knows it; it gets a descriptor meanwhile.
+
+        An inode without file handle can only be reached by its name, so that it has to keep the descriptor
+        when it loses that.
+        """
+        try:
+            dev, ino, mnt_id, mode = self.host.identify_at(dir_fd, name)
+            inode = self.inodes.find(dev, ino, mnt_id)
+            if inode is None or inode.fd >= 0:
+                return inode if inode is None or inode.mode == stat.S_IFMT(mode) else None
+            fd = self.open_at(dir_fd, name)
+        except OSError:
+            return None
+        if not self.is_same(inode, fd):
+            self.host.close(fd)
+            return None
+        self.fds.insert(inode, fd)
+        return inode

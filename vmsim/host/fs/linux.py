@@ -1,0 +1,22 @@
+"""All system calls of a passthrough file server in one object."""
+
+from __future__ import annotations
+
+from vmsim.host.fs.attributes import LinuxAttributes
+from vmsim.host.fs.contents import LinuxContents
+from vmsim.host.fs.credentials import LinuxCredentials
+from vmsim.host.fs.names import LinuxNames
+from vmsim.host.fs.reaching import LinuxReaching
+
+
+class LinuxFs(LinuxReaching, LinuxAttributes, LinuxNames, LinuxContents, LinuxCredentials):
+    """Implements ``HostFs`` of ``devices/virtio_fs/passthrough/host_calls.py`` with the system's own calls.
+
+    It owns no descriptor. Its buffers are its own, so one object serves one thread.
+    """
+
+    def __init__(self) -> None:
+        LinuxReaching.__init__(self)
+        LinuxAttributes.__init__(self)
+        LinuxNames.__init__(self)
+        LinuxCredentials.__init__(self)

@@ -1,0 +1,144 @@
+"""Getting hold of files: openat2, /proc/self/fd, file handles."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from typing import Any, Final
+
+from vmsim.host.fs.libc import AT_EMPTY_PATH, OPENAT2, fail, ffi, libc, syscall
+
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+RESOLVE: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+MAX_HANDLE_SZ: Final = 128
+HANDLE_HEADER: Final = 8
+CREATES: Final = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
+ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
+EAGAIN_TRIES: Final = 16
+
+_openat2 = syscall("int dir_fd, const char *path, void *how, size_t size")
+
+
+class LinuxReaching:
+    """Opens files beneath a directory and by handle; see ``Reaching`` of the seam."""
+
+    def __init__(self) -> None:
+        self._how: Any = ffi.new("unsigned long long[3]", [0, 0, RESOLVE])
+        self._handle: Any = ffi.new("unsigned int[]", (HANDLE_HEADER + MAX_HANDLE_SZ) // 4)
+        self._handle_bytes = memoryview(ffi.buffer(self._handle))
+        self._mount_id: Any = ffi.new("int *")
+        self._has_openat2 = True
+
+    def open_share(self, path: bytes) -> int:
+        """A descriptor of the shared directory itself."""
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def open_beneath(self, dir_fd: int, path: bytes, flags: int, mode: int = 0, umask: int = 0) -> int:
+        """openat2 with RESOLVE_BENEATH, NO_SYMLINKS and NO_MAGICLINKS."""
+        if flags & CREATES:
+            previous = os.umask(umask)
+            try:
+                return self._open_beneath(dir_fd, path, flags, mode)
+            finally:
+                os.umask(previous)
+        return self._open_beneath(dir_fd, path, flags, 0)
+
+    def _open_beneath(self, dir_fd: int, path: bytes, flags: int, mode: int) -> int:
+        if not self._has_openat2:
+            return _walk(dir_fd, path, flags, mode)
+        how = self._how
+        # openat2 refuses O_NOCTTY together with O_PATH.
+        how[0] = flags | (os.O_CLOEXEC | os.O_NOFOLLOW if flags & os.O_PATH else ALWAYS)
+        how[1] = mode
+        tries = EAGAIN_TRIES
+        while True:
+            fd: int = _openat2(OPENAT2, dir_fd, path, how, 24)
+            if fd >= 0:
+                return fd
+            code = ffi.errno
+            if code == errno.ENOSYS:
+                self._has_openat2 = False
+                return _walk(dir_fd, path, flags, mode)
+            # EAGAIN: somebody renamed while the kernel walked.
+            if code not in (errno.EAGAIN, errno.EINTR) or tries == 0:
+                raise OSError(code, "openat2")
+            tries -= 1
+
+    def reopen(self, fd: int, flags: int) -> int:
+        """Open what ``fd`` refers to once more."""
+        return os.open(b"/proc/self/fd/%d" % fd, flags | os.O_CLOEXEC | os.O_NOCTTY)
+
+    def file_handle(self, fd: int) -> tuple[int, int, bytes]:
+        """(mnt_id, handle_type, bytes) of an open file."""
+        return self._file_handle(fd, b"", AT_EMPTY_PATH)
+
+    def file_handle_at(self, dir_fd: int, name: bytes) -> tuple[int, int, bytes]:
+        """(mnt_id, handle_type, bytes) of a name."""
+        return self._file_handle(dir_fd, name, 0)
+
+    def _file_handle(self, fd: int, name: bytes, flags: int) -> tuple[int, int, bytes]:
+        handle = self._handle
+        handle[0] = MAX_HANDLE_SZ
+        if libc.name_to_handle_at(fd, name, handle, self._mount_id, flags):
+            fail("name_to_handle_at")
+        size = handle[0]
+        kind = handle[1]
+        if kind >= 1 << 31:
+            kind -= 1 << 32
+        return self._mount_id[0], kind, bytes(self._handle_bytes[HANDLE_HEADER : HANDLE_HEADER + size])
+
+    def open_handle(self, mount_fd: int, handle_type: int, raw: bytes, flags: int) -> int:
+        """open_by_handle_at."""
+        if len(raw) > MAX_HANDLE_SZ:
+            raise OSError(errno.EINVAL, "file handle too long")
+        handle = self._handle
+        handle[0] = len(raw)
+        handle[1] = handle_type & 0xFFFFFFFF
+        self._handle_bytes[HANDLE_HEADER : HANDLE_HEADER + len(raw)] = raw
+        fd: int = libc.open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC)
+        if fd < 0:
+            fail("open_by_handle_at")
+        return fd
+
+    def handles_allowed(self) -> bool:
+        """Whether open_by_handle_at gets past its capability check: a bad descriptor is found after it."""
+        try:
+            os.close(self.open_handle(-1, 1, b"\0" * 8, os.O_PATH))
+        except OSError as error:
+            return error.errno == errno.EBADF
+        return True
+
+    def path_of(self, fd: int) -> bytes:
+        """Where the kernel thinks that ``fd`` is."""
+        return os.readlink(b"/proc/self/fd/%d" % fd)
+
+    close = staticmethod(os.close)
+
+    def fd_limit(self) -> int:
+        """RLIMIT_NOFILE (soft)."""
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
+def _walk(dir_fd: int, path: bytes, flags: int, mode: int) -> int:
+    """What openat2 does, for kernels without it (before 5.6): one component at a time, never a symlink.
+
+    A single component cannot leave its directory, so this is as safe; it only costs one open per component.
+    """
+    parts = path.split(b"/")
+    if not path or b".." in parts or b"" in parts:
+        raise OSError(errno.EXDEV if path else errno.ENOENT, "not beneath the directory")
+    here = dir_fd
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            if here != dir_fd:
+                os.close(here)
+            here = below
+        return os.open(parts[-1], flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=here)
+    finally:
+        if here != dir_fd:
+            os.close(here)
