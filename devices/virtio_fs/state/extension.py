@@ -56,24 +56,22 @@ class HandleExtra(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     guest_flags: Int32
 
 
-class LockRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """A lock that the guest holds: ``kind`` posix or flock, ``type`` F_RDLCK or F_WRLCK, bytes start..end."""
+class PosixLock(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """A byte range that the guest has locked: ``end`` inclusive, ``kind`` F_RDLCK or F_WRLCK."""
 
     inode: Word
-    fh: Word
     owner: Word
-    kind: Annotated[str, msgspec.Meta(pattern="^(posix|flock)$")]
-    type: Annotated[int, msgspec.Meta(ge=0, le=1)]
     start: Size
     end: Size
+    kind: Annotated[int, msgspec.Meta(ge=0, le=1)]
     pid: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
-class WaitingRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """A request that waits for a lock; the front-end parks and resubmits it."""
+class Flock(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """A whole-file lock of a handle: ``kind`` LOCK_SH or LOCK_EX."""
 
-    unique: Word
-    lock: LockRecord
+    fh: Word
+    kind: Annotated[int, msgspec.Meta(ge=1, le=2)]
 
 
 class Anonymous(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -116,14 +114,18 @@ class ModeInfo(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Extension(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Version 1 of the section. ``generations`` holds (nodeid, generation) where that is not 0."""
+    """Version 1 of the section.
+
+    Generations are not in it: nodeids are never reused, so all are 0. ``waiting`` are the uniques of requests
+    that wait for a lock; the front-end parks and resubmits them.
+    """
 
     negotiated: NegotiatedState = NegotiatedState()
     info: ModeInfo = msgspec.field(default_factory=ModeInfo)
-    generations: list[tuple[Word, Word]] = []
     handles: list[HandleExtra] = []
-    locks: list[LockRecord] = []
-    waiting: list[WaitingRecord] = []
+    locks: list[PosixLock] = []
+    flocks: list[Flock] = []
+    waiting: list[Word] = []
     anonymous: list[Anonymous] = []
     raw_names: list[RawName] = []
     losses: list[Loss] = []
@@ -187,7 +189,7 @@ def _check(extension: Extension, offset: int) -> None:
     def refuse(field: str, message: str) -> StreamError:
         return StreamError(message, offset=offset, field=f"extension.{field}", spec=SPEC)
 
-    for name in ("generations", "handles", "locks", "waiting", "anonymous", "raw_names", "losses"):
+    for name in ("handles", "locks", "flocks", "waiting", "anonymous", "raw_names", "losses"):
         if len(getattr(extension, name)) > STATE_INODES_MAX:
             raise refuse(name, "too many elements")
     content = 0
@@ -205,6 +207,6 @@ def _check(extension: Extension, offset: int) -> None:
     for raw in extension.raw_names:
         if b"/" in raw.name or b"\0" in raw.name or raw.name in (b".", b".."):
             raise refuse("raw_names.name", f"inode {raw.id}: {raw.name!r} is no file name")
-    for lock in [*extension.locks, *(waiting.lock for waiting in extension.waiting)]:
+    for lock in extension.locks:
         if lock.start > lock.end:
             raise refuse("locks.start", f"inode {lock.inode}: a lock ends before it starts")

@@ -215,7 +215,6 @@ def _check_mount_paths(mount_paths: dict[int, bytes]) -> None:
 def _check_references(extension: Extension, ids: set[int], fhs: set[int]) -> None:
     """Every nodeid and fh of the extension must be one of the blob's, and come once where it is a key."""
     nodes: dict[str, list[int]] = {
-        "generations": [nodeid for nodeid, _ in extension.generations],
         "anonymous": [file.id for file in extension.anonymous],
         "raw_names": [entry.id for entry in extension.raw_names],
     }
@@ -225,6 +224,7 @@ def _check_references(extension: Extension, ids: set[int], fhs: set[int]) -> Non
     extra = [handle.id for handle in extension.handles]
     if len(set(extra)) != len(extra) or not fhs.issuperset(extra):
         raise StreamError("an fh is unknown or comes twice", field="extension.handles", spec=SPEC)
-    locks = [*extension.locks, *(entry.lock for entry in extension.waiting)]
-    if any(lock.inode not in ids or lock.fh not in fhs for lock in locks):
-        raise StreamError("a lock refers to an unknown inode or fh", field="extension.locks", spec=SPEC)
+    if any(lock.inode not in ids for lock in extension.locks):
+        raise StreamError("a lock refers to an unknown inode", field="extension.locks", spec=SPEC)
+    if any(lock.fh not in fhs for lock in extension.flocks):
+        raise StreamError("a lock refers to an unknown fh", field="extension.flocks", spec=SPEC)

@@ -1,0 +1,274 @@
+"""Finding where an inode is in the share: its last known name, the kernel's opinion, or a look at everything.
+
+A *place* is ``(parent, name)``; ``parent`` is a nodeid, or a :class:`Missing` directory that lies between a
+known one and the inode although the guest does not know it. Every place is checked against the inode's
+identity before it counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+from vmsim.limits import PATH_MAX
+
+from ..passthrough.inodes import unpack_handle
+from .records import FileHandle
+
+if TYPE_CHECKING:
+    from ..passthrough.fs import PassthroughFs
+    from ..passthrough.host_calls import HostFs
+    from ..passthrough.inodes import Inode
+
+NLINK = 10
+"""Position of nlink in the attributes of an inode (fuse_attr)."""
+
+MODE = 9
+DELETED = b" (deleted)"
+DT_UNKNOWN, DT_DIR = 0, 4
+
+
+class Missing:
+    """A directory that the guest does not know, on the way to something that it knows."""
+
+    __slots__ = ("id", "key", "name", "parent")
+
+    def __init__(self, key: Key, parent: Parent, name: bytes) -> None:
+        self.key = key
+        self.parent = parent
+        self.name = name
+        self.id = 0
+
+
+Parent: TypeAlias = "int | Missing"
+Place: TypeAlias = "tuple[Parent, bytes]"
+Key: TypeAlias = tuple[int, int, int]
+
+
+class NotFound(Exception):
+    """An inode has no place; the text says why. ``unlinked``: no name is left of it at all."""
+
+    def __init__(self, why: str, *, unlinked: bool = False) -> None:
+        super().__init__(why)
+        self.unlinked = unlinked
+
+
+class PathFinder:
+    """Finds places in the share of ``fs`` without changing anything there."""
+
+    def __init__(self, fs: PassthroughFs) -> None:
+        self._fs = fs
+        self._host = fs.host
+        self._inodes = fs.inodes
+        self._missing: dict[Key, Missing] = {}
+        self._prefix = b""
+
+    # -- checks ----------------------------------------------------------------------------------
+
+    def is_at(self, inode: Inode, parent: Parent, name: bytes) -> bool:
+        """Whether ``inode`` is what ``name`` in ``parent`` refers to."""
+        if b"/" in name or name in (b"", b".", b".."):
+            return False
+        try:
+            if isinstance(parent, Missing):
+                with self.opened(parent, os.O_PATH) as dir_fd:
+                    return self._is_in(inode, dir_fd, name)
+            directory = self._inodes.get(parent)
+            if directory is None:
+                return False
+            dir_fd = directory.fd
+            return self._is_in(inode, dir_fd if dir_fd >= 0 else self._fs.path_fd(directory), name)
+        except OSError:
+            return False
+
+    def _is_in(self, inode: Inode, dir_fd: int, name: bytes) -> bool:
+        dev, ino, mnt_id, _ = self._host.identify_at(dir_fd, name)
+        mount = inode.mount
+        if ino != inode.ino or dev != mount.dev or mnt_id != mount.mnt_id:
+            return False
+        # With an open descriptor the number cannot have been given to another file meanwhile.
+        if inode.fd >= 0 or inode.handle is None:
+            return True
+        evidence = self._fs.evidence_at(dir_fd, name, inode.handle)
+        return evidence == inode.handle
+
+    def opened(self, parent: Parent, flags: int) -> Opened:
+        """A context with a descriptor of ``parent`` opened with ``flags``; OSError if it cannot be opened."""
+        names: list[bytes] = []
+        while isinstance(parent, Missing):
+            names.append(parent.name)
+            parent = parent.parent
+        anchor = self._inodes.get(parent)
+        if anchor is None:
+            raise OSError(errno.ESTALE, "a parent is gone")
+        return Opened(self._host, self._fs.path_fd(anchor), names[::-1], flags)
+
+    # -- the kernel's opinion --------------------------------------------------------------------
+
+    def by_link(self, inode: Inode) -> Place | None:
+        """The place that /proc/self/fd tells; None if only a scan can find it, NotFound if nothing can."""
+        try:
+            fd = self._fs.path_fd(inode)
+            link = self._host.path_of(fd)
+            nlink = self._host.fstat(fd)[NLINK]
+        except OSError as error:
+            raise NotFound(f"cannot be opened: {error.strerror}") from None
+        place = None
+        if link.startswith(b"/"):
+            place = self._walk(inode, link)
+        if place is None and nlink == 0:
+            raise NotFound("unlinked, no name is left", unlinked=True)
+        return place
+
+    def _walk(self, inode: Inode, link: bytes) -> Place | None:
+        """The place at the absolute path ``link``, if it is in the share and really the inode's."""
+        names = self._relative(link)
+        if not names:
+            return None
+        parent: Parent = 1
+        try:
+            for name in names[:-1]:
+                below = self._child(parent, name)
+                if below is None:
+                    return None
+                parent = below
+        except OSError:
+            return None
+        return (parent, names[-1]) if self.is_at(inode, parent, names[-1]) else None
+
+    def _relative(self, link: bytes) -> list[bytes] | None:
+        """The components of ``link`` below the share; None if it is elsewhere."""
+        root = self._inodes.get(1)
+        if root is None:
+            return None
+        prefix = self._host.path_of(self._fs.path_fd(root)).rstrip(b"/") + b"/"
+        return link[len(prefix) :].split(b"/") if link.startswith(prefix) else None
+
+    def _child(self, parent: Parent, name: bytes) -> Parent | None:
+        """The directory ``name`` in ``parent``: a known inode, or else a Missing one."""
+        with self.opened(parent, os.O_PATH) as dir_fd:
+            dev, ino, mnt_id, mode = self._host.identify_at(dir_fd, name)
+        if not stat.S_ISDIR(mode):
+            return None
+        known = self._inodes.find(dev, ino, mnt_id)
+        return known.id if known is not None else self.missing((dev, ino, mnt_id), parent, name)
+
+    def missing(self, key: Key, parent: Parent, name: bytes) -> Missing:
+        """The record of an unknown directory, which is now at this place."""
+        record = self._missing.get(key)
+        if record is None:
+            record = self._missing[key] = Missing(key, parent, name)
+        record.parent = parent
+        record.name = name
+        return record
+
+    def broken(self) -> set[Missing]:
+        """The unknown directories that are not where they were any more."""
+        return {directory for directory in self._missing.values() if not self._is_intact(directory)}
+
+    def _is_intact(self, directory: Missing) -> bool:
+        try:
+            with self.opened(directory, os.O_PATH) as fd:
+                attr, dev, mnt_id, _ = self._host.identify(fd)
+        except OSError:
+            return False
+        return (dev, attr[0], mnt_id) == directory.key
+
+    def handle_of(self, inode: Inode) -> FileHandle:
+        """The inode's file handle: what is known of it, or else asked for; OSError where there is none."""
+        mount = inode.mount
+        if inode.handle is not None:
+            kind, raw = unpack_handle(inode.handle)
+            if kind >= 0:
+                return FileHandle(mount.mnt_id, kind, raw)
+        return FileHandle(*self._host.file_handle(self._fs.path_fd(inode)))
+
+    # -- a look at everything --------------------------------------------------------------------
+
+    def scan(self, wanted: dict[Key, Inode]) -> Iterator[tuple[Inode, Place] | None]:
+        """Walk through the share, depth first: the place of each inode of ``wanted`` as it is met.
+
+        Yields None after each directory, so that the walk can be spread over time, and an inode with hard
+        links once per name. Directories that we may not read are passed over. ``wanted`` may shrink
+        meanwhile; the walk ends when it is empty.
+        """
+        numbers = {key[1] for key in wanted}
+        stack: list[Parent] = [1]
+        while stack and wanted:
+            here = stack.pop()
+            below: list[Parent] = []
+            try:
+                with self.opened(here, os.O_RDONLY | os.O_DIRECTORY) as fd:
+                    for name in self._names(fd, numbers):
+                        met = self._meet(here, fd, name, wanted, below)
+                        if met is not None:
+                            yield met, (here, name)
+            except OSError:
+                pass
+            stack += reversed(below)
+            yield None
+
+    def _names(self, fd: int, numbers: set[int]) -> Iterator[bytes]:
+        """The names in a directory that may be of interest: directories, and what has a wanted number."""
+        while entries := self._host.getdents(fd, -1):
+            for ino, _, kind, name in entries:
+                if (kind in (DT_DIR, DT_UNKNOWN) or ino in numbers) and name not in (b".", b".."):
+                    yield name
+
+    def _meet(
+        self, here: Parent, dir_fd: int, name: bytes, wanted: dict[Key, Inode], below: list[Parent]
+    ) -> Inode | None:
+        """The wanted inode that ``name`` refers to, if any; directories are noted in ``below``."""
+        try:
+            dev, ino, mnt_id, mode = self._host.identify_at(dir_fd, name)
+        except OSError:
+            return None
+        key = (dev, ino, mnt_id)
+        if stat.S_ISDIR(mode):
+            known = self._inodes.find(dev, ino, mnt_id)
+            below.append(known.id if known is not None else Missing(key, here, name))
+        inode = wanted.get(key)
+        return inode if inode is not None and self.is_at(inode, here, name) else None
+
+
+class Opened:
+    """A descriptor that is closed at the end of a ``with`` block, unless it is somebody else's."""
+
+    __slots__ = ("_fd", "_host", "_owned")
+
+    def __init__(self, host: HostFs, anchor_fd: int, names: list[bytes], flags: int) -> None:
+        self._host = host
+        self._owned = bool(names) or flags & os.O_PATH == 0
+        self._fd = self._open(anchor_fd, names, flags) if self._owned else anchor_fd
+
+    def _open(self, anchor_fd: int, names: list[bytes], flags: int) -> int:
+        """Open ``names`` beneath ``anchor_fd``, in as few steps as PATH_MAX allows."""
+        host = self._host
+        if not names:
+            return host.reopen(anchor_fd, flags)
+        here = anchor_fd
+        try:
+            while True:
+                path = names.pop(0)
+                while names and len(path) + len(names[0]) + 1 < PATH_MAX:
+                    path += b"/" + names.pop(0)
+                below = host.open_beneath(here, path, flags if not names else os.O_PATH | os.O_DIRECTORY)
+                if here != anchor_fd:
+                    host.close(here)
+                here = below
+                if not names:
+                    return here
+        except OSError:
+            if here != anchor_fd:
+                host.close(here)
+            raise
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        if self._owned:
+            self._host.close(self._fd)

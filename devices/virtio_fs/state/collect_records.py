@@ -1,0 +1,174 @@
+"""Writing down what was collected: refcounts as virtiofsd expects them, handles, and the extension."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from vmsim.errors import StateError
+from vmsim.fuse.session import Session
+
+from . import blob, extension
+from .collect_content import ContentBudget, TooLarge, capture
+from .collect_paths import Missing, Parent
+from .extension import Extension, Flock, HandleExtra, Loss, ModeInfo, PosixLock, RawName
+from .negotiation import options_of
+from .postcard import is_utf8
+from .records import FILE_HANDLE, INVALID, PATH, ROOT, HandleRecord, InodeRecord, StateBlob
+from .restore_plan import clean_flags
+
+if TYPE_CHECKING:
+    from ..passthrough.fs import PassthroughFs
+    from ..passthrough.inodes import Inode
+    from .collect import StateCollector
+
+ROOT_EXTRA = 1
+"""virtiofsd's root starts with two references, which every blob counts; ours with one lookup."""
+
+
+class RecordBuilder:
+    """Turns a finished collection into bytes."""
+
+    def __init__(self, collector: StateCollector, fs: PassthroughFs, session: Session) -> None:
+        self._collector = collector
+        self._fs = fs
+        self._session = session
+        self._options = collector.options
+        self._records: list[InodeRecord] = []
+        self._next_inode = max(fs.inodes.next_id, 2)
+        self._extra = Extension(
+            info=ModeInfo(self._options.mode, self._options.verify_handles, self._options.confirm_paths),
+            raw_names=[], anonymous=[], losses=[], handles=[],
+        )
+        self._budget = ContentBudget()
+
+    def build(self) -> bytes:
+        """The state's bytes."""
+        negotiated = self._session.save()
+        state = StateBlob(negotiated=options_of(negotiated))
+        if negotiated.initialized:
+            self._add_inodes()
+            state.handles = self._handles()
+            self._count_children()
+            self._add_locks()
+            if self._options.mode == "file-handles":
+                state.mount_paths = self._mount_paths()
+        state.inodes = self._records
+        state.next_inode = self._next_inode
+        state.next_handle = self._fs.handles.next_id
+        out = blob.encode(state)
+        if self._options.extension:
+            self._extra.negotiated = negotiated
+            out += extension.encode(self._extra)
+        return bytes(out)
+
+    # -- inodes ----------------------------------------------------------------------------------
+
+    def _add_inodes(self) -> None:
+        """One record per inode, ascending by nodeid."""
+        collector = self._collector
+        by_handle = self._options.mode == "file-handles"
+        lost = collector.lost
+        places = collector.places
+        handles = collector.handles
+        append = self._records.append
+        for inode in self._fs.inodes.items():
+            nodeid = inode.id
+            if nodeid == 1:
+                verify = None if by_handle else handles.get(1)
+                append(InodeRecord(1, ROOT_EXTRA + inode.nlookup, ROOT, file_handle=verify))
+            elif nodeid in lost:
+                self._add_lost(inode)
+            elif by_handle:
+                append(InodeRecord(nodeid, inode.nlookup, FILE_HANDLE, handle=handles[nodeid]))
+            else:
+                name = inode.name
+                parent: Parent = inode.parent_id
+                if nodeid in places:
+                    parent, name = places[nodeid]
+                if isinstance(parent, Missing):
+                    parent = self._missing_id(parent)
+                if name is None:
+                    raise StateError(f"inode {nodeid} was never collected")
+                if name.isascii() or is_utf8(name):
+                    append(InodeRecord(nodeid, inode.nlookup, PATH, parent, name, None, handles.get(nodeid)))
+                else:
+                    append(InodeRecord(nodeid, inode.nlookup, INVALID))
+                    self._extra.raw_names.append(RawName(nodeid, parent, name))
+
+    def _add_lost(self, inode: Inode) -> None:
+        """Invalid in the blob; an unlinked file travels in the extension, within the limit."""
+        self._records.append(InodeRecord(inode.id, inode.nlookup, INVALID))
+        reason = self._collector.lost[inode.id]
+        why = str(reason)
+        if reason.unlinked and self._options.extension:
+            try:
+                self._extra.anonymous.append(capture(self._fs, inode, self._budget))
+                return
+            except (OSError, TooLarge) as error:
+                why = f"{why}; its contents cannot travel: {error}"
+        self._extra.losses.append(Loss(inode.id, why))
+
+    def _missing_id(self, directory: Missing) -> int:
+        """The nodeid of a directory that the guest does not know; made up in the state alone.
+
+        Nobody but its children refers to it, so the destination drops it once they are there.
+        """
+        chain: list[Missing] = []
+        here: Parent = directory
+        while isinstance(here, Missing) and here.id == 0:
+            chain.append(here)
+            here = here.parent
+        for record in reversed(chain):
+            record.id = self._next_inode
+            self._next_inode += 1
+            parent = record.parent
+            parent_id = parent.id if isinstance(parent, Missing) else parent
+            self._records.append(InodeRecord(record.id, 0, PATH, parent_id, record.name))
+        return directory.id
+
+    def _count_children(self) -> None:
+        """Add to each refcount one per child that refers to it as parent (reference section 1.2)."""
+        children = Counter([record.parent for record in self._records if record.location == PATH])
+        for record in self._records:
+            count = children.get(record.id)
+            if count:
+                record.refcount += count
+
+    # -- handles, locks, mounts ------------------------------------------------------------------
+
+    def _handles(self) -> list[HandleRecord]:
+        known = self._fs.inodes
+        records = []
+        for handle in self._fs.handles.items():
+            if handle.inode_id not in known:
+                why = f"fh {handle.id} is open, but the guest forgot the inode"
+                self._extra.losses.append(Loss(handle.inode_id, why))
+                continue
+            flags = clean_flags(handle.flags)
+            if handle.is_dir:
+                flags |= os.O_DIRECTORY
+            records.append(HandleRecord(handle.id, handle.inode_id, flags))
+            self._extra.handles.append(HandleExtra(handle.id, handle.flags, handle.guest_flags))
+        return records
+
+    def _add_locks(self) -> None:
+        locks = self._fs.locks
+        self._extra.locks = [PosixLock(*lock) for lock in locks.held()]
+        self._extra.flocks = [Flock(*lock) for lock in locks.held_flocks()]
+        self._extra.waiting = self._session.waiting()
+
+    def _mount_paths(self) -> dict[int, bytes]:
+        """Where each mount that a handle refers to is, relative to the share (``.``: the share's own)."""
+        fs = self._fs
+        root = fs.inodes.get(1)
+        if root is None:
+            return {}
+        share = fs.host.path_of(fs.path_fd(root)).rstrip(b"/") + b"/"
+        used = {handle.mnt_id for handle in self._collector.handles.values()}
+        paths = {}
+        for mnt_id, point in fs.host.mount_points():
+            if mnt_id in used:
+                paths[mnt_id] = point[len(share) :] if point.startswith(share) else b"."
+        return paths

@@ -1,0 +1,278 @@
+"""Loading a state into a fresh file server: all of it, or nothing.
+
+Errors of the state itself (StreamError) always fail. What the host refuses follows the policy (reference
+section 2.1): ``abort`` fails with RestoreError, ``guest-error`` leaves the guest a node or handle that
+answers EIO. After a failure the server is as fresh as before.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vmsim.errors import MigrationError, StateError, StreamError
+from vmsim.fuse.negotiated import NegotiatedState
+from vmsim.fuse.session import Session
+from vmsim.limits import STATE_BLOB_MAX
+
+from ..passthrough.lock_table import HeldLock
+from . import blob, extension
+from .collect_paths import PathFinder
+from .extension import Extension, Loss
+from .negotiation import assumed, check_agreement, check_options
+from .options import StateOptions
+from .records import PATH, HandleRecord, InodeRecord, NegotiatedOpts, StateBlob, describe
+from .restore_inodes import Impostor, InodeRestorer
+from .restore_plan import Plan, PlannedInode, clean_flags, make_plan
+
+if TYPE_CHECKING:
+    from ..passthrough.fs import PassthroughFs
+
+SPEC = "virtiofsd state V2"
+
+
+class RestoreError(MigrationError):
+    """The state is sound, but something in it does not exist (or is not permitted) here.
+
+    ``details`` hold ``inode`` or ``fh``. The source can go on.
+    """
+
+
+class RestoreReport(msgspec.Struct):
+    """What a load did. ``losses`` are what the guest finds broken, ``notes`` what is worth knowing."""
+
+    inodes: int = 0
+    handles: int = 0
+    locks: int = 0
+    anonymous: int = 0
+    losses: list[Loss] = msgspec.field(default_factory=list)
+    notes: list[str] = msgspec.field(default_factory=list)
+    extended: bool = False
+
+
+def restore_state(
+    fs: PassthroughFs, session: Session, data: bytes, options: StateOptions | None = None
+) -> RestoreReport:
+    """Load ``data`` into the fresh ``fs`` and ``session``.
+
+    StreamError: the state is malformed, hostile, or needs options that are off here. RestoreError: see there.
+    StateError: ``fs`` is in use. Whatever is raised, nothing of the state stays behind.
+    """
+    options = (options if options is not None else StateOptions()).check()
+    report = RestoreReport()
+    if options.empty_state or not data:
+        _check_empty(data, options)
+        return report
+    if session.state.initialized or len(fs.inodes) > 1 or len(fs.handles):
+        raise StateError("a state can be loaded only before the guest's first request")
+    with _collector_paused():
+        state, extra = _decode(data, options)
+        if not state.inodes and not state.handles:
+            return report
+        report.extended = extra is not None
+        negotiated = _negotiated(state.negotiated, extra, session)
+        plan = make_plan(state, extra)
+        report.notes = plan.notes
+        load = _Load(fs, session, options, report)
+        try:
+            load.run(plan, state, extra, negotiated)
+        except BaseException:
+            session.reset()
+            raise
+    return report
+
+
+def _check_empty(data: bytes, options: StateOptions) -> None:
+    if not options.empty_state:
+        raise StreamError(
+            "the back-end state is empty", offset=0, field="version", spec=SPEC,
+            hint="the source's back-end does not migrate its state; set empty_state here as well",
+        )
+    if data:
+        raise StreamError(
+            f"{len(data)} bytes of back-end state where none were expected", offset=0, spec=SPEC,
+            hint="switch empty_state off on this side, or on at the source",
+        )
+
+
+def _decode(data: bytes, options: StateOptions) -> tuple[StateBlob, Extension | None]:
+    if len(data) > STATE_BLOB_MAX:
+        raise StreamError(
+            f"{len(data)} bytes of state where {STATE_BLOB_MAX} are allowed", offset=STATE_BLOB_MAX, spec=SPEC
+        )
+    state, end = blob.decode(data)
+    return state, extension.decode(data, end) if options.extension else None
+
+
+def _negotiated(opts: NegotiatedOpts, extra: Extension | None, session: Session) -> NegotiatedState:
+    check_options(opts, session.options)
+    if extra is None:
+        return assumed(opts, session.options)
+    check_agreement(opts, extra.negotiated)
+    if not extra.negotiated.initialized:
+        raise StreamError("inodes without a session", field="extension.negotiated", spec=SPEC)
+    return extra.negotiated
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Python's cycle collector would walk through the growing tables again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+class _Load:
+    """One load in progress."""
+
+    def __init__(
+        self, fs: PassthroughFs, session: Session, options: StateOptions, report: RestoreReport
+    ) -> None:
+        self._fs = fs
+        self._session = session
+        self._abort = options.on_error == "abort"
+        self._report = report
+
+    def run(
+        self, plan: Plan, state: StateBlob, extra: Extension | None, negotiated: NegotiatedState
+    ) -> None:
+        """Everything, in the order of dependence."""
+        fs = self._fs
+        self._inodes(plan, state, extra)
+        fs.inodes.next_id = plan.next_inode
+        self._session.restore(negotiated)
+        self._handles(plan.handles, extra)
+        fs.handles.next_id = plan.next_handle
+        self._drop_unknown(plan)
+        if extra is not None:
+            self._locks(extra)
+            self._report.losses += [loss for loss in extra.losses if loss not in self._report.losses]
+
+    def _fail(self, what: str, error: Exception, hint: str = "", **details: int) -> None:
+        """Under ``abort`` raise, under ``guest-error`` note the loss."""
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if self._abort:
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+            raise RestoreError(
+                f"{what}: {why}", step="load back-end state", side="destination", errno=number, spec=SPEC,
+                hint=hint or "migration-on-error=guest-error would go on and give the guest EIO there",
+                **details,
+            ) from error
+        self._report.losses.append(Loss(details.get("inode", 0), f"{what}: {why}"))
+
+    # -- inodes ----------------------------------------------------------------------------------
+
+    def _inodes(self, plan: Plan, state: StateBlob, extra: Extension | None) -> None:
+        report = self._report
+        restorer = InodeRestorer(self._fs, state.mount_paths, report.notes)
+        files = {file.id: file for file in extra.anonymous} if extra is not None else {}
+        one = restorer.one
+        try:
+            for planned in plan.inodes:
+                file = files.get(planned.record.id) if files else None
+                try:
+                    if file is None:
+                        one(planned)
+                    else:
+                        restorer.anonymous(planned, file)
+                        report.anonymous += 1
+                except OSError as error:
+                    self._inode_failed(restorer, planned, error)
+                report.inodes += 1
+            self._prove(restorer)
+        except Impostor as impostor:
+            raise RestoreError(
+                str(impostor), step="load back-end state", side="destination", errno=errno.ESTALE, inode=1,
+                hint="share the same directory on both sides, or leave verify-handles out",
+            ) from None
+        finally:
+            restorer.close()
+
+    def _inode_failed(self, restorer: InodeRestorer, planned: PlannedInode, error: OSError) -> None:
+        record = planned.record
+        hint = ""
+        if error.errno == errno.EPERM:
+            hint = "opening by file handle needs CAP_DAC_READ_SEARCH; or migrate with find-paths"
+        self._fail(describe(record), error, hint, inode=record.id)
+        restorer.invalid(record, planned.nlookup)
+
+    def _prove(self, restorer: InodeRestorer) -> None:
+        """Look for inodes that a file handle led to and whose path is unknown: they must be in the share."""
+        wanted = restorer.unproven
+        if not wanted:
+            return
+        for found in PathFinder(self._fs).scan(wanted):
+            if found is not None:
+                wanted.pop(found[0].key, None)
+        for inode in wanted.values():
+            outside = OSError(errno.EXDEV, "its file handle leads out of the shared directory")
+            self._fail(f"inode {inode.id}", outside, inode=inode.id)
+            self._fs.fds.discard(inode)
+            nlookup = inode.nlookup
+            self._fs.inodes.remove(inode)
+            restorer.invalid(InodeRecord(inode.id, 0, PATH), nlookup)
+
+    def _drop_unknown(self, plan: Plan) -> None:
+        """Directories that only their children needed (lookup count 0) go, as virtiofsd lets them go."""
+        inodes = self._fs.inodes
+        held = {handle.inode for handle in plan.handles}
+        for planned in reversed(plan.inodes):
+            nodeid = planned.record.id
+            if planned.nlookup == 0 and nodeid not in held:
+                inode = inodes.get(nodeid)
+                if inode is not None:
+                    self._fs.drop(inode)
+
+    # -- handles and locks -----------------------------------------------------------------------
+
+    def _handles(self, handles: list[HandleRecord], extra: Extension | None) -> None:
+        more = {entry.id: entry for entry in extra.handles} if extra is not None else {}
+        for record in handles:
+            entry = more.get(record.id)
+            if entry is not None:
+                self._handle(record, clean_flags(entry.effective_flags), entry.guest_flags)
+            elif self._fs.writeback and record.flags & os.O_ACCMODE == os.O_WRONLY:
+                # The guest reads to fill pages of a file that is open for writing only (defect D3).
+                self._handle(record, record.flags & ~os.O_ACCMODE | os.O_RDWR, record.flags)
+            else:
+                self._handle(record, record.flags, record.flags)
+
+    def _handle(self, record: HandleRecord, flags: int, guest_flags: int) -> None:
+        """Open one handle again. The server never appends by flag but write by write (defect D4)."""
+        fs = self._fs
+        inode = fs.inodes.get(record.inode)
+        try:
+            if inode is not None and inode.state:
+                raise OSError(errno.EIO, "its inode did not survive")
+            fs.restore_handle(record.id, record.inode, flags, guest_flags)
+        except OSError as error:
+            self._fail(f"fh {record.id} of inode {record.inode}", error, fh=record.id, inode=record.inode)
+            fs.restore_broken_handle(record.id, record.inode, flags, errno.EIO, guest_flags)
+        self._report.handles += 1
+
+    def _locks(self, extra: Extension) -> None:
+        fs = self._fs
+        hint = "somebody else holds a lock that conflicts, or the source has not let go of its own"
+        for lock in extra.locks:
+            try:
+                fs.restore_lock(HeldLock(*msgspec.structs.astuple(lock)))
+                self._report.locks += 1
+            except OSError as error:
+                what = f"lock on bytes {lock.start}-{lock.end} of inode {lock.inode}"
+                self._fail(what, error, hint, inode=lock.inode)
+        for flock in extra.flocks:
+            try:
+                fs.restore_flock(flock.fh, flock.kind)
+                self._report.locks += 1
+            except OSError as error:
+                self._fail(f"flock of fh {flock.fh}", error, hint, fh=flock.fh)

@@ -1,0 +1,117 @@
+"""Making unlinked files anew on the destination: anonymous, with the contents and attributes they had."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from .extension import Anonymous
+
+if TYPE_CHECKING:
+    from ..passthrough.fs import PassthroughFs
+    from ..passthrough.host_calls import HostFs
+
+SECOND = 1_000_000_000
+NO_TMPFILE = (
+    errno.EOPNOTSUPP, errno.EISDIR, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EINVAL,
+)  # fmt: skip
+"""What O_TMPFILE answers where the share has none or may not be written."""
+
+
+def recreate(fs: PassthroughFs, file: Anonymous, notes: list[str]) -> int:
+    """A descriptor of a new file without a name that is what ``file`` was; OSError if that is impossible.
+
+    A regular file is an O_TMPFILE in the share, or else in memory. Other kinds are made under a name that
+    nobody uses, opened, and the name is removed. What could not be set is told in ``notes``.
+    """
+    if stat.S_ISREG(file.mode):
+        fd = _regular(fs, file, notes)
+    elif fs.options.readonly:
+        raise OSError(errno.EROFS, "the share is served read-only")
+    else:
+        fd = _other(fs, file)
+    try:
+        _set_attributes(fs.host, fd, file, notes)
+    except BaseException:
+        fs.host.close(fd)
+        raise
+    return fd
+
+
+def _regular(fs: PassthroughFs, file: Anonymous, notes: list[str]) -> int:
+    host = fs.host
+    try:
+        if fs.options.readonly:
+            raise OSError(errno.EROFS, "the share is served read-only")
+        fd = host.open_beneath(fs.path_fd(fs.root), b".", os.O_TMPFILE | os.O_RDWR, 0o600)
+    except OSError as error:
+        if error.errno not in NO_TMPFILE:
+            raise
+        fd = host.memory_file(b"unlinked-%d" % file.id)
+        notes.append(f"inode {file.id}: its contents are in memory, the share takes no unnamed file")
+    try:
+        for offset, data in file.extents:
+            _write(host, fd, offset, data)
+        host.ftruncate(fd, file.size)
+    except BaseException:
+        host.close(fd)
+        raise
+    return fd
+
+
+def _write(host: HostFs, fd: int, offset: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        count = host.pwritev(fd, [view], offset)
+        if count <= 0:
+            raise OSError(errno.EIO, "nothing could be written")
+        view = view[count:]
+        offset += count
+
+
+def _other(fs: PassthroughFs, file: Anonymous) -> int:
+    """A directory, symlink, fifo, socket or device that has lost its name."""
+    host = fs.host
+    root_fd = fs.path_fd(fs.root)
+    name = b".vmsim-unlinked-%d" % file.id
+    if stat.S_ISDIR(file.mode):
+        host.mkdir(root_fd, name, 0o700, 0)
+        remove = host.rmdir
+    elif stat.S_ISLNK(file.mode):
+        host.symlink(file.target, root_fd, name)
+        remove = host.unlink
+    else:
+        host.mknod(root_fd, name, file.mode & ~0o7777 | 0o600, file.rdev, 0)
+        remove = host.unlink
+    try:
+        return host.open_beneath(root_fd, name, os.O_PATH)
+    finally:
+        remove(root_fd, name)
+
+
+def _set_attributes(host: HostFs, fd: int, file: Anonymous, notes: list[str]) -> None:
+    """Owner, mode, extended attributes and times; owner first, since chown clears suid and sgid bits."""
+    lacking = []
+    attr = host.fstat(fd)
+    if (attr[11], attr[12]) != (file.uid, file.gid) and not _done(lambda: host.chown(fd, file.uid, file.gid)):
+        lacking.append("owner")
+    if not stat.S_ISLNK(file.mode) and not _done(lambda: host.chmod(fd, file.mode & 0o7777)):
+        lacking.append("mode")
+    for name, value in file.xattrs:
+        if not _done(lambda name=name, value=value: host.setxattr(fd, name, value, 0)):
+            lacking.append(os.fsdecode(name))
+    times = divmod(file.atime_ns, SECOND), divmod(file.mtime_ns, SECOND)
+    if not _done(lambda: host.utimens(fd, *times)):
+        lacking.append("times")
+    if lacking:
+        notes.append(f"inode {file.id}: could not be set again: {', '.join(lacking)}")
+
+
+def _done(call: object) -> bool:
+    try:
+        call()  # type: ignore[operator]
+    except OSError:
+        return False
+    return True
