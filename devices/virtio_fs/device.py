@@ -26,8 +26,8 @@ class VirtioFsDevice:
     """One virtio-fs device of a machine.
 
     ``attach`` connects it to a back-end; ``registers`` is what the guest's driver sees;
-    ``virtio.on_interrupt`` is for the machine to set. ``pause`` and ``resume`` stop and restart the rings with
-    the virtual machine; the driver's own doings (activation, reset, queue reset) are handled here.
+    ``virtio.on_interrupt`` is for the machine to set. ``pause`` and ``resume`` stop and restart the rings
+    with the virtual machine; the driver's own doings (activation, reset, queue reset) are handled here.
     """
 
     def __init__(
@@ -116,8 +116,7 @@ class VirtioFsDevice:
     def pause(self) -> None:
         """The virtual machine stops: stop the rings, drained. After a failure they go on."""
         if self.frontend is not None and self.frontend.running:
-            for index, base in self.frontend.stop_rings().items():
-                self.virtio.queues[index].base = base
+            self._keep_bases(self.frontend.stop_rings())
         self.running = False
 
     def resume(self) -> None:
@@ -144,7 +143,16 @@ class VirtioFsDevice:
 
     def _start(self) -> None:
         rings = [self._setup(index) for index, queue in enumerate(self.virtio.queues) if queue.ready]
-        self._connected.start(self.virtio.features_accepted, self.memory, rings)
+        frontend = self._connected
+        try:
+            frontend.start(self.virtio.features_accepted, self.memory, rings)
+        except BaseException:
+            self._keep_bases(frontend.bases)
+            raise
+
+    def _keep_bases(self, bases: dict[int, int]) -> None:
+        for index, base in bases.items():
+            self.virtio.queues[index].base = base
 
     def _activate(self) -> None:
         if not self.running:

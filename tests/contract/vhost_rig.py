@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from typing import Self
 
 from devices.virtio_fs.config import FsDeviceOptions
 from devices.virtio_fs.device import VirtioFsDevice
@@ -23,6 +25,7 @@ BASIC = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC
 
 def open_fds() -> set[str]:
     """The numbers of this process's open descriptors (and whatever listing them opens and closes)."""
+    gc.collect()  # a traceback may keep a mapping, and with it a descriptor, for a while
     return set(os.listdir("/proc/self/fd"))
 
 
@@ -185,10 +188,10 @@ class Driver:
             write(register + 4, 4, gpa >> 32)
         write(0x44, 4, 1)
 
-    def make(self, queue: int, features: int):
+    def make(self, queue: int, features: int, state=None):
         base = self.base(queue)
         config = RingConfig(self.size, base, base + 0x1000, base + 0x2000, features)
-        return make_driver_ring(config, self.rig.memory)
+        return make_driver_ring(config, self.rig.memory, state=state)
 
     @staticmethod
     def base(queue: int) -> int:
@@ -229,8 +232,9 @@ class Rig:
     USER = (0x7FBF8FFFF000, 0x7FBF900FF000)
 
     def __init__(
-        self, dialect: str = "upstream", *, echo: EchoDevice | None = None, options: FsDeviceOptions | None = None,
-        backend: BackendOptions | None = None, schedule=None, user=USER, attach: bool = True, reset: bool = True,
+        self, dialect: str = "upstream", *, echo: EchoDevice | None = None,
+        options: FsDeviceOptions | None = None, backend: BackendOptions | None = None, schedule=None,
+        user=USER, attach: bool = True, reset: bool = True,
     ) -> None:
         self.schedule = schedule or ImmediateSchedule()
         self.host = HostServices()
@@ -264,10 +268,12 @@ class Rig:
 
     def close(self) -> None:
         self.device.detach()
+        self.driver.rings.clear()
+        self.echo.waiting.clear()
         self.memory.close()
         self.ram.close()
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -82,6 +82,8 @@ class VhostFrontend:
         self._features = 0
         self._known: list[p.MemoryRegion] = []
         self._rings: tuple[RingSetup, ...] = ()
+        self.bases: dict[int, int] = {}
+        """Where each ring stood when it was last stopped."""
         self._memory: GuestMemory | None = None
 
     # -- messages
@@ -194,11 +196,13 @@ class VhostFrontend:
     def start(self, features: int, memory: GuestMemory, rings: Sequence[RingSetup]) -> None:
         """Start these rings with the accepted ``features`` (virtio bits), and kick each once, unsolicited.
 
-        Rings without a descriptor area are skipped. StateError while rings run; after a failure none runs.
+        Rings without a descriptor area are skipped. StateError while rings run; after a failure none runs, and
+        ``bases`` says how far those had come that ran for a moment.
         """
         if self._rings:
             raise StateError(f"{self.device}: the rings run already")
         rings = [ring for ring in rings if ring.desc]
+        self.bases = {ring.number: ring.base for ring in rings}
         self._memory = memory
         self._features = features
         try:
@@ -239,21 +243,20 @@ class VhostFrontend:
     def stop_rings(self) -> dict[int, int]:
         """Stop all rings, drained; ring number to base word. After a failure all go on as before."""
         rings = self._rings
-        bases: dict[int, int] = {}
         try:
             for ring in rings:
                 self._enable(ring.number, False)
             for ring in rings:
-                bases[ring.number] = self._stop_ring(ring.number)
+                self._stop_ring(ring.number)
+            if self.has(c.F_STATUS):
+                self.exchange("SET_STATUS", p.Number(0))
+            for ring in rings:
+                self._notifier("SET_VRING_CALL", ring.number)
         except BaseException:
-            self._restart(rings, bases)
+            self._restart(rings)
             raise
         self._rings = ()
-        if self.has(c.F_STATUS):
-            self.exchange("SET_STATUS", p.Number(0))
-        for ring in rings:
-            self._notifier("SET_VRING_CALL", ring.number)
-        return bases
+        return {ring.number: self.bases[ring.number] for ring in rings}
 
     def _start_ring(self, ring: RingSetup) -> None:
         self.exchange("SET_VRING_NUM", p.VringState(ring.number, ring.size))
@@ -266,18 +269,24 @@ class VhostFrontend:
         if state.ring != index:
             raise self._error("GET_VRING_BASE", f"answer for ring {state.ring} instead of {index}")
         base: int = state.num
+        self.bases[index] = base
         return base
 
-    def _restart(self, rings: Sequence[RingSetup], bases: dict[int, int]) -> None:
-        """After a failed stop: bring those rings back that were stopped, enable all, report nothing new."""
-        try:
-            for ring in rings:
-                if ring.number in bases:
-                    self._start_ring(ring._replace(base=bases[ring.number]))
+    def _restart(self, rings: Sequence[RingSetup]) -> None:
+        """After a failed stop: bring all rings back; what failed is going to be reported itself.
+
+        Nobody knows which message was the last to arrive, so each ring is stopped (again) for its base.
+        """
+        for ring in rings:
+            try:
+                self._start_ring(ring._replace(base=self._stop_ring(ring.number)))
+            except VmsimError:
+                pass  # it could not be stopped, so it runs
+            try:
                 self._enable(ring.number, True)
-                self.kick(ring.number)
-        except PeerError:
-            pass
+            except VmsimError:
+                continue
+            self.kick(ring.number)
 
     def _stop_quietly(self) -> None:
         """After a failed start: whatever was started must not run."""
