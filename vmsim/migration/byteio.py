@@ -136,19 +136,16 @@ class StreamInput:
 
     def peek(self, size_bytes: int) -> bytes:
         """Up to ``size_bytes`` bytes without consuming them; fewer only if the stream ends there."""
-        position = self._position
-        buffer = self._buffer
-        if len(buffer) - position < size_bytes:
-            joined = bytearray(buffer[position:])
-            while len(joined) < size_bytes:
-                piece = self._source.read_some(READ_BYTES)
-                if not len(piece):
-                    break
-                joined += piece
-            self._base += position
-            self._buffer = buffer = memoryview(bytes(joined))
-            self._position = position = 0
-        return buffer[position : position + size_bytes].tobytes()
+        while len(self._buffer) - self._position < size_bytes:
+            held = self._buffer[self._position :].tobytes()  # stable only until the source is asked again
+            self._base += self._position
+            self._position = 0
+            self._buffer = memoryview(held)
+            piece = self._source.read_some(READ_BYTES)
+            if not len(piece):
+                break
+            self._buffer = memoryview(b"".join((held, piece)))
+        return self._buffer[self._position : self._position + size_bytes].tobytes()
 
     def at_end(self) -> bool:
         """Whether no byte follows (waits for one, or for the end)."""

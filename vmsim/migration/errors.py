@@ -6,7 +6,14 @@ from vmsim.errors import PeerError, StreamError
 
 
 class ChannelError(PeerError):
-    """A migration channel broke: the other end is gone, or does not take or give any more bytes."""
+    """A migration channel broke: the other end is gone, or does not take or give any more bytes.
+
+    ``errno`` is the system's word for it, 0 if it has none.
+    """
+
+    def __init__(self, message: str, *, errno: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint, errno=errno)
+        self.errno = errno
 
 
 class BadMagic(StreamError):

@@ -1,0 +1,289 @@
+"""Migration channels (seam S2) over descriptors: sockets, pipes to and from commands. Files: ``files.py``.
+
+Everything waits through the schedule, if there is one, so that both ends may live in this process. For an
+other end outside, give the schedule :meth:`FdWaits.idle` of the same :class:`FdWaits` as its ``idle``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Final
+
+from vmsim.errors import HostError, StateError
+from vmsim.migration.channel import ChannelBase
+from vmsim.migration.errors import ChannelError
+from vmsim.schedule import Schedule
+
+READ_BYTES: Final = 1 << 20
+PATIENCE_NS: Final = 60_000_000_000
+"""How long a silent other end outside this process is waited for."""
+
+
+class FdWaits:
+    """The descriptors that somebody waits for; :meth:`idle` is how a schedule waits for the outside.
+
+    ``now_ns`` is the clock that the schedule's deadlines belong to.
+    """
+
+    def __init__(self, patience_ns: int = PATIENCE_NS, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._patience_ns = patience_ns
+        self._now_ns = now_ns
+        self._waiting: dict[int, int] = {}
+
+    def add(self, fd: int, events: int) -> None:
+        """Somebody waits for one of ``events`` (of select.poll) on ``fd``."""
+        self._waiting[fd] = events
+
+    def remove(self, fd: int) -> None:
+        """Nobody waits for ``fd`` any more."""
+        self._waiting.pop(fd, None)
+
+    def idle(self, deadline_ns: int | None) -> bool:
+        """Wait for one of the descriptors, at most until ``deadline_ns``; whether one of them is ready."""
+        if not self._waiting:
+            return False
+        poll = select.poll()
+        for fd, events in self._waiting.items():
+            poll.register(fd, events)
+        limit_ns = self._patience_ns if deadline_ns is None else deadline_ns - self._now_ns()
+        return bool(poll.poll(max(limit_ns, 0) / 1e6))
+
+
+class FdChannel(ChannelBase):
+    """What channels over a non-blocking descriptor have in common."""
+
+    def __init__(self, what: str, schedule: Schedule | None, waits: FdWaits | None) -> None:
+        self.what = what
+        self._schedule = schedule
+        self._waits = waits
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._closed = False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError(f"the channel to {self.what} is closed")
+
+    def _wait(self, fd: int, events: int, what: str) -> None:
+        """Return when ``fd`` is ready, or this channel closed meanwhile; ChannelError after long silence."""
+        poll = select.poll()
+        poll.register(fd, events)
+        if self._schedule is None:
+            if not poll.poll(PATIENCE_NS / 1e6):
+                raise ChannelError(f"no {what} {self.what} for a long time", errno=errno.ETIMEDOUT)
+            return
+        if self._waits is not None:
+            self._waits.add(fd, events)
+        try:
+            self._schedule.wait(lambda: self._closed or bool(poll.poll(0)), f"{what} {self.what}")
+        finally:
+            if self._waits is not None:
+                self._waits.remove(fd)
+
+    def _send_all(self, fd: int, data: bytes | bytearray | memoryview) -> None:
+        """Write everything to ``fd``."""
+        view = memoryview(data)
+        while len(view):
+            self._check_open()
+            try:
+                view = view[os.write(fd, view) :]
+            except BlockingIOError:
+                self._wait(fd, select.POLLOUT, "room for")
+            except OSError as error:
+                raise self._broken("write to", error) from error
+
+    def _receive(self, fd: int, limit: int) -> memoryview:
+        """Up to ``limit`` bytes of ``fd``; nothing at its end."""
+        while True:
+            self._check_open()
+            try:
+                view = self._buffer[:limit]
+                return view[: os.readv(fd, [view])]
+            except BlockingIOError:
+                self._wait(fd, select.POLLIN, "bytes from")
+            except OSError as error:
+                raise self._broken("read from", error) from error
+
+    def _broken(self, verb: str, error: OSError) -> ChannelError:
+        return ChannelError(f"cannot {verb} {self.what}: {error.strerror}", errno=error.errno or errno.EIO)
+
+
+class SocketChannel(FdChannel):
+    """A connected stream socket (pair, Unix, TCP), which this channel then owns."""
+
+    def __init__(
+        self, connection: socket.socket, schedule: Schedule | None = None, waits: FdWaits | None = None,
+        what: str = "the other end",
+    ) -> None:
+        super().__init__(what, schedule, waits)
+        connection.setblocking(False)
+        self._socket = connection
+        self._writable = True
+
+    @classmethod
+    def pair(cls, schedule: Schedule, waits: FdWaits | None = None) -> tuple[SocketChannel, SocketChannel]:
+        """Two connected ends."""
+        one, other = socket.socketpair()
+        return cls(one, schedule, waits), cls(other, schedule, waits)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of ``data``."""
+        self._check_open()
+        if not self._writable:
+            raise StateError(f"the channel to {self.what} is closed for writing")
+        self._send_all(self._socket.fileno(), data)
+
+    def read_some(self, limit: int) -> bytes | memoryview:
+        """Between 1 and ``limit`` bytes; b"" at the end."""
+        self._check_open()
+        return self._receive(self._socket.fileno(), limit)
+
+    def close_write(self) -> None:
+        """Shut down the sending direction."""
+        if self._writable and not self._closed:
+            self._writable = False
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # the other end is gone already, and knows
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._closed = True
+        self._socket.close()
+
+
+class CommandWriter(FdChannel):
+    """A pipe to the standard input of a shell command, which must succeed for the stream to count."""
+
+    duplex = False
+
+    def __init__(self, command: str, schedule: Schedule | None = None, waits: FdWaits | None = None) -> None:
+        super().__init__(f"command {command!r}", schedule, waits)
+        self._process = subprocess.Popen(command, shell=True, stdin=subprocess.PIPE)
+        assert self._process.stdin is not None
+        self._pipe = self._process.stdin
+        os.set_blocking(self._pipe.fileno(), False)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Hand ``data`` to the command."""
+        self._check_open()
+        self._send_all(self._pipe.fileno(), data)
+
+    def read_some(self, limit: int) -> bytes | memoryview:
+        """StateError: a command that is written to gives nothing back."""
+        raise StateError(f"{self.what} is only written to")
+
+    def close_write(self) -> None:
+        """End the command's input."""
+        if not self._pipe.closed:
+            self._pipe.close()
+
+    def finish(self) -> None:
+        """End the command's input and wait for it; ChannelError unless it succeeds."""
+        self._check_open()
+        self.close_write()
+        _reap(self._process, self.what)
+        self._closed = True
+
+    def close(self) -> None:
+        """End the command, if it has not finished."""
+        self._closed = True
+        self.close_write()
+        _end(self._process)
+
+
+class CommandReader(FdChannel):
+    """The standard output of a shell command; its failure is an error at the end of the stream."""
+
+    duplex = False
+
+    def __init__(self, command: str, schedule: Schedule | None = None, waits: FdWaits | None = None) -> None:
+        super().__init__(f"command {command!r}", schedule, waits)
+        self._process = subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        self._pipe = self._process.stdout
+        os.set_blocking(self._pipe.fileno(), False)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """StateError: a command that is read from takes nothing."""
+        raise StateError(f"{self.what} is only read from")
+
+    def read_some(self, limit: int) -> bytes | memoryview:
+        """Between 1 and ``limit`` bytes; b"" at the end of a command that succeeded."""
+        self._check_open()
+        piece = self._receive(self._pipe.fileno(), limit)
+        if not len(piece):
+            _reap(self._process, self.what)
+        return piece
+
+    def close_write(self) -> None:
+        """Nothing to do: this end never writes."""
+
+    def close(self) -> None:
+        """End the command, if it has not ended."""
+        self._closed = True
+        self._pipe.close()
+        _end(self._process)
+
+
+def _reap(process: subprocess.Popen[bytes], what: str) -> None:
+    try:
+        status = process.wait(PATIENCE_NS / 1e9)
+    except subprocess.TimeoutExpired:
+        raise ChannelError(f"{what} does not end", errno=errno.ETIMEDOUT) from None
+    if status:
+        raise ChannelError(f"{what} failed with status {status}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def connect(address: str | tuple[str, int]) -> socket.socket:
+    """A connection to a Unix socket's path or to (host, port); HostError if it is refused."""
+    try:
+        if isinstance(address, tuple):
+            return socket.create_connection(address)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(address)
+        except OSError:
+            connection.close()
+            raise
+    except OSError as error:
+        raise HostError(f"cannot connect to {address}", errno=error.errno or errno.EIO) from error
+    return connection
+
+
+def accept(address: str | tuple[str, int]) -> socket.socket:
+    """Listen on a Unix socket's path or on (host, port) for one connection; HostError if that fails."""
+    family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            if isinstance(address, tuple):
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1)
+            listener.settimeout(PATIENCE_NS / 1e9)
+            connection, _ = listener.accept()
+    except OSError as error:
+        raise HostError(f"no connection on {address}", errno=error.errno or errno.ETIMEDOUT) from error
+    finally:
+        if isinstance(address, str):
+            try:
+                os.unlink(address)
+            except OSError:
+                pass  # it was never bound
+    return connection

@@ -1,0 +1,79 @@
+"""What travels backwards, and how both sides agree on who runs.
+
+                 source                                   destination
+    stream ... end, description   ------------------->    loads, prepares
+                                  <-------------------    SHUT 0: ready (or SHUT 1 and why)
+    G: go                         ------------------->
+                                  <-------------------    RESUME_ACK: I run           = commit
+    never runs again; C           ------------------->    (read only if the RESUME_ACK may be lost)
+
+Until it has read RESUME_ACK the source can resume: a destination that did not write it never runs, and a
+destination that closes without it has given up. Backward messages are QEMU's return path: be16 type, be16
+length, data. ``G`` and ``C`` are single bytes without NUL, so that a recorded stream stays readable for
+QEMU's analyser.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final, NamedTuple
+
+from vmsim.errors import HostError, StreamTruncated
+from vmsim.migration.byteio import StreamInput
+from vmsim.migration.errors import ChannelError, UnexpectedRecord
+
+SHUT: Final = 1
+RESUME_ACK: Final = 6
+READY: Final = 0
+FAILED: Final = 1
+GO: Final = b"G"
+COMMITTED: Final = b"C"
+REASON_MAX: Final = 4096
+RETRIES: Final = 2
+"""How often a read in the decisive moments is tried again after an error."""
+
+_HEAD = Struct(">HH")
+_VALUE = Struct(">I")
+
+
+class ReturnMessage(NamedTuple):
+    """One message of the return path: a value and, after a failure, the step and the reason."""
+
+    kind: int
+    value: int
+    step: str = ""
+    reason: str = ""
+
+
+def encode(message: ReturnMessage) -> bytes:
+    """The message's bytes."""
+    text = f"{message.step}\n{message.reason}".encode()[:REASON_MAX] if message.reason else b""
+    data = _VALUE.pack(message.value) + text
+    return _HEAD.pack(message.kind, len(data)) + data
+
+
+def receive(source: StreamInput) -> ReturnMessage:
+    """The next message; StreamTruncated if the other side closes instead, UnexpectedRecord for nonsense."""
+    at = source.offset
+    kind, size = _HEAD.unpack(peek_surely(source, _HEAD.size))
+    if kind not in (SHUT, RESUME_ACK) or not _VALUE.size <= size <= _VALUE.size + REASON_MAX:
+        raise UnexpectedRecord(f"return path message {kind} of {size} bytes", offset=at, field="return path")
+    data = peek_surely(source, _HEAD.size + size)[_HEAD.size :]
+    source.skip(_HEAD.size + size)
+    step, _, reason = data[_VALUE.size :].decode("utf-8", "replace").partition("\n")
+    return ReturnMessage(kind, _VALUE.unpack_from(data)[0], step, reason)
+
+
+def peek_surely(source: StreamInput, size_bytes: int) -> bytes:
+    """Peek exactly so many bytes, trying again after an error of the channel; StreamTruncated at its end."""
+    for attempt in range(RETRIES + 1):
+        try:
+            data = source.peek(size_bytes)
+        except (ChannelError, HostError):
+            if attempt == RETRIES:
+                raise
+            continue
+        if len(data) < size_bytes:
+            raise StreamTruncated("the other side closed the channel", offset=source.offset)
+        return data
+    raise AssertionError("unreachable")

@@ -1,0 +1,104 @@
+"""What a migration asks of the two machines and of their devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from vmsim.memory.guest import GuestMemory
+from vmsim.migration.ram import DataFinder, Run
+from vmsim.migration.vmio import VmReader, VmWriter
+
+
+class Section(Protocol):
+    """Something whose state travels as one FULL section."""
+
+    idstr: str
+    instance_id: int
+    version_id: int
+
+    def save(self, out: VmWriter) -> None:
+        """Write the state; nothing may change by it. Any VmsimError or OSError fails the migration."""
+        ...
+
+    def load(self, src: VmReader, version_id: int) -> None:
+        """Check and take over a state of at most ``version_id``; StreamError if it cannot be."""
+        ...
+
+
+class SourceMachine(Protocol):
+    """A running machine that can be saved. The calls come in the order in which they stand here."""
+
+    machine_type: str
+    """The name in the stream's configuration section."""
+    memory: GuestMemory
+
+    def check_migratable(self) -> None:
+        """MigrationBlocked if this machine cannot be migrated as it is configured."""
+        ...
+
+    def configuration(self) -> bytes:
+        """Everything that the destination needs to build the same machine, as it chooses to write it."""
+        ...
+
+    def start_log(self) -> None:
+        """Log writes to memory; devices begin to collect what they will need."""
+        ...
+
+    def data_of(self) -> DataFinder | None:
+        """How to find the parts of memory that were ever written; None: all of it may have been."""
+        ...
+
+    def harvest(self) -> Sequence[Run]:
+        """The pages written since the last harvest."""
+        ...
+
+    def pause(self) -> None:
+        """Stop the guest."""
+        ...
+
+    def stop_rings(self) -> None:
+        """Stop the devices' rings; nothing writes to memory afterwards."""
+        ...
+
+    def sections(self) -> Sequence[Section]:
+        """The sections to save, in this order."""
+        ...
+
+    def finish(self) -> None:
+        """The migration is committed: this machine never runs again. Must not fail."""
+        ...
+
+    def restart_rings(self) -> None:
+        """Undo ``stop_rings``, also a failed one."""
+        ...
+
+    def resume(self) -> None:
+        """Undo ``pause``, also a failed one."""
+        ...
+
+    def stop_log(self) -> None:
+        """Undo ``start_log``, also a failed one."""
+        ...
+
+
+class DestinationMachine(Protocol):
+    """A machine built from a stream, not yet running; its memory is all zeros at the beginning."""
+
+    memory: GuestMemory
+
+    def sections(self) -> Sequence[Section]:
+        """The sections that must be in the stream, each once."""
+        ...
+
+    def prepare(self) -> None:
+        """Everything is loaded: do all that can fail before running. The guest must not run yet."""
+        ...
+
+    def run(self) -> None:
+        """The migration is committed: run. Must not fail."""
+        ...
+
+    def discard(self) -> None:
+        """The migration failed: let go of everything. May be called after a failed ``prepare``."""
+        ...

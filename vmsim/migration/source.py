@@ -1,0 +1,323 @@
+"""The outgoing side of a migration: rounds while the guest works, switch-over, commit or rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Final
+
+from vmsim.errors import (
+    HostError,
+    MigrationCancelled,
+    MigrationError,
+    StateError,
+    StreamTruncated,
+    VmsimError,
+)
+from vmsim.migration.byteio import StreamInput, StreamOutput
+from vmsim.migration.channel import Channel
+from vmsim.migration.errors import ChannelError
+from vmsim.migration.ram import RAM_IDSTR, RAM_VERSION, RamSaver, Run, all_runs, merged, sliced
+from vmsim.migration.report import (
+    MigrationInDoubt,
+    MigrationParameters,
+    MigrationStats,
+    Progress,
+    ProgressCallback,
+    Round,
+    as_migration_error,
+)
+from vmsim.migration.returnpath import COMMITTED, GO, READY, SHUT, ReturnMessage, receive
+from vmsim.migration.seams import SourceMachine
+from vmsim.migration.stream import (
+    SECTION_END,
+    SECTION_PART,
+    SECTION_START,
+    SWITCHOVER_START,
+    SectionHead,
+    StreamWriter,
+)
+from vmsim.schedule import Schedule
+
+MACHINE_IDSTR: Final = "vmsim/machine"
+MACHINE_VERSION: Final = 1
+SIDE: Final = "source"
+
+
+class OutgoingMigration:
+    """Saves ``machine`` through ``channel``; :meth:`run` once.
+
+    Until commit every failure, and :meth:`cancel`, leaves the machine running as if nothing had happened. At
+    commit the machine is finished (or, saved to a file with ``keep_running``, goes on).
+    """
+
+    def __init__(
+        self, machine: SourceMachine, channel: Channel, schedule: Schedule,
+        parameters: MigrationParameters | None = None, progress: ProgressCallback | None = None,
+    ) -> None:
+        self.stats = MigrationStats()
+        self.phase = "setup"
+        """The present phase: setup, precopy, stop, device, ready, commit, done or failed."""
+        self._machine = machine
+        self._channel = channel
+        self._schedule = schedule
+        self._parameters = parameters or MigrationParameters()
+        self._progress = progress
+        self._step = "setup"
+        self._cancelled = False
+        self._output = StreamOutput(channel)
+        self._stream = StreamWriter(self._output)
+        self._answers = StreamInput(channel)
+        self._ram: RamSaver = RamSaver(machine.memory, self._output)
+        self._ram_head = SectionHead(SECTION_START, 0, RAM_IDSTR, 0, RAM_VERSION)
+        self._stopped_ns = 0
+
+    def cancel(self) -> None:
+        """Give up as soon as possible; StateError once it is too late."""
+        if self.phase in ("commit", "done", "failed"):
+            raise StateError(f"the migration cannot be cancelled: it is in phase {self.phase}")
+        self._cancelled = True
+        if self.phase == "ready":
+            self._channel.close()
+
+    def run(self) -> MigrationStats:
+        """Carry it out. MigrationError (or a subclass) naming step and side if it failed."""
+        if self._step != "setup" or self.phase != "setup":
+            raise StateError("a migration runs only once")
+        began = self._schedule.now_ns()
+        with ExitStack() as undo:
+            try:
+                self._carry_out(undo)
+            except MigrationInDoubt:
+                self._channel.close()
+                self._machine.finish()
+                undo.pop_all()
+                raise
+            except BaseException as error:
+                explained = self._explained(error)
+                self.phase = "failed"
+                if explained is error:
+                    raise
+                raise explained from error
+            undo.pop_all()
+        now = self._schedule.now_ns()
+        self.stats.total_ns = now - began
+        self.stats.downtime_ns = now - self._stopped_ns
+        self._conclude()
+        return self.stats
+
+    def _carry_out(self, undo: ExitStack) -> None:
+        machine = self._machine
+        undo.callback(self._channel.close)
+        machine.check_migratable()
+        self._send_configuration()
+        self._begin(undo, "log start", machine.start_log, machine.stop_log)
+        left = self._precopy()
+        self._enter("stop")
+        self._stopped_ns = self._schedule.now_ns()
+        self._begin(undo, "guest stop", machine.pause, machine.resume)
+        self._begin(undo, "ring stop", machine.stop_rings, machine.restart_rings)
+        self._send_rest(left)
+        self._enter("device")
+        for section in machine.sections():
+            self._at(f"saving {section.idstr}")
+            with self._stream.full(section.idstr, section.instance_id, section.version_id) as out:
+                section.save(out)
+        self._at("end of stream")
+        self._stream.end()
+        if self._channel.duplex:
+            self._agree()
+        else:
+            self._enter("commit")
+            self._channel.finish()
+
+    def _conclude(self) -> None:
+        """After commit: nothing here may raise before the machine is finished."""
+        self.phase = "done"
+        goes_on = self._parameters.keep_running and not self._channel.duplex
+        if not goes_on:
+            self._machine.finish()
+        if self._channel.duplex:
+            try:
+                self._channel.write(COMMITTED)
+            except (VmsimError, OSError):
+                pass  # only a destination in doubt reads it, and that one gives up without it
+        self._channel.close()
+        if goes_on:
+            self._machine.restart_rings()
+            self._machine.resume()
+            self._machine.stop_log()
+        self._tell(0)
+
+    # Steps
+
+    def _enter(self, phase: str) -> None:
+        self.phase = phase
+        self._at(phase)
+        self._tell(0)
+
+    def _at(self, step: str) -> None:
+        if self._cancelled:
+            raise MigrationCancelled("the migration was cancelled", step=self._step, side=SIDE)
+        self._step = step
+
+    def _tell(self, remaining_bytes: int) -> None:
+        self.stats.stream_bytes = self._output.offset
+        self.stats.pages, self.stats.zero_pages = self._ram.pages, self._ram.zero_pages
+        self.stats.section_bytes = self._stream.sizes
+        if self._progress is not None:
+            self._progress(Progress(self.phase, len(self.stats.rounds), self._output.offset, remaining_bytes))
+
+    def _begin(self, undo: ExitStack, step: str, do: Callable[[], None], undo_it: Callable[[], None]) -> None:
+        """Do something that has to be undone also if it fails half-way."""
+        self._at(step)
+        undo.callback(undo_it)
+        do()
+
+    def _send_configuration(self) -> None:
+        self._at("configuration")
+        self._stream.header(self._machine.machine_type)
+        configuration = self._machine.configuration()
+        with self._stream.full(MACHINE_IDSTR, 0, MACHINE_VERSION) as out:
+            out.be32("len", len(configuration))
+            out.buffer("configuration", configuration)
+
+    # Memory
+
+    def _precopy(self) -> Sequence[Run]:
+        """Rounds while the guest works; the pages that are left for the time when it does not."""
+        self._enter("precopy")
+        self._ram_head = self._stream.new_section(RAM_IDSTR, 0, RAM_VERSION)
+        with self._stream.part(SECTION_START, self._ram_head):
+            self._ram.start()
+        runs: Iterable[Run] = all_runs(self._machine.memory, self._machine.data_of())
+        while True:
+            began, sent = self._schedule.now_ns(), self._output.offset
+            copied = self._send_round(list(runs))
+            self._at("harvest")
+            runs = self._machine.harvest()
+            dirty = sum(size for _, size in runs)
+            took = self._schedule.now_ns() - began
+            self.stats.rounds.append(Round(copied, took, dirty))
+            if dirty <= self._budget(self._output.offset - sent, took):
+                return runs
+            if len(self.stats.rounds) >= self._parameters.max_rounds:
+                return self._diverging(runs, dirty)
+
+    def _diverging(self, runs: Sequence[Run], dirty: int) -> Sequence[Run]:
+        self.stats.converged = False
+        if self._parameters.stop_when_diverging:
+            return runs
+        rounds = len(self.stats.rounds)
+        raise MigrationError(
+            f"memory changes faster than it is sent: {dirty} bytes are left after {rounds} rounds",
+            step="precopy", side=SIDE, hint="allow a longer downtime or more rounds, or a quieter guest",
+        )
+
+    def _budget(self, sent_bytes: int, took_ns: int) -> float:
+        """How many bytes fit into the downtime."""
+        if self._parameters.bandwidth is not None:
+            bandwidth = self._parameters.bandwidth / 1e9
+        elif took_ns > 0:
+            bandwidth = sent_bytes / took_ns
+        else:
+            return float("inf")  # no time passed: a virtual clock, and sending costs nothing
+        return bandwidth * self._parameters.downtime_limit_ns
+
+    def _send_round(self, runs: list[Run]) -> int:
+        total = left = sum(size for _, size in runs)
+        for group in sliced(runs, self._parameters.part_bytes):
+            self._at(f"memory round {len(self.stats.rounds) + 1}")
+            began, sent = self._schedule.now_ns(), self._output.offset
+            with self._stream.part(SECTION_PART, self._ram_head):
+                self._send_pages(group)
+            left -= sum(size for _, size in group)
+            self._throttle(began, self._output.offset - sent)
+            self._tell(left)
+            self._schedule.checkpoint("migration")
+        return total
+
+    def _send_pages(self, runs: Iterable[Run]) -> None:
+        for gpa, size in runs:
+            self._ram.send(gpa, size)
+        self._ram.end_of_part()
+
+    def _throttle(self, began_ns: int, sent_bytes: int) -> None:
+        if self._parameters.bandwidth is not None:
+            due = began_ns + sent_bytes * 1_000_000_000 // self._parameters.bandwidth
+            if (early := due - self._schedule.now_ns()) > 0:
+                self._schedule.sleep_ns(early)
+
+    def _send_rest(self, left: Sequence[Run]) -> None:
+        """What was left, and what the last moments added; nothing writes any more."""
+        self._at("last memory")
+        runs = merged(left, self._machine.harvest())
+        self._stream.command(SWITCHOVER_START)
+        with self._stream.part(SECTION_END, self._ram_head):
+            self._send_pages(runs)
+        self._tell(0)
+
+    # Agreement
+
+    def _agree(self) -> None:
+        """Wait until the destination is ready, let it go, and learn that it went (see returnpath)."""
+        self._enter("ready")
+        answer = self._answer(SHUT)
+        if answer.value != READY:
+            raise _refusal(answer)
+        self._at("go")
+        self.phase = "commit"
+        try:
+            self._channel.write(GO)
+        except (ChannelError, HostError) as error:
+            # It may have arrived all the same. If not, the destination now sees the end and gives up.
+            self._channel.close_write()
+            self._confirm(error)
+        else:
+            self._confirm(None)
+
+    def _confirm(self, lost_go: VmsimError | None) -> None:
+        try:
+            answer = receive(self._answers)
+        except StreamTruncated:
+            if lost_go is not None:
+                raise lost_go from None
+            raise
+        except (ChannelError, HostError) as error:
+            raise MigrationInDoubt(
+                f"the channel broke while the destination was starting: {error}", step="go", side=SIDE,
+                hint="see whether the destination runs; only if it does not may this machine be resumed",
+            ) from error
+        if answer.kind == SHUT:
+            raise _refusal(answer)
+
+    def _answer(self, kind: int) -> ReturnMessage:
+        answer = receive(self._answers)
+        if answer.kind != kind:
+            message = f"the destination answered {answer.kind}, not {kind}"
+            raise MigrationError(message, step=self._step, side=SIDE)
+        return answer
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """The error to raise for what went wrong before commit."""
+        if self._cancelled and not isinstance(error, MigrationCancelled):
+            return MigrationCancelled("the migration was cancelled", step=self._step, side=SIDE)
+        if isinstance(error, ChannelError | StreamTruncated) and self._channel.duplex:
+            refusal = self._last_words()
+            if refusal is not None:
+                return refusal
+        return as_migration_error(error, self._step, SIDE)
+
+    def _last_words(self) -> MigrationError | None:
+        """Why the destination gave up, if it said so."""
+        try:
+            self._channel.close_write()
+            answer = receive(self._answers)
+        except (VmsimError, OSError):
+            return None
+        return _refusal(answer) if answer.kind == SHUT and answer.value != READY else None
+
+
+def _refusal(answer: ReturnMessage) -> MigrationError:
+    why = f"{answer.step or 'unknown step'}: {answer.reason or 'no reason given'}"
+    return MigrationError(f"the destination gave up, {why}", step=answer.step, side="destination")
