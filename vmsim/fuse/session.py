@@ -70,7 +70,10 @@ class Session:
         try:
             first = readable[0]
             header = _unpack_header(first)
-            handler, unpack, request_size, pack_into, reply_size, body_into = self._fast[header[1]]
+            route = self._fast.get(header[1])
+            if route is None:
+                return self._general(readable, writable, complete)
+            handler, unpack, request_size, pack_into, reply_size, body_into = route
             out = writable[0]
             body = None
             if len(out) < reply_size:
@@ -85,7 +88,7 @@ class Session:
                 args = unpack(readable[1])
             else:
                 return self._general(readable, writable, complete)
-        except (LookupError, struct.error):
+        except (IndexError, struct.error):
             return self._general(readable, writable, complete)
         try:
             reply = handler(_new_context(Context, header), args)
@@ -100,18 +103,20 @@ class Session:
 
     def _general(self, readable: Views, writable: Views, complete: Callable[[int], None]) -> int | None:
         """Any request at all."""
-        available = sum(map(len, readable))
+        available = len(readable[0]) if len(readable) == 1 else sum(map(len, readable))
         if available < _IN_HEADER_SIZE:
             return self._refuse(writable, 0, errno.EINVAL)
-        head = gather(readable, 0, _IN_HEADER_SIZE)
+        head: bytes | memoryview = readable[0]
+        if len(head) < _IN_HEADER_SIZE:
+            head = gather(readable, 0, _IN_HEADER_SIZE)
         ctx: Context = _new_context(Context, _unpack_header(head))
         length, number, unique = ctx[:3]
         plan = self._plans.get(number)
         if plan is None:
             if number == FUSE_INIT_BSWAP_RESERVED:
-                return self._refuse_foreign(writable, head)
+                return self._refuse_foreign(writable, unique)
             return self._refuse(writable, unique, errno.ENOSYS)
-        room = sum(map(len, writable)) - OUT_HEADER_SIZE
+        room = (len(writable[0]) if len(writable) == 1 else sum(map(len, writable))) - OUT_HEADER_SIZE
         if plan.no_reply:
             writable, room = [], 0
         elif room < 0:
@@ -218,12 +223,12 @@ class Session:
         return OUT_HEADER_SIZE
 
     @staticmethod
-    def _refuse_foreign(writable: Views, head: bytes) -> int:
+    def _refuse_foreign(writable: Views, unique: int) -> int:
         """EPROTO in the client's byte order to an INIT of the other one (virtio 1.3 section 5.11.6.2)."""
         if sum(map(len, writable)) < OUT_HEADER_SIZE:
             return 0
-        unique = int.from_bytes(head[8:16], "big")
-        scatter(writable, _FOREIGN_OUT_HEADER.pack(OUT_HEADER_SIZE, -errno.EPROTO, unique))
+        swapped = int.from_bytes(unique.to_bytes(8, "little"), "big")
+        scatter(writable, _FOREIGN_OUT_HEADER.pack(OUT_HEADER_SIZE, -errno.EPROTO, swapped))
         return OUT_HEADER_SIZE
 
     # -- session ---------------------------------------------------------------------------------
