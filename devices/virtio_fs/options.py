@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vmsim.errors import UsageError
+from vmsim.fuse.init import InitOptions
 
 CachePolicy = Literal["never", "metadata", "auto", "always"]
 FileHandles = Literal["never", "prefer", "mandatory"]
@@ -62,6 +63,16 @@ class FsOptions:
             raise UsageError("posix_acl needs xattr", hint="POSIX ACLs are extended attributes")
         if self.allow_mmap and self.cache == "always":
             raise UsageError("allow_mmap is for files that bypass the page cache", hint="use another cache")
+
+    def init_options(self) -> InitOptions:
+        """What the FUSE session offers at INIT."""
+        plus = self.readdirplus and self.cache != "never"
+        return InitOptions(
+            writeback=self.writeback, posix_acl=self.posix_acl,
+            posix_locks=self.locks, flock_locks=self.locks,
+            readdirplus=plus, readdirplus_auto=plus, announce_submounts=self.announce_submounts,
+            killpriv_v2=self.killpriv_v2, security_label=self.security_label, allow_mmap=self.allow_mmap,
+        )  # fmt: skip
 
     @property
     def validity_s(self) -> int:

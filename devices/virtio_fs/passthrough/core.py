@@ -172,9 +172,11 @@ class Core(FileSystem):
         try:
             if inode.handle is None:
                 inode.handle = self.evidence(inode.fd)
-            if self.by_handle and inode.mount.fd >= 0 and unpack_handle(inode.handle)[0] != BIRTH:
-                return True
-            return inode.name is not None and self.host.fstat(inode.fd)[NLINK] > 0
+            # Without a name, it may be our descriptor that keeps the inode alive.
+            if self.host.fstat(inode.fd)[NLINK] == 0:
+                return False
+            by_handle = self.by_handle and inode.mount.fd >= 0 and unpack_handle(inode.handle)[0] != BIRTH
+            return by_handle or inode.name is not None
         except OSError:
             return False
 

@@ -13,8 +13,9 @@ from typing import Final
 
 from vmsim.fuse.filesystem import Context, EntryReply, OpenReply
 
+from .fdcache import pinned
 from .files import FileOps
-from .inodes import PINNED, Inode
+from .inodes import Inode
 from .lookup import PATH_FLAGS
 
 PERMISSIONS: Final = 0o7777
@@ -47,13 +48,10 @@ class CreateOps(FileOps):
         """LINK."""
         inode = self.require(nodeid)
         directory, dir_fd = self._place(newparent, newname)
-        directory.hot |= PINNED
-        try:
+        with pinned(directory):
             fd = self.path_fd(inode)
             self.host.link(fd, dir_fd, newname)
             return self.enter(self.open_at(dir_fd, newname), directory, newname)
-        finally:
-            directory.hot &= ~PINNED
 
     def create(
         self, ctx: Context, parent: int, name: bytes, flags: int, mode: int, umask: int, open_flags: int

@@ -8,9 +8,21 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from .inodes import COLD, HOT, PINNED, Inode
+
+
+@contextmanager
+def pinned(inode: Inode) -> Iterator[None]:
+    """Keep the descriptor of ``inode`` during the block."""
+    before = inode.hot
+    inode.hot |= PINNED
+    try:
+        yield
+    finally:
+        inode.hot &= before | HOT
 
 
 class FdCache:

@@ -64,6 +64,14 @@ class Reaching(Protocol):
         """Where the kernel thinks that ``fd`` is (/proc/self/fd)."""
         ...
 
+    def memory_file(self, name: bytes) -> int:
+        """A new empty file that lives in memory and nowhere else."""
+        ...
+
+    def mount_points(self) -> list[tuple[int, bytes]]:
+        """The (mnt_id, absolute path) of all mounts that this process sees."""
+        ...
+
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         ...

@@ -6,7 +6,8 @@ from vmsim.fuse.abi.flags import RENAME_EXCHANGE
 from vmsim.fuse.filesystem import Context
 
 from .create import CreateOps
-from .inodes import PINNED, Inode
+from .fdcache import pinned
+from .inodes import Inode
 
 
 class NameOps(CreateOps):
@@ -27,11 +28,8 @@ class NameOps(CreateOps):
         self._gone(inode, directory, name)
 
     def _about_to_go(self, directory: Inode, dir_fd: int, name: bytes) -> Inode | None:
-        directory.hot |= PINNED
-        try:
+        with pinned(directory):
             return self.known_at(dir_fd, name)
-        finally:
-            directory.hot &= ~PINNED
 
     def _gone(self, inode: Inode | None, directory: Inode, name: bytes) -> None:
         _forget_place(inode, directory, name)
@@ -43,18 +41,12 @@ class NameOps(CreateOps):
     ) -> None:
         """RENAME and RENAME2."""
         directory, dir_fd = self._place(parent, name)
-        directory.hot |= PINNED
-        target: Inode | None = None
-        try:
+        with pinned(directory):
             target, target_fd = self._place(newparent, newname)
-            target.hot |= PINNED
-            inode = self.known_at(dir_fd, name)
-            replaced = self.known_at(target_fd, newname)
-            self.host.rename(dir_fd, name, target_fd, newname, flags)
-        finally:
-            directory.hot &= ~PINNED
-            if target is not None:
-                target.hot &= ~PINNED
+            with pinned(target):
+                inode = self.known_at(dir_fd, name)
+                replaced = self.known_at(target_fd, newname)
+                self.host.rename(dir_fd, name, target_fd, newname, flags)
         if inode is replaced and inode is not None:
             # Two names of one inode: rename(2) does nothing then, and says so to nobody.
             return

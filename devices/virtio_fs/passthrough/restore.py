@@ -1,4 +1,4 @@
-"""Putting inodes and handles back after a migration; ``devices.virtio_fs.state`` has checked them."""
+"""Putting handles back after a migration; ``devices.virtio_fs.state`` has checked them."""
 
 from __future__ import annotations
 
@@ -8,52 +8,13 @@ import stat
 
 from vmsim.errors import StateError
 
-from .core import MODE
 from .files import KEPT_FLAGS, FileOps
 from .handles import Handle
-from .inodes import INVALID, NOWHERE, ROOT_ID, Inode
+from .inodes import Inode
 
 
 class RestoreOps(FileOps):
     """The loading half of a migration; nothing here is reachable by requests."""
-
-    def restore_inode(
-        self, nodeid: int, nlookup: int, fd: int | None, parent_id: int = 0, name: bytes | None = None
-    ) -> Inode:
-        """An inode with its old nodeid; ``fd`` (O_PATH, ours from now on) refers to it, None: it is invalid.
-
-        The root exists already and only gets its count. StateError if the nodeid is taken; OSError from the
-        host.
-        """
-        if nodeid == ROOT_ID:
-            if fd is not None:
-                self.host.close(fd)
-            self.root.nlookup = nlookup
-            return self.root
-        if fd is None:
-            inode = self.inodes.restore(nodeid, NOWHERE, 0, 0)
-            inode.state = INVALID
-        else:
-            inode = self._restore_valid(nodeid, fd)
-        inode.nlookup = nlookup
-        inode.parent_id = parent_id
-        inode.name = name
-        return inode
-
-    def _restore_valid(self, nodeid: int, fd: int) -> Inode:
-        try:
-            attr, dev, mnt_id, _ = self.host.identify(fd)
-            mode = stat.S_IFMT(attr[MODE])
-            inode = self.inodes.restore(nodeid, self.mount_of(dev, mnt_id, fd, mode), attr[0], mode)
-        except BaseException:
-            self.host.close(fd)
-            raise
-        try:
-            self.fds.insert(inode, fd)
-        except OSError:
-            self.inodes.remove(inode)
-            raise
-        return inode
 
     def restore_handle(self, fh: int, inode_id: int, flags: int, guest_flags: int | None = None) -> Handle:
         """Open a handle again with its effective ``flags``; it never creates or truncates.

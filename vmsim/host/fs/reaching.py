@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ CREATES: Final = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
 ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 EAGAIN_TRIES: Final = 16
 
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _openat2 = syscall("int dir_fd, const char *path, void *how, size_t size")
 
 
@@ -114,6 +116,16 @@ class LinuxReaching:
     def path_of(self, fd: int) -> bytes:
         """Where the kernel thinks that ``fd`` is."""
         return os.readlink(b"/proc/self/fd/%d" % fd)
+
+    def memory_file(self, name: bytes) -> int:
+        """A memfd."""
+        return os.memfd_create(os.fsdecode(name), os.MFD_CLOEXEC)
+
+    def mount_points(self) -> list[tuple[int, bytes]]:
+        """(mnt_id, path) of /proc/self/mountinfo, where blanks and the like are octal."""
+        with open("/proc/self/mountinfo", "rb") as lines:
+            rows = [line.split(b" ", 5) for line in lines]
+        return [(int(row[0]), _OCTAL.sub(lambda m: bytes([int(m[1], 8)]), row[4])) for row in rows]
 
     close = staticmethod(os.close)
 

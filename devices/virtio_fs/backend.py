@@ -1,0 +1,208 @@
+"""The back-end half of the virtio-fs device: a FUSE session over a directory, behind vhost rings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from devices.virtio_fs import parked
+from devices.virtio_fs.config import NOTIFICATION_QUEUE, VIRTIO_FS_F_NOTIFICATION
+from devices.virtio_fs.options import FsOptions
+from devices.virtio_fs.passthrough.fs import PassthroughFs
+from devices.virtio_fs.passthrough.host_calls import HostFs
+from devices.virtio_fs.state.collect import StateCollector
+from devices.virtio_fs.state.options import StateOptions
+from devices.virtio_fs.state.restore import RestoreReport, restore_state
+from vmsim.fuse.session import Session
+from vmsim.virtio.chain import Chain
+from vmsim.virtio.constants import RING_FEATURES
+from vmsim.virtio.rings import RingState
+
+Complete = Callable[[Chain, int], None]
+
+PIECE = 1 << 20
+"""Bytes of the state that are handed over at a time."""
+
+STEP = 32
+"""Inodes that are collected beside each request while a migration runs."""
+
+
+class Slot:
+    """The request that is being served: called with the bytes written if its reply comes later."""
+
+    __slots__ = ("backend", "chain", "complete", "ring")
+
+    backend: VirtioFsBackend
+    ring: int
+    chain: Chain
+    complete: Complete
+
+    def __init__(self, backend: VirtioFsBackend) -> None:
+        self.backend = backend
+
+    def __call__(self, written: int) -> None:
+        """The reply is written."""
+        self.backend.open_slots[self.ring].remove(self)
+        self.complete(self.chain, written)
+
+
+class VirtioFsBackend:
+    """Implements ``BackendDevice``: serves the directory ``share`` of ``host``.
+
+    ``notification``: offer VIRTIO_FS_F_NOTIFICATION; its buffers are kept, nothing is ever sent. ``report``
+    is that of the last state that was loaded. UsageError or OSError as from ``PassthroughFs``.
+    """
+
+    def __init__(
+        self, host: HostFs, share: str | bytes, options: FsOptions | None = None,
+        state_options: StateOptions | None = None, *, request_queues: int = 1, notification: bool = False,
+    ) -> None:  # fmt: skip
+        self.options = options if options is not None else FsOptions()
+        self.state_options = state_options if state_options is not None else StateOptions()
+        self.virtio_features = RING_FEATURES | (VIRTIO_FS_F_NOTIFICATION if notification else 0)
+        self.hiprio_count = 1
+        self.queue_count = 1 + request_queues + notification
+        self.fs = PassthroughFs(host, share, self.options)
+        self.session = Session(self.fs, self.options.init_options())
+        self.collector = StateCollector(self.fs, self.session, self.state_options)
+        self.report: RestoreReport | None = None
+        self.open_slots: list[list[Slot]] = [[] for _ in range(self.queue_count)]
+        self._slot: Slot | None = None
+        self._serve = self.session.handle
+        self._kept: dict[int, RingState] = {}
+        self._has_notification = False
+        self._locks_suspended = False
+        self._busy = False
+        """Whether something beside the plain serving of requests is going on."""
+
+    def close(self) -> None:
+        """Give back all descriptors. May be called twice."""
+        self.collector.stop()
+        self.session.reset()
+        self.fs.close()
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def set_features(self, features: int) -> None:
+        """What the driver accepted."""
+        self._has_notification = bool(features & self.virtio_features & VIRTIO_FS_F_NOTIFICATION)
+
+    def handle(self, ring: int, chain: Chain, complete: Complete) -> int | None:
+        """Serve one chain; None if its reply comes later."""
+        if self._busy:
+            self.idle()
+        # Completing one request may make the guest send another before this one is done.
+        slot = self._slot
+        self._slot = None
+        if slot is None:
+            slot = Slot(self)
+        slot.ring = ring
+        slot.chain = chain
+        slot.complete = complete
+        if ring == NOTIFICATION_QUEUE and self._has_notification:
+            written = None
+        else:
+            written = self._serve(chain.readable, chain.writable, slot)
+        if written is None:
+            self.open_slots[ring].append(slot)
+            self._busy = True
+        else:
+            self._slot = slot
+        return written
+
+    def idle(self) -> None:
+        """A little of what goes on beside requests: call it now and then, also when no requests come.
+
+        Requests that wait for locks of third parties are tried again, the collection gets on, and locks that
+        were let go for a migration that failed are taken back.
+        """
+        self.fs.retry_waiting()
+        if self._locks_suspended:
+            self._resume_locks()
+        if self.collector.active:
+            self.collector.step(STEP)
+        self._note_business()
+
+    def _note_business(self) -> None:
+        waiting = bool(self.fs.locks.waiting)
+        self._busy = self.collector.active or self._locks_suspended or waiting
+
+    def parked(self, ring: int) -> list[Chain]:
+        """Give up the chains of one ring that wait; those of the other rings go on waiting."""
+        given_up = self.open_slots[ring]
+        self.open_slots[ring] = []
+        if ring != NOTIFICATION_QUEUE or not self._has_notification:
+            self.session.park()
+            for slots in self.open_slots:
+                self._wait_again(slots)
+        return [slot.chain for slot in given_up]
+
+    def _wait_again(self, slots: list[Slot]) -> None:
+        for slot in list(slots):
+            if slot.ring == NOTIFICATION_QUEUE and self._has_notification:
+                continue
+            written = self._serve(slot.chain.readable, slot.chain.writable, slot)
+            if written is not None:
+                slot(written)
+
+    def keep_parked(self, ring: int, state: RingState | None) -> None:
+        """Keep the chains that a stopped ring has in flight; they are part of the saved state."""
+        if state is None:
+            self._kept.pop(ring, None)
+        else:
+            self._kept[ring] = state
+
+    def resume_parked(self, ring: int) -> RingState | None:
+        """Hand them back, once: the ring starts again."""
+        if self._locks_suspended:
+            self._resume_locks()
+        return self._kept.pop(ring, None)
+
+    def reset(self) -> None:
+        """The driver reset the device."""
+        self._kept.clear()
+        self.session.reset()
+        if self.collector.active:
+            self.collector.start()
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def log_started(self) -> None:
+        """A migration begins: collect while the guest goes on."""
+        if not self.collector.active:
+            self.collector.start()
+        self._note_business()
+
+    def log_stopped(self) -> None:
+        """It is over or cancelled."""
+        self.collector.stop()
+        self._note_business()
+
+    def save_state(self) -> Iterator[bytes]:
+        """The state; afterwards the locks are free for the destination, until a ring starts here again."""
+        state = self.collector.save()
+        if state:
+            state += parked.encode(self._kept)
+            self._suspend_locks()
+        self._note_business()
+        return (state[at : at + PIECE] for at in range(0, len(state), PIECE))
+
+    def load_state(self, blob: bytes) -> None:
+        """Check and apply a state; VmsimError or OSError, and then nothing of it is here."""
+        state, rings = parked.split(blob, self.queue_count)
+        self.report = restore_state(self.fs, self.session, state, self.state_options)
+        self._kept = rings
+
+    def _suspend_locks(self) -> None:
+        locks = self.fs.locks
+        if locks.owners or locks.flocks:
+            self.fs.suspend_locks()
+            self._locks_suspended = True
+
+    def _resume_locks(self) -> None:
+        """Take the locks back; a destination that failed may need a moment to let go of them."""
+        try:
+            self.fs.resume_locks()
+        except BlockingIOError:
+            self._busy = True
+        else:
+            self._locks_suspended = False
