@@ -141,6 +141,22 @@ def test_read_and_write_do_not_copy():
     assert reply[16:18] == b"zz"
 
 
+def test_arguments_and_names_cannot_change_any_more():
+    """Another process may write into guest memory while we work on a request."""
+    request = bytearray()
+    seen = []
+
+    class Racing(FileSystem):
+        def rename(self, ctx, parent, name, newparent, newname, flags):
+            request[40:] = b"/" * (len(request) - 40)
+            seen.append((name, newparent, newname))
+
+    rig = Rig(fs=Racing())
+    request += client.encode(op.RENAME, 9, 1, 0, 0, 0, (5,), (b"one", b"two"))
+    assert rig.session.handle([memoryview(request)], [memoryview(bytearray(16))], None) == 16
+    assert seen == [(b"one", 5, b"two")]
+
+
 def test_directories():
     rig = Rig()
     for index in range(20):
