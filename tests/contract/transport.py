@@ -63,7 +63,7 @@ def check_acknowledgements(make):
 
 
 def check_refusals_without_acknowledgement(make):
-    """Whoever did not ask for an answer learns of the refusal by an error, at the latest with the next one."""
+    """Whoever did not ask for an answer learns of a refusal by an error, at the latest with the next one."""
     with make() as rig:
 
         def refused_sooner_or_later():
@@ -146,7 +146,7 @@ def check_enabling_is_remembered(make):
 
 def check_bases(make):
     """GET_VRING_BASE says where the ring stands: next available index, or both packed positions."""
-    for features, base in ((F_VERSION_1, 5), (PACKED, 0x8005_8005)):
+    for features, base in ((F_VERSION_1, 5), (PACKED, 0x800A_800A)):
         with make(echo=EchoDevice(features)) as rig:
             rig.boot(features)
             for _ in range(5):
@@ -233,6 +233,7 @@ def check_dirty_log(make):
         rig.driver.kick()
         runs = dict(dirty.harvest())
         assert runs == {0x1102000: 4096, 0x2345000: 4096}, [hex(gpa) for gpa in runs]
+        rig.driver.reap()
         rig.device.pause()
         rig.device.resume()
         rig.driver.call(b"logged after a restart")

@@ -220,6 +220,7 @@ class Driver:
 
     def call(self, data: bytes, queue: int = 1) -> bytes:
         """One request and its answer."""
+        self.rings[queue].arm_interrupts()
         self.send(data, queue)
         used = self.reap(queue)
         assert used is not None, "no answer"
