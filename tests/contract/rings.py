@@ -35,14 +35,14 @@ def make_memory() -> GuestMemory:
     return GuestMemory([Region("ram", 0, MEMORY_BYTES, memoryview(bytearray(MEMORY_BYTES)))])
 
 
-def make_config(features: int, size: int, policy: str = "strict", queue: int = 0) -> RingConfig:
+def make_config(features: int, size: int, policy: str = "strict", index: int = 0) -> RingConfig:
     """Three areas, page-aligned, one after the other, from address 0x10000 on."""
     position = 0x10000
     places = []
     for area in ring_areas(size, features):
         places.append(position)
         position += (area.size_bytes + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
-    return RingConfig(size, *places, features | F_VERSION_1, policy, queue)
+    return RingConfig(size, *places, features | F_VERSION_1, policy, index)
 
 
 class RingPair:
@@ -50,8 +50,9 @@ class RingPair:
 
     def __init__(self, features: int, size: int) -> None:
         self.memory = make_memory()
-        self.config = make_config(features, size, queue=3)
+        self.config = make_config(features, size, index=3)
         self.driver = make_driver_ring(self.config, self.memory)
+        self.driver.initialise()
         self.device = make_device_ring(self.config, self.memory)
         self.serial = 0
 
@@ -63,13 +64,12 @@ class RingPair:
         """Add one buffer of ``readable`` + ``writable`` elements; (id, writable elements)."""
         base = DATA + self.serial % 512 * 4096
         self.serial += 1
-        outs, ins = [], []
+        outs = []
         for index in range(readable):
             gpa = base + 200 * index
             self.memory.write(gpa, payload)
             outs.append((gpa, len(payload)))
-        for index in range(writable):
-            ins.append((base + 2000 + 200 * index, 64))
+        ins = [(base + 2000 + 200 * index, 64) for index in range(writable)]
         table = (base + 3072, 1024) if indirect else None
         return self.driver.add(outs, ins, table), ins
 
@@ -174,13 +174,9 @@ def check_indirect(pair: RingPair) -> None:
             pair.offer(indirect=True)
         return
     size = pair.config.size
-    ids = []
-    for turn in range(size):
-        ids.append(
-            pair.offer(
-                b"%d" % turn, readable=pair.fit(2), writable=min(3, size - pair.fit(2)), indirect=True
-            )[0]
-        )
+    outs = pair.fit(2)
+    ins = min(3, size - outs)
+    ids = [pair.offer(b"%d" % turn, readable=outs, writable=ins, indirect=True)[0] for turn in range(size)]
     assert pair.driver.free == 0
     with pytest.raises(QueueFull):
         pair.offer(writable=0, indirect=True)
@@ -211,9 +207,8 @@ def check_full_ring(pair: RingPair) -> None:
 def check_out_of_order(pair: RingPair) -> None:
     """Chains may be returned in any order; under IN_ORDER the driver still sees the order of submission."""
     for turn in range(4):
-        ids, chains = [], []
-        for index in range(pair.config.size // 2):
-            ids.append(pair.offer(b"%d" % index)[0])
+        chains = []
+        ids = [pair.offer(b"%d" % index)[0] for index in range(pair.config.size // 2)]
         pair.driver.publish()
         while (chain := pair.device.pop()) is not None:
             chains.append(chain)
@@ -489,6 +484,7 @@ def check_reset(pair: RingPair) -> None:
             while pair.driver.reap() is not None:
                 pass
     pair.driver = make_driver_ring(pair.config, pair.memory)
+    pair.driver.initialise()
     pair.device = make_device_ring(pair.config, pair.memory)
     check_empty(pair)
     check_round_trip(pair)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vmsim.virtio.constants import DESC_BYTES, DESC_F_NEXT, DESC_F_WRITE
+from vmsim.virtio.constants import DESC_F_NEXT, DESC_F_WRITE
 
 if TYPE_CHECKING:
     from vmsim.memory import GuestMemory
@@ -64,8 +64,12 @@ class Chain:
         source = self._source
         if isinstance(source, list):
             return list(source)
-        rows = self._rows.iter_unpack(source[: self.count * DESC_BYTES])
-        return [(gpa, length, bool(flags & DESC_F_WRITE)) for gpa, length, flags in rows]
+        descriptors = []
+        for gpa, length, flags in self._rows.iter_unpack(source):
+            descriptors.append((gpa, length, bool(flags & DESC_F_WRITE)))
+            if not flags & DESC_F_NEXT:
+                break
+        return descriptors
 
     def park(self) -> ParkedChain:
         """The chain as plain data."""

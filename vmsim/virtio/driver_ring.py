@@ -49,6 +49,7 @@ class DriverRingBase:
         "_kind",
         "_memory",
         "_outstanding",
+        "_tables",
         "broken",
         "config",
         "size",
@@ -70,6 +71,7 @@ class DriverRingBase:
         self._free = list(range(config.size - 1, -1, -1))
         self._outstanding: dict[int, tuple[Sequence[int], int]] = {}
         self._batch: tuple[int, int] | None = None
+        self._tables: dict[int, struct.Struct] = {}  # layouts of indirect tables by length
 
     @property
     def outstanding(self) -> int:
@@ -77,7 +79,7 @@ class DriverRingBase:
         return len(self._outstanding)
 
     def initialise(self) -> None:
-        """Zero the three areas, as a driver does before it enables the queue (sections 2.7.10.1, 2.8.13)."""
+        """Zero the three areas, as a driver does before it enables a queue (sections 2.7.10.1, 2.8.13)."""
         areas = ring_areas(self.size, self.config.features)
         for area, gpa in zip(areas, (self.config.desc, self.config.driver, self.config.device), strict=True):
             self._memory.write(gpa, bytes(area.size_bytes))
@@ -85,8 +87,8 @@ class DriverRingBase:
     def notification_data(self) -> int:
         """The 32-bit value to notify with (section 2.9); the bare queue index without NOTIFICATION_DATA."""
         if not self.config.features & F_NOTIFICATION_DATA:
-            return self.config.queue
-        return self.config.queue | self._next_offset() << 16
+            return self.config.index
+        return self.config.index | self._next_offset() << 16
 
     def save(self) -> DriverRingState:
         """Everything about this ring that guest memory does not hold; StateError before publish()."""
@@ -146,7 +148,7 @@ class DriverRingBase:
     def _write_table(
         self, table: Element, readable: Sequence[Element], writable: Sequence[Element]
     ) -> Element:
-        """Fill an indirect table; its (gpa, bytes). Only an unpublished table may be written like this."""
+        """Fill an indirect table, which nobody else looks at yet; its (gpa, bytes)."""
         gpa, room = table
         count = len(readable) + len(writable)
         if not self._indirect:
@@ -155,18 +157,24 @@ class DriverRingBase:
             raise UsageError(f"a buffer of {count} elements in a queue of {self.size}")
         if count * DESC_BYTES > room:
             raise UsageError(f"an indirect table of {count} descriptors in {room} bytes")
-        elements = [(*each, 0) for each in readable] + [(*each, DESC_F_WRITE) for each in writable]
         packed = self._kind == "packed"
-        data = bytearray(count * DESC_BYTES)
-        for index, (address, length, flags) in enumerate(elements):
-            if packed:
-                DESC.pack_into(data, index << 4, address, length, 0, flags)
-            elif index + 1 < count:
-                DESC.pack_into(data, index << 4, address, length, flags | DESC_F_NEXT, index + 1)
-            else:
-                DESC.pack_into(data, index << 4, address, length, flags, 0)
-        self._memory.write(gpa, data)
-        return gpa, len(data)
+        fields: list[int] = []
+        index = 0
+        for elements, flags in ((readable, 0), (writable, DESC_F_WRITE)):
+            for address, length in elements:
+                index += 1
+                if packed:
+                    fields += (address, length, 0, flags)
+                else:
+                    fields += (address, length, flags | DESC_F_NEXT, index)
+        if not packed:
+            fields[-2] &= ~DESC_F_NEXT
+            fields[-1] = 0
+        rows = self._tables.get(count)
+        if rows is None:
+            rows = self._tables[count] = struct.Struct("<" + "QIHH" * count)
+        self._memory.write(gpa, rows.pack(*fields))
+        return gpa, rows.size
 
     def _refuse(self, count: int, free: int) -> NoReturn:
         if self.broken is not None:

@@ -31,12 +31,12 @@ class QueueFull(VmsimError):
     blame: ClassVar[Blame] = Blame.US
 
 
-class RingConfig(NamedTuple):
+class RingConfig(msgspec.Struct, frozen=True):
     """One virtqueue as the driver set it up: entries, the three areas (gpa), the accepted feature bits.
 
     ``desc``/``driver``/``device`` are the descriptor, driver (available) and device (used) areas. ``policy``
     ``lenient`` tolerates what specification forbids to drivers but peers accept (rows of violations.py).
-    ``queue`` is the queue's number, which notifications carry.
+    ``index`` is the queue's number, which notifications carry.
     """
 
     size: int
@@ -45,7 +45,7 @@ class RingConfig(NamedTuple):
     device: int
     features: int
     policy: Literal["strict", "lenient"] = "strict"
-    queue: int = 0
+    index: int = 0
 
 
 class RingState(msgspec.Struct):
@@ -204,6 +204,10 @@ class DriverRing(Protocol):
 
     def arm_interrupts(self) -> bool:
         """Ask for notifications again. True: used buffers arrived meanwhile, look before you wait."""
+        ...
+
+    def initialise(self) -> None:
+        """Zero the three areas, as a driver does before it enables a new queue."""
         ...
 
     def save(self) -> DriverRingState:

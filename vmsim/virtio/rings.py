@@ -72,14 +72,13 @@ def make_driver_ring(
     state: DriverRingState | None = None,
     fence: Fence | None = None,
 ) -> DriverRing:
-    """The driver's side of a queue: a new one, whose areas are zeroed, or one that goes on from ``state``.
+    """The driver's side of a queue; with ``state`` it goes on from there.
 
+    Nothing is written: before a new queue is enabled its areas must be zero, see DriverRing.initialise().
     RingViolation if size, alignment or addresses are not legal; StreamError for a bad ``state``.
     """
     kind = PackedDriverRing if config.features & F_RING_PACKED else SplitDriverRing
     ring = kind(config, memory, fence=fence)
-    if state is None:
-        ring.initialise()
-    else:
+    if state is not None:
         ring.restore(state)
     return ring

