@@ -1,0 +1,44 @@
+"""A share in a temporary directory, served by the passthrough file system."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pytest
+from devices.virtio_fs.options import FsOptions
+from devices.virtio_fs.passthrough.fs import PassthroughFs
+from tests.contract.direct_fs import DirectFs
+from vmsim.host.fs import LinuxFs
+
+PRIVILEGED = LinuxFs().privileged
+HANDLES = LinuxFs().handles_allowed()
+needs_privilege = pytest.mark.skipif(not PRIVILEGED, reason="needs CAP_SETUID and CAP_SETGID")
+
+
+@pytest.fixture
+def share(tmp_path):
+    path = tmp_path / "share"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def serve(share):
+    """``serve(**options)``: a DirectFs; closed, and checked for leaked descriptors, at the end of the test."""
+    before = set(os.listdir("/proc/self/fd"))
+    with contextlib.ExitStack() as stack:
+
+        def start(*, host=None, **options):
+            chosen = FsOptions(**options)
+            fs = PassthroughFs(host if host is not None else LinuxFs(), share, chosen)
+            stack.callback(fs.close)
+            return DirectFs(fs, chosen.init_options())
+
+        yield start
+    assert set(os.listdir("/proc/self/fd")) == before, "descriptors leaked"
+
+
+@pytest.fixture
+def fs(serve):
+    return serve()
