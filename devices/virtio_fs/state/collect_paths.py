@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from vmsim.limits import PATH_MAX
 
-from ..passthrough.inodes import unpack_handle
+from ..passthrough.inodes import pack_handle, unpack_handle
 from .records import FileHandle
 
 if TYPE_CHECKING:
@@ -85,15 +85,20 @@ class PathFinder:
             return False
 
     def _is_in(self, inode: Inode, dir_fd: int, name: bytes) -> bool:
-        dev, ino, mnt_id, _ = self._host.identify_at(dir_fd, name)
+        """Without a descriptor that holds it, an inode number proves nothing: then the evidence counts."""
         mount = inode.mount
+        handle = inode.handle
+        if inode.fd >= 0 or handle is None:
+            dev, ino, mnt_id, _ = self._host.identify_at(dir_fd, name)
+            return ino == inode.ino and dev == mount.dev and mnt_id == mount.mnt_id
+        if handle[3] < 0x80:
+            mnt_id, kind, raw = self._host.file_handle_at(dir_fd, name)
+            return handle == pack_handle(kind, raw) and mnt_id == mount.mnt_id
+        # A birth time, where the file system has no file handles.
+        dev, ino, mnt_id, _ = self._host.identify_at(dir_fd, name)
         if ino != inode.ino or dev != mount.dev or mnt_id != mount.mnt_id:
             return False
-        # With an open descriptor the number cannot have been given to another file meanwhile.
-        if inode.fd >= 0 or inode.handle is None:
-            return True
-        evidence = self._fs.evidence_at(dir_fd, name, inode.handle)
-        return evidence == inode.handle
+        return self._fs.evidence_at(dir_fd, name, handle) == handle
 
     def opened(self, parent: Parent, flags: int) -> Opened:
         """A context with a descriptor of ``parent`` opened with ``flags``; OSError if it cannot be opened."""

@@ -29,7 +29,7 @@ from .negotiation import assumed, check_agreement, check_options
 from .options import StateOptions
 from .records import PATH, HandleRecord, InodeRecord, NegotiatedOpts, StateBlob, describe
 from .restore_inodes import Impostor, InodeRestorer
-from .restore_plan import Plan, PlannedInode, clean_flags, make_plan
+from .restore_plan import Plan, clean_flags, make_plan
 
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
@@ -178,17 +178,17 @@ class _Load:
         files = {file.id: file for file in extra.anonymous} if extra is not None else {}
         one = restorer.one
         try:
-            for planned in plan.inodes:
-                file = files.get(planned.record.id) if files else None
+            for record in plan.inodes:
+                file = files.get(record.id) if files else None
                 try:
                     if file is None:
-                        one(planned)
+                        one(record)
                     else:
-                        restorer.anonymous(planned, file)
+                        restorer.anonymous(record, file)
                         report.anonymous += 1
                 except OSError as error:
-                    self._inode_failed(restorer, planned, error)
-                report.inodes += 1
+                    self._inode_failed(restorer, record, error)
+            report.inodes = len(plan.inodes)
             self._prove(restorer)
         except Impostor as impostor:
             raise RestoreError(
@@ -198,13 +198,12 @@ class _Load:
         finally:
             restorer.close()
 
-    def _inode_failed(self, restorer: InodeRestorer, planned: PlannedInode, error: OSError) -> None:
-        record = planned.record
+    def _inode_failed(self, restorer: InodeRestorer, record: InodeRecord, error: OSError) -> None:
         hint = ""
         if error.errno == errno.EPERM:
             hint = "opening by file handle needs CAP_DAC_READ_SEARCH; or migrate with find-paths"
         self._fail(describe(record), error, hint, inode=record.id)
-        restorer.invalid(record, planned.nlookup)
+        restorer.invalid(record)
 
     def _prove(self, restorer: InodeRestorer) -> None:
         """Look for inodes that a file handle led to and whose path is unknown: they must be in the share."""
@@ -218,18 +217,16 @@ class _Load:
             outside = OSError(errno.EXDEV, "its file handle leads out of the shared directory")
             self._fail(f"inode {inode.id}", outside, inode=inode.id)
             self._fs.fds.discard(inode)
-            nlookup = inode.nlookup
             self._fs.inodes.remove(inode)
-            restorer.invalid(InodeRecord(inode.id, 0, PATH), nlookup)
+            restorer.invalid(InodeRecord(inode.id, inode.nlookup, PATH))
 
     def _drop_unknown(self, plan: Plan) -> None:
         """Directories that only their children needed (lookup count 0) go, as virtiofsd lets them go."""
         inodes = self._fs.inodes
         held = {handle.inode for handle in plan.handles}
-        for planned in reversed(plan.inodes):
-            nodeid = planned.record.id
-            if planned.nlookup == 0 and nodeid not in held:
-                inode = inodes.get(nodeid)
+        for record in reversed(plan.inodes):
+            if record.refcount == 0 and record.id not in held:
+                inode = inodes.get(record.id)
                 if inode is not None:
                     self._fs.drop(inode)
 

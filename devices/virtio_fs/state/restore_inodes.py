@@ -12,7 +12,6 @@ from ..passthrough.inodes import INVALID, NOWHERE, PINNED, Inode, Mount, pack_ha
 from .extension import Anonymous
 from .records import FILE_HANDLE, FULL_PATH, PATH, ROOT, FileHandle, InodeRecord
 from .restore_content import recreate
-from .restore_plan import PlannedInode
 
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
@@ -30,7 +29,8 @@ class Impostor(Exception):
 class InodeRestorer:
     """Restores inodes into the tables of a fresh ``fs``, one at a time, parents first.
 
-    ``one`` raises OSError when the inode cannot be found. ``notes`` takes what is worth telling. The
+    A record's ``refcount`` is the guest's lookup count here. ``one`` raises OSError when the inode cannot be
+    found. ``notes`` takes what is worth telling. The
     descriptors that are opened belong to the tables of ``fs``, apart from those that ``close`` closes.
     """
 
@@ -51,37 +51,36 @@ class InodeRestorer:
         while self._mount_fds:
             self._host.close(self._mount_fds.popitem()[1])
 
-    def one(self, planned: PlannedInode) -> None:
+    def one(self, record: InodeRecord) -> None:
         """Restore one inode; OSError if it is not to be found."""
-        record, nlookup = planned
         location = record.location
         if location == PATH:
-            self._path(record, nlookup)
+            self._path(record)
         elif location == FILE_HANDLE:
-            self._by_handle(record, nlookup)
+            self._by_handle(record)
         elif location == ROOT:
-            self._root(record, nlookup)
+            self._root(record)
         elif location == FULL_PATH:
-            self._full_path(self._fs.path_fd(self._fs.root), record, nlookup)
+            self._full_path(self._fs.path_fd(self._fs.root), record)
         else:
             raise OSError(errno.EIO, "the source did not know where it is")
 
-    def invalid(self, record: InodeRecord, nlookup: int) -> None:
+    def invalid(self, record: InodeRecord) -> None:
         """The guest keeps a node whose every use is EIO."""
         inode = self._table.restore(record.id, NOWHERE, 0, 0)
-        inode.nlookup = nlookup
+        inode.nlookup = record.refcount
         inode.state = INVALID
 
     # -- by place --------------------------------------------------------------------------------
 
-    def _root(self, record: InodeRecord, nlookup: int) -> None:
+    def _root(self, record: InodeRecord) -> None:
         fs = self._fs
         if record.file_handle is not None:
             self._verify(record.file_handle, self._host.file_handle(fs.path_fd(fs.root)), root=True)
         # virtiofsd's root has one reference more than ours to begin with.
-        fs.root.nlookup = max(nlookup - 1, 1)
+        fs.root.nlookup = max(record.refcount - 1, 1)
 
-    def _path(self, record: InodeRecord, nlookup: int) -> None:
+    def _path(self, record: InodeRecord) -> None:
         """(parent, name): nothing is opened, only looked at."""
         parent = self._table.get(record.parent)
         if parent is None or parent.state:
@@ -91,7 +90,7 @@ class InodeRestorer:
             dir_fd = self._fs.path_fd(parent)
         name = record.name
         if b"/" in name:
-            self._full_path(dir_fd, record, nlookup)
+            self._full_path(dir_fd, record)
             return
         dev, ino, mnt_id, mode = self._host.identify_at(dir_fd, name)
         mount = self._mounts.get((dev, mnt_id))
@@ -108,7 +107,7 @@ class InodeRestorer:
             if record.file_handle is not None:
                 self._verify(record.file_handle, found)
         inode = self._table.restore(record.id, mount, ino, mode & 0o170000)
-        inode.nlookup = nlookup
+        inode.nlookup = record.refcount
         inode.parent_id = record.parent
         inode.name = name
         inode.handle = evidence
@@ -134,7 +133,7 @@ class InodeRestorer:
         self._mounts[dev, mnt_id] = mount
         return mount
 
-    def _full_path(self, dir_fd: int, record: InodeRecord, nlookup: int) -> None:
+    def _full_path(self, dir_fd: int, record: InodeRecord) -> None:
         """A path of several components, strictly beneath ``dir_fd``; its inode keeps the descriptor."""
         fd = self._host.open_beneath(dir_fd, record.name, os.O_PATH)
         try:
@@ -143,9 +142,9 @@ class InodeRestorer:
         except OSError:
             self._host.close(fd)
             raise
-        self._keep(record, nlookup, fd)
+        self._keep(record, fd)
 
-    def _keep(self, record: InodeRecord, nlookup: int, fd: int, *, pinned: bool = False) -> None:
+    def _keep(self, record: InodeRecord, fd: int, *, pinned: bool = False) -> None:
         """An inode that owns ``fd``, since nothing else finds it again."""
         try:
             attr, dev, mnt_id, _ = self._host.identify(fd)
@@ -155,7 +154,7 @@ class InodeRestorer:
         except BaseException:
             self._host.close(fd)
             raise
-        inode.nlookup = nlookup
+        inode.nlookup = record.refcount
         self._own(inode, fd, pinned=pinned)
 
     def _own(self, inode: Inode, fd: int, *, pinned: bool) -> None:
@@ -170,7 +169,7 @@ class InodeRestorer:
 
     # -- by handle and anew ------------------------------------------------------------------------
 
-    def _by_handle(self, record: InodeRecord, nlookup: int) -> None:
+    def _by_handle(self, record: InodeRecord) -> None:
         handle = record.handle
         if handle is None:
             raise OSError(errno.EINVAL, "no file handle")
@@ -191,7 +190,7 @@ class InodeRestorer:
             if mount is None:
                 mount = self._mounts[dev, mnt_id] = self._fs.mount_of(dev, mnt_id, fd, mode)
             inode = self._table.restore(record.id, mount, attr[0], mode & 0o170000)
-            inode.nlookup = nlookup
+            inode.nlookup = record.refcount
             inode.handle = pack_handle(handle.handle_type, handle.handle)
             # What has a name is opened by handle again whenever it is needed; what has none dies unless held.
             kept = not linked or not self._fs.by_handle or mount.fd < 0
@@ -219,6 +218,6 @@ class InodeRestorer:
         self._mount_fds[mnt_id] = fd
         return fd
 
-    def anonymous(self, planned: PlannedInode, file: Anonymous) -> None:
+    def anonymous(self, record: InodeRecord, file: Anonymous) -> None:
         """An unlinked file whose contents came along."""
-        self._keep(planned.record, planned.nlookup, recreate(self._fs, file, self._notes), pinned=True)
+        self._keep(record, recreate(self._fs, file, self._notes), pinned=True)

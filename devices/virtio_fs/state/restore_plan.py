@@ -30,17 +30,14 @@ KEPT_FLAGS = (
 """Open flags that a migration repeats; those that create, truncate or only name a file are not among them."""
 
 
-class PlannedInode(NamedTuple):
-    """One inode to restore: its record and the lookup count that the guest holds."""
-
-    record: InodeRecord
-    nlookup: int
-
-
 class Plan(NamedTuple):
-    """A checked state. ``inodes`` come in an order in which parents precede their children."""
+    """A checked state.
 
-    inodes: list[PlannedInode]
+    ``inodes`` come in an order in which parents precede their children, and their ``refcount`` is now what
+    the guest holds: the references of children are taken off.
+    """
+
+    inodes: list[InodeRecord]
     handles: list[HandleRecord]
     next_inode: int
     next_handle: int
@@ -64,7 +61,8 @@ def make_plan(blob: StateBlob, extension: Extension | None) -> Plan:
         raise StreamError("the root is missing", field="inodes", spec=SPEC)
     notes: list[str] = []
     children = Counter(record.parent for record in blob.inodes if record.location == PATH)
-    planned = _with_counts(_ordered(_with_raw_names(blob.inodes, extension), ids), children)
+    planned = _ordered(_with_raw_names(blob.inodes, extension), ids)
+    _take_off(planned, children)
     next_inode = _next_id("next_inode", blob.next_inode, max(ids, default=ROOT_ID), notes)
     handles = _checked_handles(blob, ids, notes)
     top = max((handle.id for handle in handles), default=-1)
@@ -153,22 +151,21 @@ def _ordered(inodes: list[InodeRecord], ids: set[int]) -> list[InodeRecord]:
     return order
 
 
-def _with_counts(order: list[InodeRecord], children: Counter[int]) -> list[PlannedInode]:
-    """Each record with the guest's lookup count; StreamError where the children need more than there is.
+def _take_off(inodes: list[InodeRecord], children: Counter[int]) -> None:
+    """Each Path child in the blob took one reference of its parent (reference section 1.2).
 
-    Each Path child in the blob took one reference of its parent (reference section 1.2).
+    StreamError where the children need more than there is.
     """
-    planned = []
-    for record in order:
-        nlookup = record.refcount - children.get(record.id, 0)
-        if nlookup < 0 or (nlookup == 0 and record.id == ROOT_ID):
+    for record in inodes:
+        count = children.get(record.id, 0)
+        left = record.refcount - count
+        if left < 0 or (left == 0 and record.id == ROOT_ID):
             raise StreamError(
-                f"inode {record.id} has refcount {record.refcount} and {children[record.id]} children",
+                f"inode {record.id} has refcount {record.refcount} and {count} children",
                 field="inodes.refcount", spec=SPEC,
                 hint="a parent's refcount has to count each of its migrated children",
             )
-        planned.append(PlannedInode(record, nlookup))
-    return planned
+        record.refcount = left
 
 
 def _next_id(field: str, value: int, top: int, notes: list[str]) -> int:

@@ -14,14 +14,13 @@ from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.limits import UNLINKED_CONTENT_MAX
 
 BLOB = b"\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00"
-LOCK = ext.LockRecord(3, 0, 77, "posix", 1, 0, 9, 1)
 FULL = ext.Extension(
     negotiated=NegotiatedState(True, 7, 41, 0x1_4844_F829, 131072, 1 << 20, 256, 65535, 49149, 1, 0, (5,)),
     info=ext.ModeInfo("file-handles"),
-    generations=[(3, 2**64 - 1)],
     handles=[ext.HandleExtra(0, 2, 0o2001)],
-    locks=[LOCK],
-    waiting=[ext.WaitingRecord(12, LOCK)],
+    locks=[ext.PosixLock(3, 77, 0, 9, 1, 1)],
+    flocks=[ext.Flock(0, 2)],
+    waiting=[12],
     anonymous=[
         ext.Anonymous(
             3, stat.S_IFREG | 0o600, 1000, 1000, 0, 1 << 40, -1, 5, [(b"user.a", b"b")],
@@ -99,9 +98,10 @@ def test_hostile_payloads_with_a_right_checksum(payload):
         ({"raw_names": [ext.RawName(5, 1, b"..")]}, "extension.raw_names.name"),
         ({"raw_names": [ext.RawName(5, 1, b"a/b")]}, "extension.raw_names.name"),
         ({"raw_names": [ext.RawName(5, 1, b"x" * 256)]}, "extension"),
-        ({"locks": [ext.LockRecord(3, 0, 7, "posix", 1, 9, 8, 1)]}, "extension.locks.start"),
-        ({"locks": [ext.LockRecord(3, 0, 7, "lease", 1, 0, 8, 1)]}, "extension"),
-        ({"locks": [ext.LockRecord(3, 0, 7, "flock", 5, 0, 8, 1)]}, "extension"),
+        ({"locks": [ext.PosixLock(3, 7, 9, 8, 1, 1)]}, "extension.locks.start"),
+        ({"locks": [ext.PosixLock(3, 7, 0, 8, 2, 1)]}, "extension"),
+        ({"locks": [ext.PosixLock(3, 7, 0, 1 << 63, 1, 1)]}, "extension"),
+        ({"flocks": [ext.Flock(0, 8)]}, "extension"),
         ({"handles": [ext.HandleExtra(0, 1 << 40, 0)]}, "extension"),
         (
             {"anonymous": [ext.Anonymous(3, stat.S_IFREG, size=4, extents=[(2, b"xyz")])]},
