@@ -1,0 +1,177 @@
+"""The house rules that a machine can check: sizes, layers, docstrings of packages, nothing foreign.
+
+ruff, mypy and import-linter run in ``tools/test``; here the layers are checked once more on the imports
+themselves, so that a rule that was taken out of the configuration is missed.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ("vmsim", "devices")
+FILE_LINES_MAX = 500
+FUNCTION_LINES_MAX = 70
+TOP_LEVEL = {"devices", "guest_images", "tests", "tools", "vmsim"}
+
+LAYERS = [
+    {"cli"}, {"machine"}, {"sim", "guest"}, {"host"}, {"vhost", "fuse"}, {"virtio"}, {"migration"},
+    {"memory"}, {"wire"}, {"trace"}, {"schedule"}, {"limits"}, {"errors"},
+]
+"""Top first; who stands on one line does not import its neighbour."""
+
+SANS_IO = (
+    "vmsim/wire", "vmsim/virtio", "vmsim/fuse", "vmsim/vhost", "vmsim/migration", "vmsim/memory", "devices",
+)
+NO_IO = {
+    "asyncio", "cffi", "ctypes", "mmap", "multiprocessing", "ptrace", "random", "secrets", "select",
+    "selectors", "socket", "subprocess", "threading", "time",
+}
+OS_NAMES_ALLOWED = re.compile(
+    r"[A-Z][A-Z0-9_]*$|strerror$|fsencode$|fsdecode$|makedev$|major$|minor$|path$|PathLike$|stat_result$"
+)
+"""Of ``os`` and ``fcntl``: constants and what touches no operating system."""
+
+
+def python_files(*folders: str) -> list[Path]:
+    """Every Python file below the folders; scripts in tools have no suffix."""
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    if "tools" in folders:
+        scripts = [path for path in (ROOT / "tools").iterdir() if path.is_file() and not path.suffix]
+        found += [path for path in scripts if path.read_text().startswith("#!/usr/bin/env python3")]
+    return sorted(path for path in found if "__pycache__" not in path.parts)
+
+
+def name_of(path: Path) -> str:
+    """A file's path in the repository."""
+    return str(path.relative_to(ROOT))
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules that a file names in imports, also inside functions and under TYPE_CHECKING."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def layer_of(module: str) -> int | None:
+    """How far from the top the layer of ``vmsim.x.y`` is."""
+    parts = module.split(".")
+    if parts[0] != "vmsim" or len(parts) < 2:
+        return None
+    return next((index for index, names in enumerate(LAYERS) if parts[1] in names), None)
+
+
+def test_files_are_short():
+    files = python_files(*CODE, "tests", "tools")
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in files}
+    assert {name: lines for name, lines in lengths.items() if lines > FILE_LINES_MAX} == {}
+
+
+def test_functions_are_short():
+    long = {}
+    for path in python_files(*CODE, "tests", "tools"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > FUNCTION_LINES_MAX:
+                    long[f"{name_of(path)}:{node.lineno} {node.name}"] = lines
+    assert long == {}
+
+
+def test_imports_go_downwards_only():
+    wrong = []
+    for path in python_files("vmsim"):
+        module = name_of(path).removesuffix(".py").replace("/", ".")
+        mine = layer_of(module)
+        for other in sorted(imports_of(path)):
+            theirs = layer_of(other)
+            same_package = module.split(".")[1] == other.split(".")[1] if "." in other else True
+            if mine is not None and theirs is not None and not same_package and theirs <= mine:
+                wrong.append(f"{module} imports {other}")
+    assert wrong == []
+
+
+def test_every_package_has_a_layer():
+    packages = {path.name for path in (ROOT / "vmsim").iterdir() if path.is_dir()}
+    assert packages - {"__pycache__"} <= set.union(*LAYERS), "add it to LAYERS and to pyproject.toml"
+
+
+def test_import_linter_knows_the_same_layers():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    listed = [{name.strip().removeprefix("vmsim.") for name in line.split("|")} for line in layers]
+    assert listed == LAYERS
+
+
+def test_the_simulator_knows_no_device_and_devices_nothing_high():
+    for path in python_files("vmsim"):
+        assert not {name for name in imports_of(path) if name.split(".")[0] == "devices"}, name_of(path)
+    for path in python_files("devices"):
+        high = {name for name in imports_of(path) if re.match(r"vmsim\.(cli|machine|sim|guest|host)\b", name)}
+        assert not high, name_of(path)
+
+
+def test_protocol_code_touches_no_operating_system():
+    wrong = []
+    for path in python_files(*SANS_IO):
+        wrong += [f"{name_of(path)}: {name}" for name in imports_of(path) if name.split(".")[0] in NO_IO]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+                continue
+            if node.value.id in ("os", "fcntl") and not OS_NAMES_ALLOWED.match(node.attr):
+                wrong.append(f"{name_of(path)}:{node.lineno} {node.value.id}.{node.attr}")
+    assert wrong == []
+
+
+def test_no_import_brings_in_everything():
+    star = re.compile(r"^from .* import \*", re.MULTILINE)
+    assert [name_of(path) for path in python_files(*CODE, "tests") if star.search(path.read_text())] == []
+
+
+def test_packages_say_what_they_are():
+    folders = {path.parent for path in python_files(*CODE)}
+    assert [name_of(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+    for folder in sorted(folders):
+        tree = ast.parse((folder / "__init__.py").read_text())
+        assert ast.get_docstring(tree), f"{name_of(folder)}/__init__.py has no docstring"
+    main = [ROOT / "vmsim" / name for name in set.union(*LAYERS) if (ROOT / "vmsim" / name).is_dir()]
+    main.append(ROOT / "devices" / "virtio_fs")
+    assert [name_of(folder) for folder in main if not (folder / "README.md").exists()] == []
+
+
+def test_the_top_level_is_fixed():
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    made_by_tools = {"build", "__pycache__"} | {name for name in folders if name.endswith(".egg-info")}
+    assert folders - made_by_tools <= TOP_LEVEL
+
+
+UNFINISHED = "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX", "HA" + "CK"))
+REGISTRIES = r"\.debian\.(?:org|net)|pypi\.[o]rg|[r]egistry\.npmjs|[p]ythonhosted"
+HOME_PATHS = r"/(home|root|Users)/\w+/"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [(rf"\b({UNFINISHED})\b", "finish it"), (REGISTRIES, "no registry is named here"),
+     (HOME_PATHS, "no path of one machine")],
+)
+def test_nothing_foreign_in_the_tree(pattern, why):
+    found = []
+    for folder in (*sorted(TOP_LEVEL), ".ci"):
+        for path in (ROOT / folder).rglob("*"):
+            if not path.is_file() or "__pycache__" in path.parts or path.suffix in {".bin", ".pyc", ".gz"}:
+                continue
+            for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+                if re.search(pattern, line):
+                    found.append(f"{name_of(path)}:{number}: {line.strip()}")
+    assert found == [], why
