@@ -5,6 +5,7 @@ A check takes a :class:`RingPair`, fresh, and raises AssertionError when the con
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from vmsim.errors import StateError, StreamError, UsageError
@@ -19,8 +20,10 @@ from vmsim.virtio.constants import (
     parse_notification,
 )
 from vmsim.virtio.rings import (
+    DriverRingState,
     QueueFull,
     RingConfig,
+    RingState,
     make_device_ring,
     make_driver_ring,
     ring_areas,
@@ -338,6 +341,9 @@ def check_save_restore(pair: RingPair) -> None:
         device_state, driver_state = pair.device.save(), pair.driver.save()
         assert pair.device.save() == device_state
         assert pair.driver.save() == driver_state
+        wire = msgspec.msgpack.encode(device_state), msgspec.msgpack.encode(driver_state)
+        assert msgspec.msgpack.decode(wire[0], type=RingState) == device_state
+        driver_state = msgspec.msgpack.decode(wire[1], type=DriverRingState)
         pair.device = make_device_ring(pair.config, pair.memory, state=device_state)
         pair.driver = make_driver_ring(pair.config, pair.memory, state=driver_state)
         assert [chain.park() for chain in pair.device.in_flight] == [chain.park() for chain in chains]

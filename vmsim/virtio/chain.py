@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vmsim.limits import CHAIN_BYTES_MAX
 from vmsim.virtio.constants import DESC_F_NEXT, DESC_F_WRITE
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def scan_chain(memory: GuestMemory, rows: struct.Struct, window: bytes, mask: in
 
     ``rows`` yields (gpa, length, flags). None for everything unusual, to be looked at again at leisure: flags
     of which ``mask`` are not ``want``, an empty element, readable after writable, memory outside the region
-    used last, a chain that is longer than the window. The caller sets ``head`` and checks what links the
-    descriptors.
+    used last, a chain that is longer than the window or has too many bytes. The caller sets ``head`` and checks
+    what links the descriptors.
     """
     region = memory.hot
     if region is None:
@@ -125,6 +126,8 @@ def scan_chain(memory: GuestMemory, rows: struct.Struct, window: bytes, mask: in
             break
         end = stop
     else:
+        return None
+    if reads + writes > CHAIN_BYTES_MAX:
         return None
     chain = Chain()
     chain.count = count

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from vmsim.errors import MemoryAccessError, RingViolation, StateError, StreamError
+from vmsim.limits import CHAIN_BYTES_MAX, QUEUE_SIZE_MAX
 from vmsim.virtio.chain import Chain, Descriptor, ParkedChain, build_chain
 from vmsim.virtio.constants import DESC_BYTES, F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC
 from vmsim.virtio.ring_types import Fence, RingConfig, RingState, check_config
@@ -134,7 +135,7 @@ class DeviceRingBase:
             chain = build_chain(self._memory, head, count, descriptors)
         except MemoryAccessError as error:
             self._break(f"{self._kind}.address", head=head, gpa=error.gpa, size_bytes=error.size_bytes)
-        if chain.readable_bytes + chain.writable_bytes > 1 << 32:
+        if chain.readable_bytes + chain.writable_bytes > CHAIN_BYTES_MAX:
             total = chain.readable_bytes + chain.writable_bytes
             self._break(f"{self._kind}.chain_bytes", head=head, total=total)
         self._in_flight[head] = chain
@@ -153,7 +154,7 @@ class DeviceRingBase:
 
     def _read_table(self, head: int, gpa: int, size_bytes: int) -> bytes:
         """One snapshot of an indirect table."""
-        if not size_bytes or size_bytes % DESC_BYTES or size_bytes > 32768 * DESC_BYTES:
+        if not size_bytes or size_bytes % DESC_BYTES or size_bytes > QUEUE_SIZE_MAX * DESC_BYTES:
             self._break(f"{self._kind}.indirect_length", head=head, size_bytes=size_bytes)
         try:
             return self._memory.read(gpa, size_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import random
 import struct
 
@@ -10,6 +12,7 @@ import pytest
 
 from tests.contract.rings import DATA, MEMORY_BYTES, RingPair, make_config, make_memory
 from vmsim.errors import Blame, RingViolation
+from vmsim.memory import GuestMemory, Region
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED
 from vmsim.virtio.rings import make_device_ring, make_driver_ring
 from vmsim.virtio.violations import ROWS, DeviceRingViolation
@@ -232,6 +235,33 @@ def test_a_chain_of_more_than_4_gib():
         with pytest.raises(RingViolation) as caught:
             make_device_ring(config, memory).pop()
         assert caught.value.details["violation"] == first
+
+
+@pytest.mark.parametrize("features", [0, F_RING_PACKED, F_INDIRECT_DESC])
+def test_two_descriptors_of_more_than_4_gib(features):
+    """In a guest that has so much memory, the shortest chains can be too long in bytes."""
+    fd = os.memfd_create("big")
+    os.ftruncate(fd, 8 << 30)
+    memory = GuestMemory([Region("ram", 0, 8 << 30, memoryview(mmap.mmap(fd, 8 << 30)))])
+    os.close(fd)
+    config = make_config(features, SIZE)
+    low, half = 1 << 30, 1 << 31
+    for spare in (0, 1):
+        rows = [(low, half, 0, A | NEXT), (low + half, half + spare, 0, A)]
+        if not features & F_RING_PACKED:
+            rows = [(low, half, NEXT, 1), (low + half, half + spare, 0, 0)]
+            memory.write(config.driver, avail(1, 0))
+        if features & F_INDIRECT_DESC:
+            memory.write(TABLE, desc(*rows))
+            rows = [(TABLE, 32, INDIRECT, 0)]
+        memory.write(config.desc, desc(*rows))
+        ring = make_device_ring(config, memory)
+        if not spare:
+            assert ring.pop().readable_bytes == 1 << 32
+            continue
+        with pytest.raises(RingViolation) as caught:
+            ring.pop()
+        assert caught.value.details["violation"].endswith("chain_bytes")
 
 
 def test_packed_overrun():
