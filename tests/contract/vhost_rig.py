@@ -190,6 +190,8 @@ class Driver:
 
     def make(self, queue: int, features: int, state=None):
         base = self.base(queue)
+        if state is None:
+            self.rig.memory.write(base, bytes(0x3000))
         config = RingConfig(self.size, base, base + 0x1000, base + 0x2000, features)
         return make_driver_ring(config, self.rig.memory, state=state)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from vmsim.errors import HostError
@@ -16,7 +17,7 @@ class EventFd:
         try:
             self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
-            raise HostError("eventfd", errno=error.errno or 0) from error
+            raise HostError("eventfd", errno=error.errno or errno.EIO) from error
 
     def signal(self) -> None:
         """Add one; a full counter is signalled already."""
