@@ -57,11 +57,20 @@ class StateCollector:
         self.stop()
         if self.options.empty_state:
             return
+        self._begin()
+        self._fs.watch = self
+        self.active = True
+
+    def _begin(self) -> None:
         inodes = self._fs.inodes.items()
         self._todo = iter(inodes)
         self._newest = inodes[-1].id if inodes else 0
-        self._fs.watch = self
-        self.active = True
+
+    def survey(self) -> None:
+        """Collect everything as it is at this moment, without watching and without saving."""
+        self._begin()
+        while not self.step(1 << 20):
+            pass
 
     def stop(self) -> None:
         """Drop what was collected and stop watching."""
