@@ -310,6 +310,24 @@ def check_batched_events(pair: RingPair) -> None:
             assert driver.reap() is not None
 
 
+def check_exact_events(pair: RingPair) -> None:
+    """With EVENT_IDX the entry after the armed one asks for nothing."""
+    if pair.config.size < 2 or not pair.config.features & F_EVENT_IDX:
+        return
+    driver, device = pair.driver, pair.device
+    for _ in range(3 * pair.config.size):
+        device.arm_kicks()
+        driver.arm_interrupts()
+        for wanted in (True, False):
+            pair.offer(writable=0)
+            driver.publish()
+            assert driver.needs_kick() == wanted
+            pair.echo()
+            assert device.needs_call() == wanted
+        while driver.reap() is not None:
+            pass
+
+
 def check_notification_data(pair: RingPair) -> None:
     """What the driver notifies with names the queue, and the next position with NOTIFICATION_DATA."""
     features, size = pair.config.features, pair.config.size

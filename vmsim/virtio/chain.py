@@ -85,8 +85,8 @@ def scan_chain(memory: GuestMemory, rows: struct.Struct, window: bytes, mask: in
 
     ``rows`` yields (gpa, length, flags). None for everything unusual, to be looked at again at leisure: flags
     of which ``mask`` are not ``want``, an empty element, readable after writable, memory outside the region
-    used last, a chain that is longer than the window or has too many bytes. The caller sets ``head`` and checks
-    what links the descriptors.
+    used last, a chain that is longer than the window or has too many bytes. The caller sets ``head`` and
+    checks what links the descriptors.
     """
     region = memory.hot
     if region is None:

@@ -264,6 +264,43 @@ def test_two_descriptors_of_more_than_4_gib(features):
         assert caught.value.details["violation"].endswith("chain_bytes")
 
 
+@pytest.mark.parametrize("features", [0, F_RING_PACKED])
+def test_holes_and_borders_of_several_regions(features):
+    """A chain may cross into the next region; below, between and behind regions there is nothing."""
+    low, size = 0x10000, 0x40000
+    regions = [
+        Region(str(n), gpa, size, memoryview(bytearray([n]) * size))
+        for n, gpa in enumerate((low, low + size, low + 3 * size))
+    ]
+    memory = GuestMemory(regions)
+    config = make_config(features, SIZE)
+
+    def pop(gpa, length):
+        memory.write(config.desc, bytes(16 * SIZE))
+        memory.write(config.desc, desc((gpa, length, 0, A if features else 0)))
+        if not features:
+            memory.write(config.driver, avail(1, 0))
+        return make_device_ring(config, memory).pop()
+
+    border = low + size
+    assert [bytes(view) for view in pop(border - 2, 4).readable] == [b"\0\0", b"\1\1"]
+    assert bytes(pop(low + 3 * size, 3).readable[0]) == b"\2\2\2"
+    assert bytes(pop(border + 8, 3).readable[0]) == b"\1\1\1"
+    for gpa, length in (
+        (low - 8, 8),
+        (low - 8, 16),
+        (0, 4),
+        (low + 2 * size - 4, 8),
+        (low + 2 * size, 4),
+        (low + 3 * size - 4, 8),
+        (low + 4 * size - 4, 8),
+        (low, 3 * size),
+    ):
+        with pytest.raises(RingViolation) as caught:
+            pop(gpa, length)
+        assert caught.value.details["violation"].endswith(".address")
+
+
 def test_packed_overrun():
     """Eight descriptors in flight, and the driver flips the bits of a slot that was never given back."""
     memory, ring = set_up(packed(desc(*[(DATA, 8, n, A) for n in range(8)])))
