@@ -119,11 +119,20 @@ class VirtioFsDevice:
             self._keep_bases(self.frontend.stop_rings())
         self.running = False
 
-    def resume(self) -> None:
-        """The virtual machine goes on: start the rings if the driver had activated the device."""
+    def resume(self, *, kick: bool = True) -> None:
+        """The virtual machine goes on: start the rings if the driver had activated the device.
+
+        Without ``kick`` the back-end works off nothing before ``kick()``: everything that can fail has been
+        done by then.
+        """
         self.running = True
         if self.virtio.live and not self._connected.running:
-            self._start()
+            self._start(kick=kick)
+
+    def kick(self) -> None:
+        """Kick all started rings, unsolicited."""
+        if self.frontend is not None:
+            self.frontend.kick_all()
 
     @property
     def _connected(self) -> VhostFrontend:
@@ -141,11 +150,11 @@ class VirtioFsDevice:
         queue = self.virtio.queues[index]
         return RingSetup(index, queue.size, queue.desc, queue.driver, queue.device, queue.base)
 
-    def _start(self) -> None:
+    def _start(self, *, kick: bool = True) -> None:
         rings = [self._setup(index) for index, queue in enumerate(self.virtio.queues) if queue.ready]
         frontend = self._connected
         try:
-            frontend.start(self.virtio.features_accepted, self.memory, rings)
+            frontend.start(self.virtio.features_accepted, self.memory, rings, kick=kick)
         except BaseException:
             self._keep_bases(frontend.bases)
             raise

@@ -7,7 +7,7 @@ from vmsim.host.shm import SharedMemory, map_shared, unmap_shared
 
 
 class HostServices(Pipes):
-    """Implements ``FrontendHost`` and ``BackendIo`` of :mod:`vmsim.vhost.seams` with the system's own calls."""
+    """Implements ``FrontendHost`` and ``BackendIo`` of :mod:`vmsim.vhost.seams` by system calls."""
 
     def shared_memory(self, name: str, size_bytes: int, *, sealed: bool = False) -> SharedMemory:
         """A zeroed memfd of that name; ``sealed``: F_SEAL_GROW, F_SEAL_SHRINK and F_SEAL_SEAL."""

@@ -230,19 +230,23 @@ class BackendRing:
                 self.ring.set_base_word(self.base)
                 self.started = self._fresh = True
                 self._update()
-            if self.live is None or self._busy:
-                return
-            self._fresh = False
-            self._busy = True
-            for chain in self._resume(self.live):
+            if self.live is not None and self._fresh and not self._busy:
+                self._take_up(self.live)
+        except VmsimError as error:
+            self._fail(error)
+
+    def _take_up(self, ring: DeviceRing) -> None:
+        """Handle what was parked when this ring stopped, before anything new."""
+        self._fresh = False
+        self._busy = True
+        try:
+            for chain in self._resume(ring):
                 self._outstanding[id(chain)] = chain
                 written = self._handle(self.index, chain, self.complete)
                 if written is not None:
                     self.complete(chain, written)
             # After a restore the event index in guest memory may be stale: write it anew, whatever it says.
-            self.live.arm_kicks()
-        except VmsimError as error:
-            self._fail(error)
+            ring.arm_kicks()
         finally:
             self._busy = False
 

@@ -193,11 +193,14 @@ class VhostFrontend:
         """Whether any ring is started."""
         return bool(self._rings)
 
-    def start(self, features: int, memory: GuestMemory, rings: Sequence[RingSetup]) -> None:
+    def start(
+        self, features: int, memory: GuestMemory, rings: Sequence[RingSetup], *, kick: bool = True
+    ) -> None:
         """Start these rings with the accepted ``features`` (virtio bits), and kick each once, unsolicited.
 
-        Rings without a descriptor area are skipped. StateError while rings run; after a failure none runs, and
-        ``bases`` says how far those had come that ran for a moment.
+        Without ``kick`` they are ready, and nothing is worked off until ``kick_all`` or the driver kicks.
+        Rings without a descriptor area are skipped. StateError while rings run; after a failure none runs,
+        and ``bases`` says how far those had come that ran for a moment.
         """
         if self._rings:
             raise StateError(f"{self.device}: the rings run already")
@@ -223,7 +226,12 @@ class VhostFrontend:
             self._stop_quietly()
             raise
         self._rings = tuple(rings)
-        for ring in rings:
+        if kick:
+            self.kick_all()
+
+    def kick_all(self) -> None:
+        """Kick every started ring: whatever the driver made available meanwhile is found."""
+        for ring in self._rings:
             self.kick(ring.number)
 
     def start_ring(self, ring: RingSetup) -> None:
