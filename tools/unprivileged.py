@@ -67,6 +67,7 @@ class Place:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        subprocess.run(["rm", "-rf", str(self.home)], check=False)  # deeper than Python recurses
         self._temporary.cleanup()
 
     def command(self, arguments: list[str]) -> list[str]:
