@@ -1,0 +1,73 @@
+"""The virtio-fs device: a shared directory, served by a passthrough FUSE server (virtio 1.3 section 5.11)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Final
+
+import msgspec
+
+from devices.virtio_fs.backend import VirtioFsBackend
+from devices.virtio_fs.config import FsDeviceOptions
+from devices.virtio_fs.device import VirtioFsDevice
+from devices.virtio_fs.options import FsOptions
+from devices.virtio_fs.passthrough.host_calls import HostFs
+from devices.virtio_fs.section import FsSection
+from devices.virtio_fs.state.options import StateOptions
+from vmsim.errors import UsageError
+from vmsim.memory import GuestMemory
+from vmsim.vhost.dialects import Dialect
+from vmsim.vhost.seams import FrontendHost
+
+STATE_PREFIX: Final = "migration_"
+"""Options of the state transfer are spelled as virtiofsd's: ``migration_mode`` is ``StateOptions.mode``."""
+
+
+class VirtioFs:
+    """How a machine makes the parts of this device."""
+
+    name = "virtio-fs"
+    file_options = frozenset(field.name for field in fields(FsOptions))
+    state_options = frozenset(STATE_PREFIX + name for name in StateOptions.__struct_fields__)
+
+    def check_options(self, options: Mapping[str, Any]) -> tuple[FsOptions, StateOptions]:
+        """The options by their types; UsageError for names and values that do not exist."""
+        unknown = set(options) - self.file_options - self.state_options
+        if unknown:
+            known = ", ".join(sorted(self.file_options | self.state_options))
+            raise UsageError(f"no option {sorted(unknown)[0]!r}", hint=f"options are {known}")
+        mine = {name: value for name, value in options.items() if name in self.file_options}
+        state = {
+            name.removeprefix(STATE_PREFIX): value for name, value in options.items() if name in self.state_options
+        }
+        try:
+            file_options = msgspec.convert(mine, FsOptions)
+            state_options = msgspec.convert(state, StateOptions)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"options of the back-end: {error}") from error
+        return file_options, state_options.check()
+
+    def backend(
+        self, host: HostFs, share: str, options: Mapping[str, Any], *, request_queues: int = 1
+    ) -> VirtioFsBackend:
+        """A back-end that serves ``share``; UsageError or OSError if it cannot."""
+        file_options, state_options = self.check_options(options)
+        return VirtioFsBackend(host, share, file_options, state_options, request_queues=request_queues)
+
+    def device(self, options: Mapping[str, Any], memory: GuestMemory, host: FrontendHost, dialect: Dialect) -> VirtioFsDevice:
+        """The half that the guest sees; ``options`` are those of ``FsDeviceOptions``."""
+        return VirtioFsDevice(FsDeviceOptions(**options), memory, host, dialect)
+
+    def section(self, device: VirtioFsDevice) -> FsSection:
+        """The device's section of a migration stream."""
+        return FsSection(device)
+
+    def facts(self, backend: VirtioFsBackend) -> dict[str, int]:
+        """What a back-end holds, in numbers, for reports."""
+        return {"inodes": len(backend.fs.inodes), "handles": len(backend.fs.handles)}
+
+
+DEVICE: Final = VirtioFs()
+
+__all__ = ["DEVICE", "VirtioFs"]

@@ -1,0 +1,165 @@
+"""What a machine is put together from: the device found by name, its back-end, and wrappers at the seams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from vmsim.errors import UsageError
+from vmsim.host.fs import LinuxFs
+from vmsim.host.services import HostServices
+from vmsim.machine.config import MachineConfig
+from vmsim.memory import DirtyLog, GuestMemory
+from vmsim.migration.channel import Channel
+from vmsim.migration.seams import Section
+from vmsim.schedule import Schedule
+from vmsim.vhost.backend import BackendOptions, VhostBackend
+from vmsim.vhost.dialects import DIALECTS, Dialect
+from vmsim.vhost.inproc import InProcessTransport
+from vmsim.vhost.seams import BackendDevice, FrontendHost, Transport
+from vmsim.virtio.device import VirtioDevice
+from vmsim.virtio.mmio import MmioRegisters
+
+ENTRY_POINTS = "vmsim.devices"
+
+
+class FrontDevice(Protocol):
+    """The half of a device that the guest sees, as a machine uses it."""
+
+    virtio: VirtioDevice
+    registers: MmioRegisters
+    migration: str
+
+    def attach(self, transport: Transport, *, reset: bool = True) -> None:
+        """Connect to a back-end."""
+        ...
+
+    def detach(self) -> None:
+        """Let go of it."""
+        ...
+
+    def pause(self) -> None:
+        """Stop the rings."""
+        ...
+
+    def resume(self, *, kick: bool = True) -> None:
+        """Start the rings; without ``kick`` nothing is worked off yet."""
+        ...
+
+    def kick(self) -> None:
+        """Kick all started rings."""
+        ...
+
+    def start_log(self, dirty: DirtyLog) -> None:
+        """Have the back-end log its writes."""
+        ...
+
+    def stop_log(self, dirty: DirtyLog) -> None:
+        """End that."""
+        ...
+
+
+class ServingDevice(BackendDevice, Protocol):
+    """The device behind a back-end, as a machine uses it."""
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class DeviceSection(Section, Protocol):
+    """A device's section, which knows beforehand whether it can be saved."""
+
+    def blocker(self) -> str:
+        """Why the device cannot be saved as configured; empty if it can."""
+        ...
+
+
+class DeviceType(Protocol):
+    """A kind of device: what the entry point names."""
+
+    name: str
+
+    def check_options(self, options: Mapping[str, Any]) -> object:
+        """UsageError for options that do not exist."""
+        ...
+
+    def backend(self, host: Any, share: str, options: Mapping[str, Any], *, request_queues: int = 1) -> ServingDevice:
+        """The half that does the work."""
+        ...
+
+    def device(self, options: Mapping[str, Any], memory: GuestMemory, host: FrontendHost, dialect: Dialect) -> FrontDevice:
+        """The half that the guest sees."""
+        ...
+
+    def section(self, device: Any) -> DeviceSection:
+        """Its section of a migration stream."""
+        ...
+
+    def facts(self, backend: Any) -> dict[str, int]:
+        """Numbers for reports."""
+        ...
+
+
+def find_device(name: str) -> DeviceType:
+    """The device of that name; UsageError lists those that are installed."""
+    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if name not in found:
+        raise UsageError(f"no device {name!r}", hint=f"installed: {', '.join(sorted(found)) or 'none'}")
+    device: DeviceType = found[name].load()
+    return device
+
+
+def _unchanged(inner: Any, *_: Any) -> Any:
+    return inner
+
+
+@dataclass(slots=True)
+class Seams:
+    """Wrappers around a machine's seams, for tracing and faults; each gets the thing and returns what to use.
+
+    ``transport`` S1, ``channel`` S2 (with the side, ``source`` or ``destination``), ``host_fs`` S3,
+    ``backend`` the requests of a back-end's rings.
+    """
+
+    transport: Callable[[Transport], Transport] = _unchanged
+    channel: Callable[[Channel, str], Channel] = _unchanged
+    host_fs: Callable[[Any], Any] = _unchanged
+    backend: Callable[[ServingDevice], ServingDevice] = _unchanged
+
+
+class Backend:
+    """A back-end in this process: it serves ``share`` until ``close``, to one machine after the other."""
+
+    def __init__(self, config: MachineConfig, share: str, schedule: Schedule, seams: Seams) -> None:
+        self.share = share
+        self.type = find_device(config.device)
+        self.host = HostServices()
+        self._schedule = schedule
+        self._seams = seams
+        self.served = self.type.backend(
+            seams.host_fs(LinuxFs()), share, config.options, request_queues=config.queues
+        )
+        try:
+            self.vhost = VhostBackend(
+                seams.backend(self.served), self.host, schedule, DIALECTS[config.dialect],
+                BackendOptions(policy="lenient" if config.policy == "lenient" else "strict"),
+            )
+        except BaseException:
+            self.served.close()
+            raise
+
+    def connect(self) -> Transport:
+        """A new connection; the one before must be closed."""
+        return self._seams.transport(InProcessTransport(self.vhost, self._schedule, self.host))
+
+    def facts(self) -> dict[str, int]:
+        """What the back-end holds, in numbers."""
+        return self.type.facts(self.served)
+
+    def close(self) -> None:
+        """End serving; may be called twice."""
+        self.vhost.close()
+        self.served.close()

@@ -1,0 +1,56 @@
+"""The sections of a stream that belong to the machine itself: the guest's own state, and its programs' notes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vmsim.errors import StreamError
+from vmsim.guest.kernel import GuestKernel
+from vmsim.limits import GUEST_STATE_MAX
+from vmsim.migration.vmio import VmReader, VmWriter
+
+
+class GuestSection:
+    """What a real guest keeps in registers and we keep beside guest memory: driver, FUSE client, processes."""
+
+    idstr = "vmsim/guest"
+    instance_id = 0
+    version_id = 1
+
+    def __init__(self, kernel: GuestKernel) -> None:
+        self._kernel = kernel
+
+    def save(self, out: VmWriter) -> None:
+        """``be32`` length, state."""
+        state = self._kernel.save()
+        out.be32("len", len(state))
+        out.buffer("state", state)
+
+    def load(self, src: VmReader, version_id: int) -> None:
+        """Take it over; memory is in place already."""
+        self._kernel.restore(src.buffer("state", src.length("be32", "len", GUEST_STATE_MAX)))
+
+
+class ProgramsSection:
+    """Plain data that guest programs want to find again after a restore, by name."""
+
+    idstr = "vmsim/programs"
+    instance_id = 0
+    version_id = 1
+
+    def __init__(self, programs: dict[str, bytes]) -> None:
+        self._programs = programs
+
+    def save(self, out: VmWriter) -> None:
+        """``be32`` length, msgpack of a map from name to bytes."""
+        notes = msgspec.msgpack.encode(self._programs)
+        out.be32("len", len(notes))
+        out.buffer("programs", notes)
+
+    def load(self, src: VmReader, version_id: int) -> None:
+        """Check and keep them."""
+        notes = src.buffer("programs", src.length("be32", "len", GUEST_STATE_MAX))
+        try:
+            self._programs.update(msgspec.msgpack.decode(notes, type=dict[str, bytes]))
+        except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StreamError(f"programs: {error}", offset=src.offset, field=self.idstr) from error
