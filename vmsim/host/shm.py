@@ -86,3 +86,22 @@ def release(mapping: mmap.mmap) -> None:
         mapping.close()
     except BufferError:
         pass
+
+
+def data_ranges(fd: int, offset: int, size_bytes: int) -> list[tuple[int, int]]:
+    """The parts of a file that may hold anything but zeros, as (offset, bytes) relative to ``offset``."""
+    ranges = []
+    at, end = offset, offset + size_bytes
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            raise HostError("looking for data", errno=error.errno or errno.EINVAL) from error
+        hole = min(os.lseek(fd, at, os.SEEK_HOLE), end)
+        if at >= end:
+            break
+        ranges.append((at - offset, hole - at))
+        at = hole
+    return ranges
