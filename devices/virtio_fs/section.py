@@ -64,9 +64,14 @@ class FsSection:
             raise MigrationBlocked(
                 blocker, step="save device", side="source", hint="set the device's property migration"
             )
-        if device.frontend is None or device.frontend.running:
+        frontend = device.frontend
+        if frontend is not None and frontend.running:
             raise MigrationError(
                 f"{device.describe()} is saved while its rings run", step="save device", side="source"
+            )
+        if frontend is None and device.migration_save == "internal":
+            raise MigrationError(
+                f"{device.describe()} has no back-end to save the state of", step="save device", side="source"
             )
         with out.opaque("virtio", "virtio"):
             virtio_save(out, device.virtio.save_state())

@@ -317,6 +317,17 @@ def test_rings_must_be_stopped():
             save(rig)
 
 
+def test_a_detached_device_can_be_saved_externally_only():
+    with Rig() as rig:
+        rig.boot()
+        rig.device.pause()
+        rig.device.detach()
+        with pytest.raises(MigrationError, match="no back-end to save the state of"):
+            save(rig)
+        rig.device.migration = "external"
+        assert save(rig)[0] == 0
+
+
 def test_dirty_log_blockers():
     with Rig(backend=BackendOptions(protocol_features=0x8A42B & ~2)) as rig:
         rig.boot()
