@@ -3,6 +3,7 @@
 import pytest
 
 from vmsim.errors import StateError, StreamError
+from vmsim.memory import GuestMemory, Region
 from vmsim.virtio.constants import (
     F_EVENT_IDX,
     F_NOTIFICATION_DATA,
@@ -324,11 +325,9 @@ def test_more_queues_than_there_are():
 
 
 def test_indices_against_guest_memory():
-    from tests.contract.rings import make_memory
-
     state = Machine().boot().device.save_state()
     state.queues[1].desc = 0x11000
-    memory = make_memory()
+    memory = GuestMemory([Region("ram", 0, 1 << 20, memoryview(bytearray(1 << 20)))])
     state.queues[0].last_avail_idx = 65
     with pytest.raises(StreamError, match="VQ 0 size 0x40 < last_avail_idx 0x41 - used_idx 0x0"):
         Machine().device.load_state(state, memory)
