@@ -205,7 +205,9 @@ class CommandReader(FdChannel):
 
     def __init__(self, command: str, schedule: Schedule | None = None, waits: FdWaits | None = None) -> None:
         super().__init__(f"command {command!r}", schedule, waits)
-        self._process = subprocess.Popen(command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        )
         assert self._process.stdout is not None
         self._pipe = self._process.stdout
         os.set_blocking(self._pipe.fileno(), False)

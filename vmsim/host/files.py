@@ -1,4 +1,4 @@
-"""Migration channels (seam S2) to and from files, and every kind of channel by its URI, as QEMU writes them."""
+"""Migration channels (seam S2) to and from files, and every kind of channel by its URI, as in QEMU."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ class FileWriter(ChannelBase):
 
     def _sync_folder(self) -> None:
         """Make the name durable where the file system can; the file is complete in any case."""
-        folder = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            folder = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return  # a folder that may be written but not read
         try:
             os.fsync(folder)
         except OSError:

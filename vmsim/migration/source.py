@@ -123,6 +123,7 @@ class OutgoingMigration:
             self._at(f"saving {section.idstr}")
             with self._stream.full(section.idstr, section.instance_id, section.version_id) as out:
                 section.save(out)
+            self._output.flush()
         self._at("end of stream")
         self._stream.end()
         if self._channel.duplex:
@@ -190,6 +191,7 @@ class OutgoingMigration:
         self._ram_head = self._stream.new_section(RAM_IDSTR, 0, RAM_VERSION)
         with self._stream.part(SECTION_START, self._ram_head):
             self._ram.start()
+        self._output.flush()
         runs: Iterable[Run] = all_runs(self._machine.memory, self._machine.data_of())
         while True:
             began, sent = self._schedule.now_ns(), self._output.offset
@@ -231,6 +233,7 @@ class OutgoingMigration:
             began, sent = self._schedule.now_ns(), self._output.offset
             with self._stream.part(SECTION_PART, self._ram_head):
                 self._send_pages(group)
+            self._output.flush()
             left -= sum(size for _, size in group)
             self._throttle(began, self._output.offset - sent)
             self._tell(left)

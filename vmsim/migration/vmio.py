@@ -236,10 +236,10 @@ class VmReader:
         with, the enclosing description's name; any other belongs to the parent.
         """
         head = self.input.peek(2)
-        if len(head) < 2 or head[0] != SUBSECTION:
+        if not head or head[0] != SUBSECTION:
             return None
-        name = self.input.peek(2 + head[1])[2:].decode("latin-1")
-        if len(name) < head[1]:
+        name = self.input.peek(2 + head[-1])[2:].decode("latin-1")
+        if len(head) < 2 or len(name) < head[1]:
             raise StreamTruncated("the stream ends in a name", offset=self.offset, field=self.where)
         if len(name) <= len(vmsd_name) or not name.startswith(vmsd_name):
             return None

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import stat
+import threading
+
+import pytest
+
+from tests.contract.channel import DUPLEX_CHECKS, ONE_WAY_CHECKS
+from vmsim.errors import HostError, UsageError, VmsimError
+from vmsim.host.channels import CommandReader, CommandWriter, FdWaits, SocketChannel
+from vmsim.host.files import FileReader, FileWriter, incoming_channel, outgoing_channel
+from vmsim.sim.immediate import ImmediateSchedule
+
+
+def unix_pair():
+    return socket.socketpair()
+
+
+def tcp_pair():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+    return one, other
+
+
+@pytest.mark.parametrize("check", DUPLEX_CHECKS)
+@pytest.mark.parametrize("connect", [unix_pair, tcp_pair])
+def test_sockets(check, connect):
+    waits = FdWaits(patience_ns=10_000_000_000)
+    schedule = ImmediateSchedule(idle=waits.idle)
+    ends = [SocketChannel(end, schedule, waits) for end in connect()]
+    try:
+        check(schedule, *ends)
+    finally:
+        for end in ends:
+            end.close()
+
+
+@pytest.mark.parametrize("check", ONE_WAY_CHECKS)
+def test_files(check, tmp_path):
+    path = tmp_path / "stream"
+    check(lambda: FileWriter(path), lambda: FileReader(path))
+    left = [entry.name for entry in tmp_path.iterdir()]
+    assert left in ([], ["stream"]), "a temporary file was left behind"
+
+
+@pytest.mark.parametrize("check", [ONE_WAY_CHECKS[0], ONE_WAY_CHECKS[2]])
+def test_commands(check, tmp_path):
+    path = shlex.quote(str(tmp_path / "stream"))
+    check(lambda: CommandWriter(f"cat > {path}"), lambda: CommandReader(f"cat {path}"))
+
+
+def test_a_saved_file_replaces_the_old_one_only_when_it_is_finished(tmp_path):
+    path = tmp_path / "stream"
+    path.write_bytes(b"old")
+    writer = FileWriter(path)
+    writer.write(b"new")
+    assert path.read_bytes() == b"old"
+    writer.finish()
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_folder_that_is_not_there_is_a_host_error(tmp_path):
+    with pytest.raises(HostError):
+        FileWriter(tmp_path / "no" / "stream")
+    with pytest.raises(HostError):
+        FileReader(tmp_path / "nothing")
+
+
+def test_a_command_that_fails_fails_the_stream():
+    writer = CommandWriter("cat > /dev/null; exit 3")
+    writer.write(b"x")
+    with pytest.raises(VmsimError, match="status 3"):
+        writer.finish()
+    writer.close()
+    reader = CommandReader("printf half; exit 1")
+    assert reader.read(4) == b"half"
+    with pytest.raises(VmsimError, match="status 1"):
+        reader.read_some(1)
+    reader.close()
+
+
+def test_a_command_that_does_not_read_is_an_error_and_not_a_signal():
+    writer = CommandWriter("exec 0<&-; exit 0")
+    with pytest.raises(VmsimError):
+        writer.write(bytes(1 << 20))
+    writer.close()
+
+
+def test_a_command_is_ended_when_the_channel_is_given_up(tmp_path):
+    marker = tmp_path / "marker"
+    writer = CommandWriter(f"cat > /dev/null && sleep 100 && touch {shlex.quote(str(marker))}")
+    writer.close()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_channels_by_uri_across_threads(kind, tmp_path):
+    if kind == "unix":
+        uri = f"unix:{tmp_path}/socket"
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            uri = f"tcp:127.0.0.1:{server.getsockname()[1]}"
+    received = []
+
+    def receive():
+        channel = incoming_channel(uri)
+        received.append(channel.read(7))
+        channel.write(b"ok")
+        channel.close()
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    for _ in range(1000):
+        try:
+            channel = outgoing_channel(uri)
+            break
+        except HostError:
+            thread.join(0.01)
+    channel.write(b"message")
+    assert channel.read(2) == b"ok"
+    thread.join()
+    channel.close()
+    assert received == [b"message"]
+    assert not os.path.exists(f"{tmp_path}/socket")
+
+
+@pytest.mark.parametrize("uri", ["smoke:signals", "tcp:nowhere", "tcp:host:port", ""])
+def test_a_uri_that_makes_no_sense_is_refused(uri):
+    with pytest.raises(UsageError):
+        outgoing_channel(uri)
+    with pytest.raises(UsageError):
+        incoming_channel(uri)
+
+
+def test_file_and_command_uris(tmp_path):
+    path = tmp_path / "stream"
+    channel = outgoing_channel(f"file:{path}")
+    channel.write(b"abc")
+    channel.finish()
+    for uri in (f"file:{path}", f"exec:cat {shlex.quote(str(path))}"):
+        channel = incoming_channel(uri)
+        assert channel.read(3) == b"abc"
+        channel.close()
+    channel = outgoing_channel(f"exec:cat > {shlex.quote(str(path))}")
+    channel.write(b"def")
+    channel.finish()
+    assert path.read_bytes() == b"def"
