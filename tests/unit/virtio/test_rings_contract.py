@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.rings import CHECKS, RingPair
+from tests.contract.ring_pair import RingPair
+from tests.contract.rings import CHECKS
 from vmsim.virtio.constants import (
     F_EVENT_IDX,
     F_IN_ORDER,
