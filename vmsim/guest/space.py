@@ -1,0 +1,156 @@
+"""fallocate, copy_file_range, ioctl: calls on a file's space and what has no other place."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import TYPE_CHECKING, Final
+
+from vmsim.fuse import opcodes as op
+from vmsim.fuse.abi.flags import IOCTL_DIR
+from vmsim.fuse.abi.replies import IOCTL_OUT
+from vmsim.guest.calls import fail
+from vmsim.guest.files import OFFSET_MAX
+from vmsim.guest.xattrs import XattrCalls
+from vmsim.memory import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+FALLOC_FL_ZERO_RANGE: Final = 16
+FALLOC_MODES: Final = (0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                       FALLOC_FL_ZERO_RANGE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)  # fmt: skip
+COPY_MAX: Final = 1 << 30
+IOCTL_BYTES_MAX: Final = PAGE_SIZE
+
+
+class SpaceCalls(XattrCalls):
+    """Space, copies on the server, ioctl."""
+
+    def posix_fallocate(self, fd: int, offset: int, length: int) -> None:
+        """Reserve space; the file grows if it is shorter."""
+        self.fallocate(fd, 0, offset, length)
+
+    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2): modes 0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE; others are EOPNOTSUPP."""
+        file = self._writable(fd)
+        if offset < 0 or length <= 0:
+            fail(errno.EINVAL)
+        if mode not in FALLOC_MODES:
+            fail(errno.EOPNOTSUPP)
+        if offset + length > OFFSET_MAX:
+            fail(errno.EFBIG)
+        self._require(op.FALLOCATE, errno.EOPNOTSUPP)
+        with self._held(file) as number:
+            nodeid = file.nodeid
+            self._write_out(nodeid)
+            try:
+                self._call(op.FALLOCATE, nodeid, (file.fh, offset, length, mode, 0))
+            except OSError as error:
+                if self._lacks(op.FALLOCATE, error):
+                    fail(errno.EOPNOTSUPP)
+                raise
+            self._changed_range(number, offset, length, not mode & FALLOC_FL_KEEP_SIZE)
+
+    def _changed_range(self, number: int, offset: int, length: int, grows: bool) -> None:
+        """The server changed a range behind the cache."""
+        kernel = self.kernel
+        node = kernel.nodes.get(kernel.state.files[number].nodeid)
+        kernel.touch(node)
+        node.pages_epoch += 1
+        if grows:
+            node.attr.size = max(node.attr.size, offset + length)
+        if kernel.pages is not None:
+            kernel.pages.drop_clean(node.id, offset // PAGE_SIZE, (offset + length - 1) // PAGE_SIZE)
+
+    def copy_file_range(
+        self, src: int, dst: int, count: int, offset_src: int | None = None, offset_dst: int | None = None
+    ) -> int:
+        """Copy between two open files on the server (or, if it cannot, through the guest); bytes copied."""
+        if count < 0:
+            raise ValueError("negative value for 'count' not allowed")
+        source, target = self._readable(src), self._writable(dst)
+        if (offset_src or 0) < 0 or (offset_dst or 0) < 0:
+            fail(errno.EINVAL)
+        with self._held(source) as first, self._held(target) as second:
+            begin = source.offset if offset_src is None else offset_src
+            end = target.offset if offset_dst is None else offset_dst
+            if source.nodeid == target.nodeid and begin < end + count and end < begin + count:
+                fail(errno.EINVAL)
+            self._write_out(source.nodeid)
+            self._write_out(target.nodeid)
+            copied = self._copy(first, second, begin, end, min(count, COPY_MAX))
+            files = self.kernel.state.files
+            if offset_src is None:
+                files[first].offset = begin + copied
+            if offset_dst is None:
+                files[second].offset = end + copied
+            if copied:
+                self._changed_range(second, end, copied, True)
+        return copied
+
+    def _copy(self, first: int, second: int, begin: int, end: int, count: int) -> int:
+        files = self.kernel.state.files
+        source, target = files[first], files[second]
+        if op.COPY_FILE_RANGE not in self.kernel.missing and count:
+            args = (source.fh, begin, target.nodeid, target.fh, end, count, 0)
+            try:
+                copied = self._record(
+                    op.COPY_FILE_RANGE, self._call(op.COPY_FILE_RANGE, source.nodeid, args)
+                ).size
+                return min(int(copied), count)
+            except OSError as error:
+                if not self._lacks(op.COPY_FILE_RANGE, error) and error.errno not in (
+                    errno.EOPNOTSUPP,
+                    errno.EXDEV,
+                ):
+                    raise
+        piece = memoryview(bytearray(min(count, 1 << 20)))
+        got = self._read_into(first, begin, piece)
+        return self._write_from(second, end, piece[:got])
+
+    def ioctl(self, fd: int, request: int, arg: int | Buffer = 0) -> int | bytes:
+        """ioctl(2) with an int (its result is returned), or a buffer: the bytes that come back for it.
+
+        The request's number says how many bytes go each way. ENOTTY where the server answers none.
+        """
+        file = self._usable(fd)
+        self._require(op.IOCTL, errno.ENOTTY)
+        if file.directory and not stat.S_ISDIR(self._node(file.nodeid).attr.mode):
+            fail(errno.ENOTTY)
+        size, direction = request >> 16 & 0x3FFF, request >> 30 & 3
+        data = b"" if isinstance(arg, int) else bytes(arg)
+        out_size = size if direction & 2 and not isinstance(arg, int) else 0
+        if len(data) > IOCTL_BYTES_MAX or out_size > IOCTL_BYTES_MAX:
+            fail(errno.EINVAL)
+        sent = data[:size].ljust(size, b"\0") if direction & 1 and not isinstance(arg, int) else b""
+        flags = IOCTL_DIR if file.directory else 0
+        value = arg if isinstance(arg, int) else 0
+        args = (file.fh, flags, request & 0xFFFFFFFF, value & 0xFFFFFFFFFFFFFFFF, len(sent), out_size)
+        return self._send_ioctl(file.nodeid, args, sent, out_size, isinstance(arg, int))
+
+    def _send_ioctl(
+        self, nodeid: int, args: tuple[int | None, ...], sent: bytes, out_size: int, plain: bool
+    ) -> int | bytes:
+        payload = [self._buffer(out_size)] if out_size else []
+        writes = [(gpa, min(size, out_size)) for gpa, size in payload]
+        try:
+            request = self._call(
+                op.IOCTL, nodeid, args, (), sent, writes=writes, owned=payload, room=IOCTL_OUT.size
+            )
+        except OSError as error:
+            if self._lacks(op.IOCTL, error):
+                fail(errno.ENOTTY)
+            raise
+        kernel = self.kernel
+        if len(request.reply) < IOCTL_OUT.size:
+            fail(errno.EIO)
+        result = IOCTL_OUT.unpack(request.reply).result
+        got = max(0, min(request.written - IOCTL_OUT.size, out_size))
+        data = kernel.memory.read(payload[0][0], got) if payload else b""
+        kernel.free_owned(request)
+        if result < 0:
+            fail(-result)
+        return result if plain else data
