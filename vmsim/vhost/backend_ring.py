@@ -133,12 +133,13 @@ class BackendRing:
         """Work the ring off, then ask for kicks and look once more; none are wanted between two chains."""
         handle = self._handle
         index = self.index
+        complete = self.complete
         pushed = False
         self._busy = True
         try:
             while True:
                 while chain is not None:
-                    written = handle(index, chain, self.complete)
+                    written = handle(index, chain, complete)
                     if written is None:
                         self._outstanding[id(chain)] = chain
                     else:
