@@ -5,7 +5,7 @@
     for step in plan.steps:                  # and each of them can be made to fail
         run(FaultyTransport(transport, FaultPlan([Fault.at(step, "fail")])))
 
-A fault is raised as what the seam really raises (PeerError, HostError, OSError), so nobody can tell.
+A fault is raised as what the seam really raises (PeerError, ChannelError, OSError), so nobody can tell.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
-from vmsim.errors import HostError, PeerError, StreamTruncated
+from vmsim.errors import PeerError
+from vmsim.migration.channel import Channel, ChannelBase
+from vmsim.migration.errors import ChannelError
 from vmsim.schedule import Schedule
 from vmsim.trace import NOWHERE, Source
 from vmsim.trace.events import SimFault
@@ -164,19 +166,25 @@ class FaultyTransport:
         self._inner.progress()
 
 
-class FaultyChannel:
-    """Seam S2: reads and writes of a migration channel; other methods pass through.
+class FaultyChannel(ChannelBase):
+    """Seam S2: ``write``, ``read`` and ``finish`` of a migration channel; ChannelError, as channels raise it.
 
-    A cut write leaves half of its bytes behind; after a cut, writes fail with EPIPE and reads find the end.
+    A cut write leaves half of its bytes behind; after a cut, writes fail and reads find the end.
     """
 
-    def __init__(self, inner: Any, plan: FaultPlan, seam: str = "channel") -> None:
+    def __init__(self, inner: Channel, plan: FaultPlan, seam: str = "channel") -> None:
         self._inner = inner
         self._plan = plan
         self._seam = seam
+        self.duplex = inner.duplex
+        self.close = inner.close
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Pass bytes on, or HostError."""
+    def close_write(self) -> None:
+        """As of the channel."""
+        self._inner.close_write()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Pass bytes on, unless it is this write's turn to fail."""
         was_cut = self._plan.is_cut(self._seam)
         fault = self._plan.cross(self._seam, "write")
         if fault is None:
@@ -185,26 +193,37 @@ class FaultyChannel:
         if fault.kind == "lose":
             self._inner.write(data)
         elif fault.kind == "cut" and not was_cut:
-            self._inner.write(bytes(data[: len(data) // 2]))
+            if len(data) > 1:
+                self._inner.write(bytes(data[: len(data) // 2]))
             self._inner.close()
-        code = codes.EPIPE if fault.kind == "cut" else fault.errno
-        raise HostError(f"writing {len(data)} bytes to the migration channel", errno=code)
+        raise _channel_error("write to", fault)
 
-    def read(self, size_bytes: int) -> bytes:
-        """Pass bytes on, or HostError; StreamTruncated once the channel is cut."""
+    def read_some(self, limit: int) -> bytes | memoryview:
+        """Pass bytes on, unless it is this read's turn to fail; b"" once the channel is cut."""
         was_cut = self._plan.is_cut(self._seam)
         fault = self._plan.cross(self._seam, "read")
         if fault is None:
-            data: bytes = self._inner.read(size_bytes)
-            return data
+            return self._inner.read_some(limit)
         if fault.kind == "cut":
             if not was_cut:
                 self._inner.close()
-            raise StreamTruncated(f"the migration channel ended before the next {size_bytes} bytes")
-        raise HostError(f"reading {size_bytes} bytes from the migration channel", errno=fault.errno)
+            return b""
+        if fault.kind == "lose":
+            self._inner.read_some(limit)
+        raise _channel_error("read from", fault)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+    def finish(self) -> None:
+        """Finish, unless it is its turn to fail."""
+        fault = self._plan.cross(self._seam, "finish")
+        if fault is None or fault.kind == "lose":
+            self._inner.finish()
+        if fault is not None:
+            raise _channel_error("finish", fault)
+
+
+def _channel_error(verb: str, fault: Fault) -> ChannelError:
+    code = codes.EPIPE if fault.kind == "cut" else fault.errno
+    return ChannelError(f"cannot {verb} the migration channel: {os.strerror(code)}", errno=code)
 
 
 class FaultyHostFs:

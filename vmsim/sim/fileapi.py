@@ -37,34 +37,34 @@ class FileApi(Protocol):
     ``flock`` is that of ``fcntl``. Failures are OSError.
     """
 
-    def open(self, path: str, flags: int, mode: int = 0o777) -> int: ...  # noqa: D102
-    def close(self, fd: int) -> None: ...  # noqa: D102
-    def read(self, fd: int, n: int) -> bytes: ...  # noqa: D102
-    def write(self, fd: int, data: bytes) -> int: ...  # noqa: D102
-    def pread(self, fd: int, n: int, offset: int) -> bytes: ...  # noqa: D102
-    def pwrite(self, fd: int, data: bytes, offset: int) -> int: ...  # noqa: D102
-    def lseek(self, fd: int, pos: int, how: int) -> int: ...  # noqa: D102
-    def fstat(self, fd: int) -> StatResult: ...  # noqa: D102
-    def stat(self, path: str) -> StatResult: ...  # noqa: D102
-    def lstat(self, path: str) -> StatResult: ...  # noqa: D102
-    def ftruncate(self, fd: int, length: int) -> None: ...  # noqa: D102
-    def truncate(self, path: str, length: int) -> None: ...  # noqa: D102
-    def fsync(self, fd: int) -> None: ...  # noqa: D102
-    def mkdir(self, path: str, mode: int = 0o777) -> None: ...  # noqa: D102
-    def rmdir(self, path: str) -> None: ...  # noqa: D102
-    def unlink(self, path: str) -> None: ...  # noqa: D102
-    def rename(self, src: str, dst: str) -> None: ...  # noqa: D102
-    def link(self, src: str, dst: str) -> None: ...  # noqa: D102
-    def symlink(self, src: str, dst: str) -> None: ...  # noqa: D102
-    def readlink(self, path: str) -> str: ...  # noqa: D102
-    def listdir(self, path: str) -> list[str]: ...  # noqa: D102
-    def chmod(self, path: str, mode: int) -> None: ...  # noqa: D102
-    def setxattr(self, path: str, attribute: str, value: bytes) -> None: ...  # noqa: D102
-    def getxattr(self, path: str, attribute: str) -> bytes: ...  # noqa: D102
-    def listxattr(self, path: str) -> list[str]: ...  # noqa: D102
-    def removexattr(self, path: str, attribute: str) -> None: ...  # noqa: D102
-    def lockf(self, fd: int, cmd: int, len: int) -> None: ...  # noqa: A002, D102
-    def flock(self, fd: int, operation: int) -> None: ...  # noqa: D102
+    def open(self, path: str, flags: int, mode: int = 0o777, /) -> int: ...  # noqa: D102
+    def close(self, fd: int, /) -> None: ...  # noqa: D102
+    def read(self, fd: int, n: int, /) -> bytes: ...  # noqa: D102
+    def write(self, fd: int, data: bytes, /) -> int: ...  # noqa: D102
+    def pread(self, fd: int, n: int, offset: int, /) -> bytes: ...  # noqa: D102
+    def pwrite(self, fd: int, data: bytes, offset: int, /) -> int: ...  # noqa: D102
+    def lseek(self, fd: int, pos: int, how: int, /) -> int: ...  # noqa: D102
+    def fstat(self, fd: int, /) -> StatResult: ...  # noqa: D102
+    def stat(self, path: str, /) -> StatResult: ...  # noqa: D102
+    def lstat(self, path: str, /) -> StatResult: ...  # noqa: D102
+    def ftruncate(self, fd: int, length: int, /) -> None: ...  # noqa: D102
+    def truncate(self, path: str, length: int, /) -> None: ...  # noqa: D102
+    def fsync(self, fd: int, /) -> None: ...  # noqa: D102
+    def mkdir(self, path: str, mode: int = 0o777, /) -> None: ...  # noqa: D102
+    def rmdir(self, path: str, /) -> None: ...  # noqa: D102
+    def unlink(self, path: str, /) -> None: ...  # noqa: D102
+    def rename(self, src: str, dst: str, /) -> None: ...  # noqa: D102
+    def link(self, src: str, dst: str, /) -> None: ...  # noqa: D102
+    def symlink(self, src: str, dst: str, /) -> None: ...  # noqa: D102
+    def readlink(self, path: str, /) -> str: ...  # noqa: D102
+    def listdir(self, path: str, /) -> list[str]: ...  # noqa: D102
+    def chmod(self, path: str, mode: int, /) -> None: ...  # noqa: D102
+    def setxattr(self, path: str, attribute: str, value: bytes, /) -> None: ...  # noqa: D102
+    def getxattr(self, path: str, attribute: str, /) -> bytes: ...  # noqa: D102
+    def listxattr(self, path: str, /) -> list[str]: ...  # noqa: D102
+    def removexattr(self, path: str, attribute: str, /) -> None: ...  # noqa: D102
+    def lockf(self, fd: int, cmd: int, length: int, /) -> None: ...  # noqa: D102
+    def flock(self, fd: int, operation: int, /) -> None: ...  # noqa: D102
 
 
 class OsFiles:

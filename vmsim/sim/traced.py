@@ -13,6 +13,8 @@ from typing import Any
 
 from vmsim.errors import VmsimError
 from vmsim.fuse.opcodes import BY_NUMBER
+from vmsim.migration.channel import Channel, ChannelBase
+from vmsim.migration.report import Progress
 from vmsim.trace import Source
 from vmsim.trace.events import (
     ChannelRead,
@@ -21,6 +23,8 @@ from vmsim.trace.events import (
     FuseReply,
     FuseRequest,
     HostCall,
+    MigrationPhase,
+    MigrationRound,
     RingCall,
     RingNotify,
     RingPop,
@@ -162,32 +166,57 @@ def _first(views: Sequence[memoryview], size: int) -> bytes:
     return data.ljust(size, b"\0")
 
 
-class TracedChannel:
-    """Seam S2: what goes into a migration channel and comes out; other methods pass through."""
+class TracedChannel(ChannelBase):
+    """Seam S2: what goes into a migration channel and comes out."""
 
-    def __init__(self, inner: Any, trace: Source) -> None:
+    def __init__(self, inner: Channel, trace: Source) -> None:
         self._inner = inner
         self._trace = trace
         self._written = 0
         self._read = 0
+        self.duplex = inner.duplex
+        self.close = inner.close
 
-    def write(self, data: bytes | memoryview) -> None:
+    def close_write(self) -> None:
+        """As of the channel."""
+        self._inner.close_write()
+
+    def finish(self) -> None:
+        """As of the channel."""
+        self._inner.finish()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Pass bytes on."""
         self._inner.write(data)
         if self._trace.wants(ChannelWrite):
             self._trace.emit(ChannelWrite(self._written, len(data)))
         self._written += len(data)
 
-    def read(self, size_bytes: int) -> bytes:
+    def read_some(self, limit: int) -> bytes | memoryview:
         """Pass bytes on."""
-        data: bytes = self._inner.read(size_bytes)
+        data = self._inner.read_some(limit)
         if self._trace.wants(ChannelRead):
             self._trace.emit(ChannelRead(self._read, len(data)))
         self._read += len(data)
         return data
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+
+class TracedProgress:
+    """A migration's progress callback: a phase begins, a round goes on, the commit is reached."""
+
+    def __init__(self, trace: Source, side: str = "source") -> None:
+        self._trace = trace
+        self._side = side
+        self._last = ("", -1)
+
+    def __call__(self, progress: Progress) -> None:
+        """Show what is new since the last report."""
+        phase, number = self._last
+        self._last = (progress.phase, progress.round)
+        if progress.phase != phase and self._trace.wants(MigrationPhase):
+            self._trace.emit(MigrationPhase(self._side, progress.phase))
+        if progress.round != number and self._trace.wants(MigrationRound):
+            self._trace.emit(MigrationRound(progress.round, progress.sent_bytes, progress.remaining_bytes))
 
 
 class TracedHostFs:

@@ -8,12 +8,15 @@ import struct
 
 import pytest
 
-from vmsim.errors import HostError, PeerError, StreamTruncated
+from vmsim.errors import PeerError, StreamTruncated
 from vmsim.memory import GuestMemory, Region
+from vmsim.migration.channel import ChannelBase
+from vmsim.migration.errors import ChannelError
+from vmsim.migration.report import Progress
 from vmsim.sim.clock import VirtualClock
 from vmsim.sim.faults import Fault, FaultPlan, FaultyChannel, FaultyHostFs, FaultyTransport, Step
 from vmsim.sim.immediate import ImmediateSchedule
-from vmsim.sim.traced import TracedChannel, TracedDevice, TracedHostFs, TracedTransport
+from vmsim.sim.traced import TracedChannel, TracedDevice, TracedHostFs, TracedProgress, TracedTransport
 from vmsim.trace import Tracer
 from vmsim.trace.events import HostCall, VhostRequest, kind_of
 from vmsim.vhost.messages import FRONTEND_ROWS, Reply, Request
@@ -53,7 +56,7 @@ class Peer:
         self.trail.append("close")
 
 
-class Pipe:
+class Pipe(ChannelBase):
     """A channel that keeps what was written and gives out what it was given."""
 
     def __init__(self, data=b""):
@@ -62,9 +65,12 @@ class Pipe:
     def write(self, data):
         self.written += data
 
-    def read(self, size):
+    def read_some(self, size):
         head, self.data = self.data[:size], self.data[size:]
         return head
+
+    def close_write(self):
+        self.written += b"|"
 
     def close(self):
         self.closed = True
@@ -184,8 +190,17 @@ class TestTraced:
         channel.write(b"12")
         channel.write(b"345")
         assert channel.read(4) == b"abcd"
-        assert channel.closed is False
+        assert channel.duplex
         assert [(entry.event.offset, entry.event.size_bytes) for entry in history] == [(0, 2), (2, 3), (0, 4)]
+
+    def test_progress(self):
+        tracer = Tracer()
+        history = tracer.record()
+        tell = TracedProgress(tracer.source("vm1"))
+        for facts in (("ram", 0, 5, 9), ("ram", 0, 9, 5), ("ram", 1, 14, 0), ("device", 1, 20, 0)):
+            tell(Progress(*facts))
+        assert kinds(history) == ["migration.phase", "migration.round", "migration.round", "migration.phase"]
+        assert history[2].event.number == 1
 
     def test_host(self):
         tracer = Tracer()
@@ -267,24 +282,35 @@ class TestFaults:
     def test_channel_write(self, kind, left):
         pipe = Pipe()
         channel = FaultyChannel(pipe, FaultPlan([Fault("channel", "write", 1, kind, errno.ENOSPC)]))
-        with pytest.raises(HostError) as caught:
+        with pytest.raises(ChannelError) as caught:
             channel.write(b"12345678")
-        assert caught.value.errno == (errno.EPIPE if kind == "cut" else errno.ENOSPC)
+        assert caught.value.details["errno"] == (errno.EPIPE if kind == "cut" else errno.ENOSPC)
         assert pipe.written == left
         assert pipe.closed is (kind == "cut")
         if kind == "cut":
-            with pytest.raises(HostError):
+            with pytest.raises(ChannelError):
                 channel.write(b"9")
             with pytest.raises(StreamTruncated):
                 channel.read(1)
         assert pipe.written == left
 
-    @pytest.mark.parametrize(("kind", "error"), [("fail", HostError), ("cut", StreamTruncated)])
+    @pytest.mark.parametrize(
+        ("kind", "error"), [("fail", ChannelError), ("lose", ChannelError), ("cut", StreamTruncated)]
+    )
     def test_channel_read(self, kind, error):
         channel = FaultyChannel(Pipe(b"abcd"), FaultPlan([Fault("channel", "read", 2, kind)]))
         assert channel.read(2) == b"ab"
         with pytest.raises(error):
             channel.read(2)
+
+    def test_channel_finish(self):
+        pipe = Pipe()
+        channel = FaultyChannel(pipe, FaultPlan([Fault("channel", "finish", 1, "fail", errno.ENOSPC)]))
+        with pytest.raises(ChannelError):
+            channel.finish()
+        assert pipe.written == b""
+        channel.finish()
+        assert pipe.written == b"|"
 
     def test_host(self):
         inner = Host()
