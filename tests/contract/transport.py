@@ -299,6 +299,32 @@ def check_closing(make):
     assert len(open_fds()) == before
 
 
+def check_closing_with_a_request_that_never_ends(make):
+    """Whoever goes away does not wait for it; the next front-end finds a working device."""
+    with make() as rig:
+        rig.boot()
+        rig.echo.defer.add(1)
+        rig.echo.undrainable.add(1)
+        rig.driver.send(b"stuck")
+        rig.transport.close()
+        rig.device.detach()
+        rig.echo.defer.clear()
+        rig.attach()
+        rig.boot()
+        assert rig.driver.call(b"new") == b"wen"
+
+
+def check_a_broken_ring_without_reset_device(make):
+    """A back-end without RESET_DEVICE forgets a violation when the ring is stopped."""
+    with make(backend=BackendOptions(protocol_features=0x8A42B & ~(1 << 13))) as rig:
+        rig.boot()
+        rig.memory.store_u16(rig.driver.base(1) + 0x1002, 5000)
+        rig.driver.kick()
+        assert rig.device.virtio.status & STATUS_DEVICE_NEEDS_RESET
+        rig.boot()
+        assert rig.driver.call(b"back") == b"kcab"
+
+
 def check_reattach(make):
     """Another front-end may attach to the same session: external migration."""
     with make() as rig:

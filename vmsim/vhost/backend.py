@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vmsim.errors import HostError, VmsimError
+from vmsim.errors import HostError, StallError, VmsimError
 from vmsim.limits import MEMORY_REGIONS_MAX
 from vmsim.memory import BitmapSink, bitmap_bytes
 from vmsim.schedule import Schedule
@@ -136,7 +136,11 @@ class VhostBackend:
     def close(self) -> None:
         """The front-end is gone: stop the rings, unmap everything; the device keeps its session."""
         for ring in self.rings:
-            ring.stop()
+            try:
+                ring.stop()
+            except StallError:
+                ring.reset()  # nobody is left who would wait for these requests
+            ring.enabled = False
         self.transfer.abandon()
         self._drop_log()
         self._apply()

@@ -201,8 +201,9 @@ class BackendRing:
                 state = ring.save()
                 self._device.keep_parked(self.index, state if state.in_flight else None)
             self.base = ring.base_word()
-        self.started = self.has_kick = False
+        self.started = self.has_kick = self._fresh = False
         self.ring = self.live = None
+        self.broken = None
         return self.base
 
     def reset(self) -> None:
@@ -211,7 +212,7 @@ class BackendRing:
             self._schedule.wait(lambda: not self._busy, f"ring {self.index} to finish a request")
         self._device.parked(self.index)
         self._outstanding.clear()
-        self.started = self.enabled = self.has_kick = False
+        self.started = self.enabled = self.has_kick = self._fresh = False
         self.ring = self.live = None
         self.broken = None
         self.base = 0

@@ -14,7 +14,8 @@ small = st.integers(0, 3)
 known = st.sampled_from([128, 0x100, 0x101, 0x8A42B, 0x140000000, 0x144000000, 4 << 20])
 word = st.one_of(small, known, st.integers(0, 2**64 - 1))
 half = st.one_of(small, st.sampled_from([128, 256, 0x80008000]), st.integers(0, 2**32 - 1))
-user = st.sampled_from([Rig.USER[0], Rig.USER[1], Rig.USER[1] + 0xF00000, Rig.USER[1] + 0xF01000, 0, 2**64 - 1])
+LOW, HIGH = Rig.USER
+user = st.sampled_from([LOW, HIGH, HIGH + 0xF00000, HIGH + 0xF01000, 0, 2**64 - 1])
 region = st.builds(
     p.MemoryRegion, st.sampled_from([0, 4096, 0x100000]), st.sampled_from([0, 4096, 0xF0000]), user, small
 )
@@ -68,7 +69,7 @@ def run(rig, sequence):
 
 
 def fuzz(dialect):
-    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(steps(DIALECTS[dialect].messages), max_size=30), st.booleans())
     def check(sequence, booted):
         with Rig(dialect) as rig:
