@@ -116,7 +116,7 @@ class VmState:
                     sub.save(out, target)
 
     def load(self, src: VmReader, target: object, version: int) -> None:
-        """Read a state of ``version`` into ``target``; StreamError naming the field that is not acceptable."""
+        """Read a state of ``version`` into ``target``; StreamError naming a field that is refused."""
         self._check_version(src, version)
         for row in self.fields:
             if version < row.since:
