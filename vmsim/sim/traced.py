@@ -121,6 +121,7 @@ class TracedDevice:
         self.log_started = inner.log_started
         self.log_stopped = inner.log_stopped
         self.reset = inner.reset
+        self.close: Callable[[], None] = getattr(inner, "close", _nothing)
 
     def handle(self, ring: int, chain: Chain, complete: Callable[[Chain, int], None]) -> int | None:
         """Pass a chain on; shows the request in it and its answer, now or later."""
@@ -154,6 +155,10 @@ class TracedDevice:
             trace.emit(FuseForget(ring, unique, opcode))
         if trace.wants(RingPush):
             trace.emit(RingPush(ring, chain.head, written))
+
+
+def _nothing() -> None:
+    """What closing a device does that has nothing to give back."""
 
 
 def _first(views: Sequence[memoryview], size: int) -> bytes:

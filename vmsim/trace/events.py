@@ -191,3 +191,7 @@ def kind_of(event: type[Event]) -> str:
     tag = event.__struct_config__.tag
     assert isinstance(tag, str)
     return tag
+
+
+KINDS: Final[dict[str, type[Event]]] = {kind_of(event): event for event in EVENTS}
+"""Every kind with its class."""
