@@ -56,7 +56,8 @@ class AttrCalls(FileCalls):
         get = values.get
         version = kernel.state.attr_version
         args = (
-            valid, 0, fh or 0, 0, 0, get("atime", 0), get("mtime", 0), 0, get("atimensec", 0), get("mtimensec", 0),
+            valid, 0, fh or 0, 0, 0, get("atime", 0), get("mtime", 0), 0,
+            get("atimensec", 0), get("mtimensec", 0),
             0, get("mode", 0), 0, get("uid", 0), get("gid", 0), 0,
         )  # fmt: skip
         request = self._call(op.SETATTR, nodeid, args)
@@ -154,7 +155,8 @@ class AttrCalls(FileCalls):
 
     @names_file
     def utime(
-        self, path: Path | int, times: tuple[float, float] | None = None, *, ns: tuple[int, int] | None = None,
+        self, path: Path | int, times: tuple[float, float] | None = None, *,
+        ns: tuple[int, int] | None = None,
         dir_fd: int | None = None, follow_symlinks: bool = True,
     ) -> None:  # fmt: skip
         """Set access and modification time, to now unless ``times`` (seconds) or ``ns`` is given."""
@@ -188,7 +190,8 @@ class AttrCalls(FileCalls):
         with self._holding(nodeid):
             out = self._record(op.STATFS, self._call(op.STATFS, nodeid))
         return os.statvfs_result((
-            out.bsize, out.frsize or out.bsize, out.blocks, out.bfree, out.bavail, out.files, out.ffree, out.ffree,
+            out.bsize, out.frsize or out.bsize, out.blocks, out.bfree, out.bavail, out.files, out.ffree,
+            out.ffree,
             0, out.namelen, 0,
         ))  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What every part of the facade stands on: the one place that waits, requests, descriptors, errors with names.
+"""What every part of the facade stands on: the one place that waits, requests, descriptors, named errors.
 
 Between a wait and the next look at ``self.kernel`` only plain values (ids, numbers, bytes) are kept: the
 machine may have migrated, and then ``self.kernel`` is another one.
@@ -118,7 +118,8 @@ class Calls:
         return kernel
 
     def _call(
-        self, opcode: int, nodeid: int, args: Sequence[Any] = (), names: Sequence[bytes] = (), data: bytes = b"", *,
+        self, opcode: int, nodeid: int, args: Sequence[Any] = (), names: Sequence[bytes] = (),
+        data: bytes = b"", *,
         reads: Segments = NONE, writes: Segments = NONE, owned: Segments = NONE, extensions: bytes = b"",
         room: int = 0, compat: bool = False,
     ) -> Request:  # fmt: skip
@@ -292,7 +293,7 @@ class Calls:
         return self.kernel.nodes.get(nodeid)
 
     def _creation(self, parent: int) -> bytes:
-        """The extension records of a creating request: labels and one supplementary group, when negotiated."""
+        """The extensions of a creating request: labels and one supplementary group, when negotiated."""
         kernel = self.kernel
         flags = kernel.state.session.flags
         security: list[tuple[bytes, bytes]] | None = [] if flags & init_flags.SECURITY_CTX else None

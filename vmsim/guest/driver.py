@@ -1,23 +1,19 @@
-"""The virtio-mmio driver (virtio 1.3 sections 3.1 and 4.2): registers only, the queues' content is queue.py's."""
+"""The virtio-mmio driver (virtio 1.3 sections 3.1 and 4.2): registers only; queue.py fills the queues."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 import msgspec
 
 from vmsim.errors import PeerError, StateError, StreamError, UsageError
 from vmsim.guest.alloc import PageAllocator, pages_bytes
-from vmsim.guest.config import GuestConfig
+from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
 from vmsim.guest.queue import SLOT_BYTES
 from vmsim.guest.state import QueueState
 from vmsim.memory import GuestMemory
 from vmsim.virtio.constants import (
     DEVICE_ID_FS,
-    F_EVENT_IDX,
-    F_IN_ORDER,
-    F_INDIRECT_DESC,
-    F_NOTIFICATION_DATA,
     F_RING_PACKED,
     F_RING_RESET,
     F_VERSION_1,
@@ -32,9 +28,6 @@ from vmsim.virtio.constants import (
 from vmsim.virtio.mmio import CONFIG_OFFSET, MAGIC, REGISTERS, VERSION
 from vmsim.virtio.ring_types import DriverRing, DriverRingState, RingConfig, ring_areas
 from vmsim.virtio.rings import make_driver_ring
-
-if TYPE_CHECKING:
-    from vmsim.guest.queue import RequestQueue
 
 _OFFSETS: Final = {row.name: row.offset for row in REGISTERS}
 REG_MAGIC: Final = _OFFSETS["MagicValue"]
@@ -60,16 +53,6 @@ REG_CONFIG_GENERATION: Final = _OFFSETS["ConfigGeneration"]
 CONFIG_TAG_BYTES: Final = 36
 CONFIG_REQUEST_QUEUES: Final = 36
 
-DRIVER_FEATURES: Final = (
-    F_VERSION_1
-    | F_INDIRECT_DESC
-    | F_EVENT_IDX
-    | F_RING_PACKED
-    | F_IN_ORDER
-    | F_NOTIFICATION_DATA
-    | F_RING_RESET
-)
-"""What this driver can do; the device's own bit 0 (notification queue) is not among it, as in Linux."""
 MIN_QUEUE_SIZE: Final = 5
 """Linux' driver wants more than its four descriptors of overhead (virtio_fs.c)."""
 
@@ -110,7 +93,8 @@ class VirtioDriver:
         PeerError if this is no virtio-fs device of version 2, or it takes no subset that we can work with.
         """
         for offset, expected, what in (
-            (REG_MAGIC, MAGIC, "magic value"), (REG_VERSION, VERSION, "version"), (REG_DEVICE_ID, DEVICE_ID_FS, "device id"),
+            (REG_MAGIC, MAGIC, "magic value"), (REG_VERSION, VERSION, "version"),
+            (REG_DEVICE_ID, DEVICE_ID_FS, "device id"),
         ):  # fmt: skip
             value = self._read(offset)
             if value != expected:
@@ -210,12 +194,9 @@ class VirtioDriver:
                 f"queue {queue.index} does not finish its reset", spec="virtio 1.3 section 4.2.3.4"
             )
 
-    def notify(self, queue: RequestQueue) -> None:
-        """Publish what was added, and ring the doorbell if the device wants it."""
-        ring = queue.ring
-        ring.publish()
-        if ring.needs_kick():
-            self.bus.write(REG_QUEUE_NOTIFY, 4, ring.notification_data())
+    def notify(self, ring: DriverRing) -> None:
+        """Ring the doorbell (section 4.2.3.3)."""
+        self.bus.write(REG_QUEUE_NOTIFY, 4, ring.notification_data())
 
     def take_interrupt(self) -> bool:
         """Acknowledge what is pending; whether the device needs a reset (section 2.1.2)."""

@@ -62,7 +62,7 @@ class GuestKernel(Knowledge):
     # Bringing the device up
 
     def boot(self) -> None:
-        """Initialise the device (virtio 1.3 section 3.1.1), its queues, and mount: FUSE_INIT, root attributes."""
+        """Initialise the device (virtio 1.3 section 3.1.1) and its queues, and mount: FUSE_INIT, the root."""
         state = self.state
         if state.booted:
             raise StateError(

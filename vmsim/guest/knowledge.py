@@ -23,7 +23,7 @@ class Knowledge(FuseTransport):
         if node.attr_version > version:
             node.attr_expiry_ns = 0
             return False
-        attr = make_attr(raw)  # type: ignore[arg-type]
+        attr = make_attr(raw)
         old = node.attr
         if node.dirty_size:
             attr.size = old.size
@@ -49,7 +49,7 @@ class Knowledge(FuseTransport):
 
         ``raw`` are the 22 fields of ``fuse_entry_out``. EIO if the server contradicts itself.
         """
-        node, new = self.nodes.learn(raw[0], raw[1], make_attr(raw[6:22]))  # type: ignore[arg-type]
+        node, new = self.nodes.learn(raw[0], raw[1], make_attr(raw[6:22]))
         try:
             if new:
                 node.attr_version = version

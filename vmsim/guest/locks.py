@@ -20,7 +20,7 @@ KINDS: Final = {fcntl.LOCK_SH: fcntl.F_RDLCK, fcntl.LOCK_EX: fcntl.F_WRLCK, fcnt
 
 
 class LockInfo(NamedTuple):
-    """What ``getlk`` found: F_UNLCK, or the kind and range of a conflicting lock; ``length`` 0: to the end."""
+    """What ``getlk`` found: F_UNLCK, or kind and range of a conflicting lock; ``length`` 0: to the end."""
 
     kind: int
     start: int
@@ -62,7 +62,7 @@ class LockCalls(SpaceCalls):
     def setlk(self, fd: int, kind: int, start: int, length: int, wait: bool = False) -> None:
         """Set or release a POSIX lock (F_RDLCK, F_WRLCK, F_UNLCK) as fcntl(2); EAGAIN if it is taken.
 
-        ``length`` 0 reaches to the end of the file however far it grows; a negative one lies before ``start``.
+        ``length`` 0 reaches to the end of the file, wherever that is; a negative one lies before ``start``.
         With ``wait`` the call waits, and EINTR tells that ``interrupt`` ended that.
         """
         file = self._usable(fd)

@@ -89,7 +89,7 @@ class NameCalls(PathWalk):
         self, src: Path, dst: Path, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None,
         follow_symlinks: bool = True,
     ) -> None:  # fmt: skip
-        """Give ``src`` a further name; as CPython on Linux follows symlinks only when a ``dir_fd`` is given."""
+        """Give ``src`` a further name; like CPython on Linux, follows symlinks only with a ``dir_fd``."""
         follow = follow_symlinks and (src_dir_fd is not None or dst_dir_fd is not None)
         nodeid, _ = self._resolve(encode_path(src), src_dir_fd, follow)
         with self._holding(nodeid):
@@ -147,7 +147,7 @@ class NameCalls(PathWalk):
         kernel.nodes.drop(node.id)
 
     def _changed(self, *names: tuple[int, bytes]) -> None:
-        """We changed these names: their dentries, and what we know about their directories, are out of date."""
+        """We changed these names: their dentries, and what we know of their directories, are out of date."""
         kernel = self.kernel
         kernel.names_changed(*names)
         for parent, _ in names:

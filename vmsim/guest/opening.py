@@ -277,7 +277,7 @@ class OpenCalls(NameCalls):
     # Descriptors
 
     def close(self, fd: int) -> None:
-        """Close a descriptor; what a FLUSH or a failed write-out reports is raised, and it is closed anyway."""
+        """Close a descriptor; raises what FLUSH or a failed write-out reports, and it is closed anyway."""
         file = self._file(fd)
         del self.process.fds[fd]
         try:

@@ -113,7 +113,7 @@ class PageCache:
         return frame
 
     def reserve(self) -> int | None:
-        """A frame to fill: a free one, or the clean one that was not used for longest; None if there is none."""
+        """A frame to fill: a free one, or the clean one unused for longest; None if there is none."""
         if not self._free:
             if not self._clean:
                 return None
@@ -216,7 +216,7 @@ class PageCache:
             self.drop(node)
 
     def abandon(self) -> None:
-        """Nobody is left who would finish what is under way: reserved frames are free, write-outs start over."""
+        """Nobody is left who would finish what is under way: reserved frames are free, write-outs restart."""
         for frame, flags in enumerate(self._flags):
             if flags == RESERVED:
                 self.release(frame)

@@ -27,41 +27,45 @@ OUT_BYTES: Final = OUT_HEADER.size
 DESCRIPTOR_BYTES: Final = 16
 INDIRECT_ENTRIES: Final = SLOT_INDIRECT // DESCRIPTOR_BYTES
 
+_NOTHING: Final[list[Request]] = []
+_unpack_out: Final = OUT_HEADER.unpack_from
+
+
+def _split_chain(request: Request, at: int, length: int, out: int) -> tuple[Segments, Segments]:
+    """Headers and arguments in descriptors of their own, as Linux' driver lays a request out."""
+    readable = [(at, IN_BYTES)]
+    if length > IN_BYTES:
+        readable.append((at + IN_BYTES, length - IN_BYTES))
+    writable = []
+    if request.out_bytes >= 0:
+        writable.append((out, OUT_BYTES))
+    if request.out_bytes > 0:
+        writable.append((out + OUT_BYTES, request.out_bytes))
+    return readable, writable
+
 
 class RequestQueue:
     """Sends requests through one ring and takes their replies; all that lasts is in ``state``."""
 
     __slots__ = (
-        "_allocator",
-        "_heads",
-        "_indirect",
-        "_memory",
-        "_offset",
-        "_requests",
-        "_unpack_out",
-        "_view",
-        "ring",
+        "_allocator", "_direct_max", "_heads", "_memory", "_requests", "_split", "_view", "armed", "ring",
         "state",
-    )
+    )  # fmt: skip
 
     def __init__(
-        self,
-        state: QueueState,
-        ring: DriverRing,
-        memory: GuestMemory,
-        allocator: PageAllocator,
-        requests: dict[int, Request],
-        indirect: bool,
-    ) -> None:
+        self, state: QueueState, ring: DriverRing, memory: GuestMemory, allocator: PageAllocator,
+        requests: dict[int, Request], *, indirect: bool, split: bool,
+    ) -> None:  # fmt: skip
         self.state = state
         self.ring = ring
+        self.armed = False
         self._memory = memory
         self._allocator = allocator
         self._requests = requests
-        self._indirect = indirect
+        self._direct_max = (1 if split else 2) if indirect else state.size
+        self._split = split
         self._view = memory.view(state.slots_gpa, state.slot_count * SLOT_BYTES)
         self._heads = state.in_flight
-        self._unpack_out = OUT_HEADER.unpack_from
 
     def submit(self, request: Request) -> bool:
         """Put the request into the ring, or behind those that wait for room; True if it went in."""
@@ -99,19 +103,24 @@ class RequestQueue:
                 return False
             at = large
             self._memory.write(at, message)
-        readable = [(at, IN_BYTES)]
-        if length > IN_BYTES:
-            readable.append((at + IN_BYTES, length - IN_BYTES))
-        if request.reads:
-            readable.extend(request.reads)
         room = request.out_bytes
-        writable = [] if room < 0 else [(base + SLOT_IN, OUT_BYTES)]
-        if room > 0:
-            writable.append((base + SLOT_IN + OUT_BYTES, room))
+        if self._split:
+            readable, writable = _split_chain(request, at, length, base + SLOT_IN)
+        else:
+            readable = [(at, length)]
+            writable = [(base + SLOT_IN, OUT_BYTES + room)] if room >= 0 else []
+        if request.reads:
+            readable += request.reads
         if request.writes:
-            writable.extend(request.writes)
-        head = self._add(request, readable, writable, base)
-        if head < 0:
+            writable += request.writes
+        count = len(readable) + len(writable)
+        if count > self._direct_max and self.ring.free:
+            head = self._add_indirect(request, readable, writable, count, base)
+            if head < 0:
+                return False
+        elif self.ring.free >= count:
+            head = self.ring.add(readable, writable)
+        else:
             return False
         state.free_slots.pop()
         request.slot = slot
@@ -120,23 +129,17 @@ class RequestQueue:
         self._heads[head] = request.unique
         return True
 
-    def _add(self, request: Request, readable: Segments, writable: Segments, base: int) -> int:
-        """The ring's buffer id, or -1 when the ring (or memory for a long table) is full."""
-        count = len(readable) + len(writable)
-        free = self.ring.free
-        if self._indirect and count > 1:
-            if not free:
+    def _add_indirect(
+        self, request: Request, readable: Segments, writable: Segments, count: int, base: int
+    ) -> int:
+        """The buffer id of a chain in an indirect table, or -1 when memory for a long table is short."""
+        table = base + SLOT_IN + SLOT_OUT
+        if count > INDIRECT_ENTRIES:
+            spill = self._spill(request, count * DESCRIPTOR_BYTES)
+            if spill is None:
                 return -1
-            table, entries = base + SLOT_IN + SLOT_OUT, INDIRECT_ENTRIES
-            if count > entries:
-                spill = self._spill(request, count * DESCRIPTOR_BYTES)
-                if spill is None:
-                    return -1
-                table, entries = spill, count
-            return self.ring.add(readable, writable, (table, entries * DESCRIPTOR_BYTES))
-        if free < count:
-            return -1
-        return self.ring.add(readable, writable)
+            table = spill
+        return self.ring.add(readable, writable, (table, max(count, INDIRECT_ENTRIES) * DESCRIPTOR_BYTES))
 
     def _spill(self, request: Request, size: int) -> int | None:
         for gpa, have in request.spill:
@@ -148,51 +151,49 @@ class RequestQueue:
         return fresh
 
     def reap(self) -> list[Request]:
-        """Take the used buffers; the requests that they end, in the device's order."""
+        """Take the used buffers and copy the replies out of their slots; the ended requests, in order.
+
+        A malformed reply is EIO: the device's fault.
+        """
         used = self.ring.reap()
         if used is None:
-            return []
+            return _NOTHING
         ended = []
         while used is not None:
             unique = self._heads.pop(used[0], None)
             if unique is not None:
                 request = self._requests[unique]
-                self._finish(request, used[1])
+                room = request.out_bytes
+                if room >= 0:
+                    at = request.slot * SLOT_BYTES + SLOT_IN
+                    length, error, answered = _unpack_out(self._view, at)
+                    if answered != unique or not OUT_BYTES <= length <= used[1] or not -4096 < error <= 0:
+                        request.error = errno.EIO
+                    elif error:
+                        request.error = -error
+                    else:
+                        written = length - OUT_BYTES
+                        request.written = written
+                        if room:
+                            start = at + OUT_BYTES
+                            request.reply = bytes(self._view[start : start + min(written, room)])
+                self._release(request)
                 ended.append(request)
             used = self.ring.reap()
         return ended
-
-    def _finish(self, request: Request, used_bytes: int) -> None:
-        """Copy the reply out of the slot and free it; a malformed reply is EIO (the device's fault)."""
-        slot = request.slot
-        room = request.out_bytes
-        if room >= 0:
-            at = slot * SLOT_BYTES + SLOT_IN
-            length, error, unique = self._unpack_out(self._view, at)
-            if unique != request.unique or not OUT_BYTES <= length <= used_bytes or not -4096 < error <= 0:
-                request.error = errno.EIO
-            elif error:
-                request.error = -error
-            else:
-                written = length - OUT_BYTES
-                request.written = written
-                if room:
-                    start = at + OUT_BYTES
-                    request.reply = bytes(self._view[start : start + min(written, room)])
-        self._release(request)
 
     def _release(self, request: Request) -> None:
         self.state.free_slots.append(request.slot)
         request.slot = -1
         request.status = DONE
-        self.free_spill(request)
+        if request.spill:
+            self.free_spill(request)
 
     def free_spill(self, request: Request) -> None:
         """Give back the buffers that a request needed besides its slot."""
-        if request.spill:
-            for gpa, size in request.spill:
-                self._allocator.free(gpa, size)
-            request.spill = []
+        for gpa, size in request.spill:
+            self._allocator.free(gpa, size)
+        request.spill = []
 
     def fail_all(self) -> list[Request]:
         """End everything in flight and in the backlog with EIO (device reset); the requests."""

@@ -1,4 +1,4 @@
-"""Saving a guest kernel and taking one over: msgpack of the state records, checked field by field on arrival."""
+"""Saving a guest kernel and taking one over: msgpack of the state, checked field by field on arrival."""
 
 from __future__ import annotations
 
@@ -164,7 +164,8 @@ class _Checker:
             if not -1 <= request.out_bytes <= SLOT_OUT - OUT_BYTES or not 0 <= request.error < 4096:
                 _refuse(field, "impossible reply")
             for name, segments in (
-                ("reads", request.reads), ("writes", request.writes), ("spill", request.spill), ("owned", request.owned),
+                ("reads", request.reads), ("writes", request.writes), ("spill", request.spill),
+                ("owned", request.owned),
             ):  # fmt: skip
                 self.segments(segments, f"{field}.{name}")
             for gpa, size in (*request.spill, *request.owned):

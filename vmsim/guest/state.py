@@ -45,13 +45,13 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     out_bytes: int = 0
     reads: Segments = []
     writes: Segments = []
+    owned: Segments = []
     status: int = QUEUED
     slot: int = -1
     error: int = 0
     reply: bytes = b""
     written: int = 0
     spill: Segments = []
-    owned: Segments = []
     orphan: bool = False
     interrupted: bool = False
 

@@ -15,7 +15,7 @@ from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.headers import IN_HEADER
 from vmsim.fuse.abi.requests import BATCH_FORGET_IN, FORGET_ONE
-from vmsim.fuse.client import encode
+from vmsim.fuse.client import REQUEST_STRUCTS, encode
 from vmsim.guest.alloc import PageAllocator
 from vmsim.guest.dentries import DentryCache
 from vmsim.guest.driver import VirtioDriver
@@ -70,8 +70,11 @@ class FuseTransport:
             ring = self.driver.attach_ring(queue, state.features, self.memory)
             indirect = self.config.indirect and bool(state.features & F_INDIRECT_DESC)
             self.queues.append(
-                RequestQueue(queue, ring, self.memory, self.allocator, state.requests, indirect)
-            )
+                RequestQueue(
+                    queue, ring, self.memory, self.allocator, state.requests,
+                    indirect=indirect, split=self.config.linux_chains,
+                )
+            )  # fmt: skip
         self.pages = PageCache(self.memory, state.pages) if state.pages.entries else None
         self.dentries = DentryCache(self.memory, state.dentries) if state.dentries.entries else None
         self.writeback = bool(self.pages and state.session.flags & init_flags.WRITEBACK_CACHE)
@@ -81,7 +84,8 @@ class FuseTransport:
     # Requests
 
     def submit(
-        self, opcode: int, nodeid: int, args: Sequence[Any] = (), names: Sequence[bytes] = (), data: bytes = b"", *,
+        self, opcode: int, nodeid: int, args: Sequence[Any] = (), names: Sequence[bytes] = (),
+        data: bytes = b"", *,
         process: Process | None = None, room: int = 0, reads: Segments = NONE, writes: Segments = NONE,
         owned: Segments = NONE, extensions: bytes = b"", compat: bool = False,
     ) -> Request:  # fmt: skip
@@ -103,23 +107,17 @@ class FuseTransport:
             pid = uid = gid = 0
         else:
             pid, uid, gid = process.pid, process.uid, process.gid
-        message = encode(
-            opcode, unique, nodeid, uid, gid, pid, args, names, data,
-            data_size=payload, extensions=extensions, compat=compat,
-        )  # fmt: skip
+        if names or data or extensions or compat:
+            message = encode(
+                opcode, unique, nodeid, uid, gid, pid, args, names, data,
+                data_size=payload, extensions=extensions, compat=compat,
+            )  # fmt: skip
+        else:
+            fixed = REQUEST_STRUCTS[opcode]
+            message = fixed.pack(fixed.size + payload, opcode, unique, nodeid, uid, gid, pid, 0, 0, *args)
         index = 1 + pid % (len(self.queues) - 1)
-        request = Request(
-            unique,
-            opcode,
-            nodeid,
-            pid,
-            index,
-            message,
-            room or REPLY_ROOM[opcode],
-            reads,
-            writes,
-            owned=owned,
-        )
+        room = room or REPLY_ROOM[opcode]
+        request = Request(unique, opcode, nodeid, pid, index, message, room, reads, writes, owned)
         self.requests[unique] = request
         self._send(request)
         return request
@@ -127,7 +125,10 @@ class FuseTransport:
     def _send(self, request: Request) -> None:
         queue = self.queues[request.queue]
         if queue.submit(request):
-            self.driver.notify(queue)
+            ring = queue.ring
+            ring.publish()
+            if ring.needs_kick():
+                self.driver.notify(ring)
         self._reap(queue)
 
     def _reap(self, queue: RequestQueue) -> None:
@@ -140,7 +141,9 @@ class FuseTransport:
             if request.orphan:
                 self._bury(request)
         if queue.state.backlog and queue.dispatch_backlog():
-            self.driver.notify(queue)
+            queue.ring.publish()
+            if queue.ring.needs_kick():
+                self.driver.notify(queue.ring)
 
     def poll(self) -> None:
         """Take whatever the device has used."""
@@ -154,18 +157,27 @@ class FuseTransport:
         if request is None or request.status == DONE:
             return True
         self.poll()
+        if request.status == DONE:
+            return True
+        self.arm_interrupts()
         return request.status == DONE
 
     def arm_interrupts(self) -> None:
         """Somebody is about to wait: ask for interrupts, and look once more."""
         for queue in self.queues:
-            if queue.state.in_flight and queue.ring.arm_interrupts():
-                self._reap(queue)
+            if queue.state.in_flight and not queue.armed:
+                queue.armed = True
+                if queue.ring.arm_interrupts():
+                    self._reap(queue)
 
     def interrupt(self) -> None:
         """The device's interrupt line: acknowledge, take used buffers, see whether the device gave up."""
         if self.paused:
             return
+        for queue in self.queues:
+            if queue.armed:
+                queue.armed = False
+                queue.ring.suppress_interrupts()
         if self.driver.take_interrupt():
             self._device_failed()
         self.poll()
@@ -248,7 +260,7 @@ class FuseTransport:
             request.owned = []
 
     def send_interrupt(self, pid: int) -> int:
-        """Ask the server to end what requests of ``pid`` wait for (INTERRUPT, hiprio); how many were asked."""
+        """Have the server end what requests of ``pid`` wait for (INTERRUPT, hiprio); how many were asked."""
         asked = 0
         for request in list(self.requests.values()):
             if request.pid != pid or request.status == DONE or request.interrupted:

@@ -1,4 +1,4 @@
-"""Path resolution in the guest: components, symlinks, ``..``, trailing slashes; never above the mount's root."""
+"""Path resolution in the guest: components, symlinks, ``..``, trailing slashes; never above the root."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class PathWalk(Calls):
     ) -> tuple[int, int, bool]:
         """Walk from ``at`` (the reference is taken over) through ``rest``, whose first component comes last.
 
-        ``slash``: the end must be a directory. The node (held), symlinks followed, freshness. Errors give back
-        the reference.
+        ``slash``: the end must be a directory. The node (held), symlinks followed, freshness. Errors give
+        back the reference.
         """
         fresh = False
         try:
@@ -117,7 +117,7 @@ class PathWalk(Calls):
         return at, links, fresh
 
     def _follow(self, at: int, link: int, rest: list[bytes], slash: bool, links: int) -> tuple[int, bool]:
-        """Push a symlink's target in front of ``rest``; where to go on (the reference on ``link`` is given back)."""
+        """Push a symlink's target in front of ``rest``; where to go on. Takes the reference on ``link``."""
         with self._holding(link):
             if links > SYMLINKS_MAX:
                 fail(errno.ELOOP)

@@ -21,7 +21,7 @@ XATTR_NAME_MAX = 255
 
 
 class XattrCalls(DirCalls):
-    """getxattr, setxattr, listxattr, removexattr; a path or a descriptor, symlinks followed unless told not to."""
+    """getxattr, setxattr, listxattr, removexattr on a path or a descriptor; symlinks are followed by default."""
 
     def _attribute(self, name: Path) -> bytes:
         raw = encode_path(name)
