@@ -193,6 +193,8 @@ class FaultChannel:
         if self._cross("read"):
             if self._is_cut:
                 raise StreamTruncated("injected end of the channel")
+            if self._kind == "lose":
+                self._inner.read_some(limit)
             raise HostError("injected read fault", errno=5)
         return self._inner.read_some(limit)
 

@@ -35,6 +35,8 @@ BATCH_PAGES: Final = 64
 """Pages that are joined into one write."""
 _RECORD_BYTES = 8 + PAGE_SIZE
 _RECORD_WORDS = _RECORD_BYTES // 8
+_ZERO_BYTES = 9
+_RUN_BYTES = 2 * _ZERO_BYTES
 _PAGE_WORDS = PAGE_SIZE // 8
 _ZERO_PAGE = bytes(PAGE_SIZE)
 _ZERO_BATCH = bytes(PAGE_SIZE * BATCH_PAGES)
@@ -108,10 +110,7 @@ class RamSaver:
 
     def _heads(self, region: Region, start: int, end: int, flags: int) -> list[bytes | memoryview]:
         """The record heads of consecutive pages; the first one names the block if that changes."""
-        numbers = array("Q", range(start | flags | CONTINUE, end | flags | CONTINUE, PAGE_SIZE))
-        numbers.byteswap()
-        packed = memoryview(numbers).cast("B")
-        heads: list[bytes | memoryview] = [packed[at : at + 8] for at in range(0, len(packed), 8)]
+        heads = _packed_heads(start | flags | CONTINUE, (end - start) // PAGE_SIZE)
         if self._block is not region:
             self._block = region
             heads[0] = _BE64.pack(start | flags) + _counted(self._names[region])
@@ -131,6 +130,14 @@ class RamSaver:
         heads = self._heads(region, start, end, ZERO)
         self.zero_pages += len(heads)
         self._output.write(b"\0".join(heads) + b"\0")
+
+
+def _packed_heads(first: int, count: int) -> list[bytes | memoryview]:
+    """be64 numbers from ``first`` on, one page apart."""
+    numbers = array("Q", range(first, first + count * PAGE_SIZE, PAGE_SIZE))
+    numbers.byteswap()
+    packed = memoryview(numbers).cast("B")
+    return [packed[at : at + 8] for at in range(0, len(packed), 8)]
 
 
 def _counted(name: str) -> bytes:
@@ -187,7 +194,7 @@ class RamLoader:
         source = self._input
         while True:
             piece = source.available()
-            if len(piece) >= _RECORD_BYTES and self._load_run(piece):
+            if len(piece) >= _RUN_BYTES and self._load_run(piece):
                 continue
             word = source.be64("ram:record")
             flags = word & FLAG_MASK
@@ -199,21 +206,43 @@ class RamLoader:
                 raise UnexpectedRecord(f"RAM record {word:#x}", offset=source.offset - 8, field="ram:record")
 
     def _load_run(self, piece: memoryview) -> bool:
-        """Take the consecutive whole pages at the beginning of ``piece``; False if there are not two."""
+        """Take the consecutive pages at the beginning of ``piece``; False if there are not two."""
         block = self._block
         first: int = _BE64.unpack_from(piece)[0]
-        if block is None or first & FLAG_MASK != PAGE | CONTINUE:
+        if block is None:
             return False
         start = first & ~FLAG_MASK
-        count = min(len(piece) // _RECORD_BYTES, BATCH_PAGES, (block.size_bytes - start) // PAGE_SIZE)
-        if count < 2:
+        most = min(BATCH_PAGES, (block.size_bytes - start) // PAGE_SIZE)
+        flags = first & FLAG_MASK
+        if flags == PAGE | CONTINUE:
+            count = min(most, len(piece) // _RECORD_BYTES)
+            return count > 1 and self._load_pages(piece, block, first, count)
+        if flags == ZERO | CONTINUE:
+            count = min(most, len(piece) // _ZERO_BYTES)
+            return count > 1 and self._load_zeros(piece, block, first, count)
+        return False
+
+    def _load_zeros(self, piece: memoryview, block: Region, first: int, count: int) -> bool:
+        if piece[: count * _ZERO_BYTES].tobytes() != b"\0".join(_packed_heads(first, count)) + b"\0":
             return False
+        start = first & ~FLAG_MASK
+        written = self._written[block]
+        page, end = start // PAGE_SIZE, start // PAGE_SIZE + count
+        while (page := written.find(1, page, end)) >= 0:
+            block.view[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] = _ZERO_PAGE
+            written[page] = 0
+        self.zero_pages += count
+        self._input.skip(count * _ZERO_BYTES)
+        return True
+
+    def _load_pages(self, piece: memoryview, block: Region, first: int, count: int) -> bool:
         words = piece[: count * _RECORD_BYTES].cast("Q")[::_RECORD_WORDS]
         expected = array("Q", range(first, first + count * PAGE_SIZE, PAGE_SIZE))
         expected.byteswap()
         if words.tolist() != expected.tolist():
             return False
         view = block.view
+        start = first & ~FLAG_MASK
         at = 8
         for offset in range(start, start + count * PAGE_SIZE, PAGE_SIZE):
             view[offset : offset + PAGE_SIZE] = piece[at : at + PAGE_SIZE]

@@ -12,7 +12,7 @@ from vmsim.errors import MigrationError, VmsimError
 class MigrationInDoubt(MigrationError):
     """The channel broke between the go and its acknowledgement: the destination may or may not run.
 
-    The source stays stopped (never both). ``hint`` says how to find out and go on.
+    The source is finished all the same (never both).
     """
 
 

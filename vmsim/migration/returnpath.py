@@ -65,15 +65,22 @@ def receive(source: StreamInput) -> ReturnMessage:
 
 
 def peek_surely(source: StreamInput, size_bytes: int) -> bytes:
-    """Peek exactly so many bytes, trying again after an error of the channel; StreamTruncated at its end."""
-    for attempt in range(RETRIES + 1):
+    """Peek exactly so many bytes, trying again after an error of the channel.
+
+    StreamTruncated if the other side closed. An end that follows an error proves nothing (what was on its way
+    may be lost): then it is that error.
+    """
+    trouble: ChannelError | HostError | None = None
+    for _ in range(RETRIES + 1):
         try:
             data = source.peek(size_bytes)
-        except (ChannelError, HostError):
-            if attempt == RETRIES:
-                raise
+        except (ChannelError, HostError) as error:
+            trouble = error
             continue
-        if len(data) < size_bytes:
+        if len(data) == size_bytes:
+            return data
+        if trouble is None:
             raise StreamTruncated("the other side closed the channel", offset=source.offset)
-        return data
-    raise AssertionError("unreachable")
+        break
+    assert trouble is not None
+    raise trouble

@@ -77,8 +77,7 @@ class OutgoingMigration:
         if self.phase in ("commit", "done", "failed"):
             raise StateError(f"the migration cannot be cancelled: it is in phase {self.phase}")
         self._cancelled = True
-        if self.phase == "ready":
-            self._channel.close()
+        self._channel.close()  # whoever waits for the other end wakes up
 
     def run(self) -> MigrationStats:
         """Carry it out. MigrationError (or a subclass) naming step and side if it failed."""
@@ -289,7 +288,7 @@ class OutgoingMigration:
         except (ChannelError, HostError) as error:
             raise MigrationInDoubt(
                 f"the channel broke while the destination was starting: {error}", step="go", side=SIDE,
-                hint="see whether the destination runs; only if it does not may this machine be resumed",
+                hint="look whether the destination runs; this machine does not run again by itself",
             ) from error
         if answer.kind == SHUT:
             raise _refusal(answer)

@@ -6,8 +6,11 @@ import pytest
 
 from tests.contract.migration_rig import FaultChannel, Machine, Run, contents
 from vmsim.errors import MigrationCancelled, MigrationError, StateError, StreamError
+from vmsim.migration.channel import MemoryChannel
 from vmsim.migration.errors import ChannelError
 from vmsim.migration.report import MigrationInDoubt, MigrationParameters
+from vmsim.migration.source import OutgoingMigration
+from vmsim.sim.immediate import ImmediateSchedule
 
 
 def filled() -> Machine:
@@ -273,6 +276,20 @@ def test_cancel_while_the_destination_makes_up_its_mind():
     assert run.who_runs() == ["source"]
 
 
+def test_cancel_while_the_destination_does_not_read():
+    schedule = ImmediateSchedule()
+    source = filled()
+    end, _other = MemoryChannel.pair(schedule, 8192)
+    migration = OutgoingMigration(source, end, schedule)
+    task = schedule.spawn("migration", migration.run)
+    schedule.settle()
+    assert not task.done
+    migration.cancel()
+    with pytest.raises(MigrationCancelled):
+        schedule.join(task)
+    assert source.untouched()
+
+
 def test_it_is_too_late_to_cancel_after_commit():
     run = Run(source=filled()).go()
     with pytest.raises(StateError):
@@ -302,7 +319,7 @@ def test_a_channel_that_stays_broken_while_the_destination_starts_leaves_the_sou
 
     run = Run(source=filled(), wrap_source=Deaf).go()
     assert isinstance(run.errors["source"], MigrationInDoubt)
-    assert "resumed" in run.errors["source"].hint
+    assert "destination runs" in run.errors["source"].hint
     assert run.source.finished
     assert len(run.who_runs()) <= 1
 
