@@ -132,15 +132,16 @@ class _Whole:
 
 
 def find_description(data: memoryview) -> bytes:
-    """The JSON text at the end of a stream; StreamError if there is none."""
+    """The JSON text at the end of a stream; StreamError if there is none.
+
+    JSON holds no NUL, and its length (below 16 MiB) at least one: the last NUL is one of the length's bytes.
+    """
     tail = data[-VMDESC_MAX:].tobytes()
-    end = len(tail)
-    while (at := tail.rfind(bytes((VMDESCRIPTION,)), 0, end)) >= 0:
-        if at + 5 < len(tail) and _BE32.unpack_from(tail, at + 1)[0] == len(tail) - at - 5:
+    last = tail.rfind(b"\0")
+    for at in range(last - 1, max(last - 5, -1), -1):
+        size = len(tail) - at - 5
+        if tail[at] == VMDESCRIPTION and size >= 0 and _BE32.unpack_from(tail, at + 1)[0] == size:
             return tail[at + 5 :]
-        end = at
-        if len(tail) - at > 16 and b"\0" in tail[at + 5 :]:
-            break  # JSON holds no NUL: the description cannot begin before this
     raise StreamError("no description at the end of the stream", offset=len(data), field="description")
 
 

@@ -303,3 +303,9 @@ def test_any_bytes_after_a_header_are_records_or_stream_errors(data):
     except StreamError as error:
         offset = error.offset
     assert 0 <= offset <= len(HEADER) + len(data)
+
+
+@pytest.mark.parametrize("filler", [b"\6", b"\0", b"{", b"\6\0\0\0\0"])
+def test_a_long_tail_without_a_description_is_refused_at_once(filler):
+    with pytest.raises(StreamError, match="no description"):
+        read_document(HEADER + filler * (11 << 20) + b"x")
