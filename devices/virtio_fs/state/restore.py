@@ -156,7 +156,8 @@ class _Load:
         self._drop_unknown(plan)
         if extra is not None:
             self._locks(extra)
-            self._report.losses += [loss for loss in extra.losses if loss not in self._report.losses]
+            known = {loss.id for loss in self._report.losses}
+            self._report.losses += [loss for loss in extra.losses if loss.id not in known]
 
     def _fail(self, what: str, error: Exception, hint: str = "", **details: int) -> None:
         """Under ``abort`` raise, under ``guest-error`` note the loss."""
@@ -176,6 +177,7 @@ class _Load:
         report = self._report
         restorer = InodeRestorer(self._fs, state.mount_paths, report.notes)
         files = {file.id: file for file in extra.anonymous} if extra is not None else {}
+        reasons = {loss.id: loss.reason for loss in extra.losses} if extra is not None else {}
         one = restorer.one
         try:
             for record in plan.inodes:
@@ -187,7 +189,8 @@ class _Load:
                         restorer.anonymous(record, file)
                         report.anonymous += 1
                 except OSError as error:
-                    self._inode_failed(restorer, record, error)
+                    why = reasons.get(record.id)
+                    self._inode_failed(restorer, record, error if why is None else OSError(error.errno, why))
             report.inodes = len(plan.inodes)
             self._prove(restorer)
         except Impostor as impostor:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..passthrough.host_calls import HostFs
 
 SECOND = 1_000_000_000
+NAMES_TRIED = 100
 NO_TMPFILE = (
     errno.EOPNOTSUPP, errno.EISDIR, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EINVAL,
 )  # fmt: skip
@@ -75,20 +76,36 @@ def _other(fs: PassthroughFs, file: Anonymous) -> int:
     """A directory, symlink, fifo, socket or device that has lost its name."""
     host = fs.host
     root_fd = fs.path_fd(fs.root)
-    name = b".vmsim-unlinked-%d" % file.id
-    if stat.S_ISDIR(file.mode):
-        host.mkdir(root_fd, name, 0o700, 0)
-        remove = host.rmdir
-    elif stat.S_ISLNK(file.mode):
-        host.symlink(file.target, root_fd, name)
-        remove = host.unlink
-    else:
-        host.mknod(root_fd, name, file.mode & ~0o7777 | 0o600, file.rdev, 0)
-        remove = host.unlink
+    name = _make(host, root_fd, file)
+    remove = host.rmdir if stat.S_ISDIR(file.mode) else host.unlink
     try:
-        return host.open_beneath(root_fd, name, os.O_PATH)
-    finally:
+        fd = host.open_beneath(root_fd, name, os.O_PATH)
+    except BaseException:
         remove(root_fd, name)
+        raise
+    try:
+        remove(root_fd, name)
+    except BaseException:
+        host.close(fd)
+        raise
+    return fd
+
+
+def _make(host: HostFs, root_fd: int, file: Anonymous) -> bytes:
+    """Make it under a name that nobody uses; the name."""
+    for attempt in range(NAMES_TRIED):
+        name = b".vmsim-unlinked-%d-%d" % (file.id, attempt)
+        try:
+            if stat.S_ISDIR(file.mode):
+                host.mkdir(root_fd, name, 0o700, 0)
+            elif stat.S_ISLNK(file.mode):
+                host.symlink(file.target, root_fd, name)
+            else:
+                host.mknod(root_fd, name, file.mode & ~0o7777 | 0o600, file.rdev, 0)
+        except FileExistsError:
+            continue
+        return name
+    raise OSError(errno.EEXIST, "no free name for an unlinked file")
 
 
 def _set_attributes(host: HostFs, fd: int, file: Anonymous, notes: list[str]) -> None:

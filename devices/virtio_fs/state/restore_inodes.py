@@ -37,7 +37,10 @@ class InodeRestorer:
     def __init__(self, fs: PassthroughFs, mount_paths: dict[int, bytes], notes: list[str]) -> None:
         self._fs = fs
         self._host = fs.host
+        self._identify_at = fs.host.identify_at
+        self._file_handle_at = fs.host.file_handle_at
         self._table = fs.inodes
+        self._inode_of = fs.inodes.get
         self._notes = notes
         self._mount_paths = mount_paths
         self._mount_fds: dict[int, int] = {}
@@ -82,7 +85,7 @@ class InodeRestorer:
 
     def _path(self, record: InodeRecord) -> None:
         """(parent, name): nothing is opened, only looked at."""
-        parent = self._table.get(record.parent)
+        parent = self._inode_of(record.parent)
         if parent is None or parent.state:
             raise OSError(errno.EIO, "its parent did not survive")
         dir_fd = parent.fd
@@ -92,12 +95,12 @@ class InodeRestorer:
         if b"/" in name:
             self._full_path(dir_fd, record)
             return
-        dev, ino, mnt_id, mode = self._host.identify_at(dir_fd, name)
+        dev, ino, mnt_id, mode = self._identify_at(dir_fd, name)
         mount = self._mounts.get((dev, mnt_id))
         if mount is None:
             mount = self._mount_at(dir_fd, name, dev, mnt_id, mode)
         try:
-            found = self._host.file_handle_at(dir_fd, name)
+            found = self._file_handle_at(dir_fd, name)
             evidence = pack_handle(found[1], found[2])
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EOVERFLOW) or record.file_handle is not None:

@@ -132,6 +132,17 @@ def test_other_kinds_travel_as_well(guest, make_guest, share, kind):
     assert sorted(os.listdir(share)) == ["d", "g"]
 
 
+def test_a_name_that_is_taken_is_left_alone(guest, make_guest, share):
+    (share / "pipe").mkdir()
+    node = guest.lookup("pipe")
+    guest.rmdir(1, b"pipe")
+    data = guest.save()
+    taken = share / f".vmsim-unlinked-{node}-0"
+    taken.write_text("somebody's")
+    assert make_guest().load(data).report.losses == []
+    assert taken.read_text() == "somebody's"
+
+
 def test_too_much_content_is_reported_and_invalid(guest, make_guest, share, monkeypatch):
     monkeypatch.setattr(collect_records, "ContentBudget", lambda: collect_content.ContentBudget(10))
     small, small_fh = unlinked(guest, share, "a", b"12345678")
@@ -140,9 +151,11 @@ def test_too_much_content_is_reported_and_invalid(guest, make_guest, share, monk
     loss = extra_of(data).losses[0]
     assert loss.id == large
     assert "2 bytes left" in loss.reason
-    with pytest.raises(RestoreError):
+    with pytest.raises(RestoreError) as refused:
         make_guest().load(data)
+    assert "2 bytes left" in refused.value.message
     other = make_guest().load(data, on_error="guest-error")
+    assert [loss.id for loss in other.report.losses] == [large, large]  # the inode and its handle
     assert other.read(small, small_fh) == b"12345678"
     with pytest.raises(OSError) as caught:
         other.read(large, large_fh)

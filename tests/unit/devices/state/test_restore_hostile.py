@@ -288,24 +288,28 @@ def test_every_host_call_may_fail(guest, make_guest, share):
 
 
 class Failing(LinuxFs):
-    """Fails the Nth call that may fail."""
+    """Fails call number ``at`` of those that may fail, once it is armed."""
 
-    count = 0
-    at: int | None = None
-    NAMES = frozenset((
-        "open_beneath", "reopen", "file_handle", "file_handle_at", "identify", "identify_at", "memory_file",
-        "pwritev", "ftruncate", "fstat", "path_of", "open_handle",
-    ))  # fmt: skip
-    armed = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.at: int | None = None
+        self.armed = False
+        for name in (
+            "open_beneath", "reopen", "file_handle", "file_handle_at", "identify", "identify_at",
+            "memory_file", "pwritev", "ftruncate", "fstat", "path_of", "open_handle",
+        ):  # fmt: skip
+            setattr(self, name, self._counted(getattr(self, name)))
 
-    def __getattribute__(self, name):
-        value = super().__getattribute__(name)
-        if name in Failing.NAMES and super().__getattribute__("armed"):
-            at = self.count
-            self.count += 1
-            if at == self.at:
-                raise OSError(errno.EIO, "made to fail")
-        return value
+    def _counted(self, call):
+        def counted(*args):
+            if self.armed:
+                self.count += 1
+                if self.count - 1 == self.at:
+                    raise OSError(errno.EIO, "made to fail")
+            return call(*args)
+
+        return counted
 
 
 def counted_load(make_guest, data: bytes, at: int | None) -> int:
