@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
@@ -65,7 +65,24 @@ class VirtioFs:
 
     def facts(self, backend: VirtioFsBackend) -> dict[str, int]:
         """What a back-end holds, in numbers, for reports."""
-        return {"inodes": len(backend.fs.inodes), "handles": len(backend.fs.handles)}
+        locks = backend.fs.locks
+        return {
+            "inodes": len(backend.fs.inodes), "handles": len(backend.fs.handles),
+            "locks": len(locks.owners) + len(locks.flocks), "waiting": len(locks.waiting),
+        }
+
+    def describe(self, backend: VirtioFsBackend) -> Iterator[str]:
+        """Every inode and handle in a line of its own."""
+        for inode in backend.fs.inodes:
+            name = inode.name.decode(errors="backslashreplace") if inode.name is not None else "/"
+            yield f"inode {inode.id}: {inode.nlookup} lookups, {inode.mode:#o}, last seen as {name!r} in {inode.parent_id}"
+        for handle in backend.fs.handles:
+            yield f"handle {handle.id}: inode {handle.inode_id}, flags {handle.flags:#o}"
+
+    def notes(self, backend: VirtioFsBackend) -> list[str]:
+        """What the load of a state found worth saying, losses first."""
+        report = backend.report
+        return [] if report is None else [*map(str, report.losses), *report.notes]
 
 
 DEVICE: Final = VirtioFs()

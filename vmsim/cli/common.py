@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from typing import Any
@@ -11,6 +12,8 @@ from rich.console import Console
 
 from vmsim.errors import UsageError, VmsimError
 from vmsim.machine.config import parse_size
+
+REPORT_WIDTH = 110
 
 
 class SizeType(click.ParamType):
@@ -50,6 +53,11 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def report_console() -> Console:
+    """Reports go to standard output; on a pipe they are as wide as they need to be."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else REPORT_WIDTH)
+
+
 def report_error(error: BaseException, *, debug: bool) -> None:
     """One clear line, a hint, and the traceback if it was asked for."""
     if debug:
@@ -83,3 +91,8 @@ def error_facts(error: BaseException) -> dict[str, object]:
         if details:
             facts["details"] = {name: str(value) for name, value in details.items()}
     return facts
+
+
+def print_json(facts: object) -> None:
+    """One object on standard output."""
+    print(json.dumps(facts, indent=2))

@@ -17,6 +17,7 @@ from vmsim.host.shm import SharedMemory
 from vmsim.machine.config import MachineConfig, memory_layout, parse_size
 from vmsim.machine.parts import Backend, FrontDevice, Seams
 from vmsim.machine.roles import Destination, Source
+from vmsim.machine.told import MigrationTrace
 from vmsim.machine.sections import GuestSection, ProgramsSection
 from vmsim.memory import DirtyLog, GuestMemory, Region
 from vmsim.migration.channel import Channel, MemoryChannel
@@ -87,6 +88,8 @@ class Machine:
         """Plain data of guest programs by name; it travels with the machine."""
         self.migration_stats: MigrationStats | None = None
         """Of the migration that brought this machine here."""
+        self.arrived_requests = 0
+        """Requests of the guest that were in flight when it arrived here."""
         self.outgoing: OutgoingMigration | None = None
         self._memfds: list[SharedMemory] = []
         self.owns_backend = backend is None
@@ -172,7 +175,7 @@ class Machine:
     ) -> Machine:  # fmt: skip
         """Migrate live into a new machine in this process; this one is finished, the new one runs.
 
-        ``share``, ``options`` and ``migration`` are the destination's own (default: as here), ``seams`` its
+        ``share``, ``options`` (those that differ) and ``migration`` are the destination's own (default: as here), ``seams`` its
         wrappers. MigrationError (or a subclass) names the step and the side; this machine then goes on as if
         nothing had happened.
         """
@@ -197,6 +200,7 @@ class Machine:
         assert isinstance(machine, Machine)
         machine.kernel.adopt(self.kernel)
         machine.migration_stats = stats
+        machine.arrived_requests = len(machine.kernel.requests)
         self._forget_guest()
         machine.start_running()
         return machine
@@ -208,11 +212,17 @@ class Machine:
         """Migrate through ``channel`` to whoever reads it (see ``receive``); this machine is finished then."""
         self._require(RUNNING)
         channel = self.seams.channel(channel, "source")
-        self.outgoing = OutgoingMigration(Source(self), channel, self.schedule, parameters, progress)
+        told = MigrationTrace(self.seams.trace, progress)
+        self.outgoing = OutgoingMigration(Source(self), channel, self.schedule, parameters, told.progress)
         try:
-            return self.outgoing.run()
+            stats = self.outgoing.run()
+        except VmsimError as error:
+            told.failed(error)
+            raise
         finally:
             self.outgoing = None
+        told.committed(stats)
+        return stats
 
     def cancel(self) -> None:
         """Give up the migration under way; StateError if there is none or it is too late."""
@@ -283,6 +293,15 @@ class Machine:
         self.state = RUNNING
         self.device.kick()
         self.kernel.resume()
+
+    def facts(self) -> dict[str, int]:
+        """What the machine holds, in numbers: rings, requests in flight, and what its back-end says."""
+        rings = sum(queue.ready for queue in self.device.virtio.queues)
+        return {"rings": rings, "requests": len(self.kernel.requests), **self.backend.facts()}
+
+    def notes(self) -> list[str]:
+        """What the load of the back-end's state found worth saying."""
+        return self.backend.type.notes(self.backend.served)
 
     # Ending
 
@@ -356,7 +375,7 @@ class _Builder:
     def __call__(self, configuration: bytes) -> Destination:
         config = MachineConfig.decode(configuration)
         if self.options is not None:
-            config.options = dict(self.options)
+            config.options = {**config.options, **self.options}
         if self.migration is not None:
             config.migration = self.migration
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from vmsim.memory import DirtyLog, GuestMemory
 from vmsim.migration.channel import Channel
 from vmsim.migration.seams import Section
 from vmsim.schedule import Schedule
+from vmsim.trace import NOWHERE, Source
 from vmsim.vhost.backend import BackendOptions, VhostBackend
 from vmsim.vhost.dialects import DIALECTS, Dialect
 from vmsim.vhost.inproc import InProcessTransport
@@ -102,6 +103,14 @@ class DeviceType(Protocol):
         """Numbers for reports."""
         ...
 
+    def describe(self, backend: Any) -> Iterator[str]:
+        """What a back-end holds, line by line."""
+        ...
+
+    def notes(self, backend: Any) -> list[str]:
+        """What the load of a state found worth saying."""
+        ...
+
 
 def find_device(name: str) -> DeviceType:
     """The device of that name; UsageError lists those that are installed."""
@@ -121,13 +130,14 @@ class Seams:
     """Wrappers around a machine's seams, for tracing and faults; each gets the thing and returns what to use.
 
     ``transport`` S1, ``channel`` S2 (with the side, ``source`` or ``destination``), ``host_fs`` S3,
-    ``backend`` the requests of a back-end's rings.
+    ``backend`` the requests of a back-end's rings. ``trace`` is told what the machine itself goes through.
     """
 
     transport: Callable[[Transport], Transport] = _unchanged
     channel: Callable[[Channel, str], Channel] = _unchanged
     host_fs: Callable[[Any], Any] = _unchanged
-    backend: Callable[[ServingDevice], ServingDevice] = _unchanged
+    backend: Callable[[BackendDevice], BackendDevice] = _unchanged
+    trace: Source = NOWHERE
 
 
 class Backend:

@@ -1,0 +1,5 @@
+"""``python -m vmsim.cli``."""
+
+from vmsim.cli import main
+
+main()

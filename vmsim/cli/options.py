@@ -1,0 +1,85 @@
+"""Options that several commands share, and the machine that they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from vmsim.cli.common import SizeType
+from vmsim.errors import UsageError
+from vmsim.machine.config import DIALECTS, MIGRATIONS, RINGS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class MachineChoice(msgspec.Struct, frozen=True):
+    """What the options say about a machine; see ``Machine``."""
+
+    dialect: str = "upstream"
+    ring: str = "split"
+    transport: str = "inproc"
+    migration: str = "internal"
+    migration_mode: str = "find-paths"
+    migration_on_error: str = "abort"
+    migration_verify_handles: bool = False
+    migration_confirm_paths: bool = False
+    memory: int = 64 << 20
+    queues: int = 1
+
+    def check(self) -> None:
+        """UsageError for what this version cannot do."""
+        if self.transport != "inproc":
+            raise UsageError(
+                f"--transport {self.transport} is not part of this version",
+                hint="back-ends in processes of their own come with the vhost-user transport; use inproc",
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of ``Machine``."""
+        self.check()
+        options = {
+            "migration_mode": self.migration_mode,
+            "migration_on_error": self.migration_on_error,
+            "migration_verify_handles": self.migration_verify_handles,
+            "migration_confirm_paths": self.migration_confirm_paths,
+        }
+        return {
+            "memory": self.memory, "ring": self.ring, "queues": self.queues, "dialect": self.dialect,
+            "migration": self.migration, "options": options,
+        }
+
+
+def machine_options(command: F) -> F:
+    """Add the options of :class:`MachineChoice` to a command."""
+    for add in reversed((
+        click.option("--dialect", type=click.Choice(DIALECTS), default="upstream", show_default=True,
+                     help="How the back-end's state is transferred: QEMU's messages, or the RFC's of 2023."),
+        click.option("--ring", type=click.Choice(RINGS), default="split", show_default=True,
+                     help="Format of the virtqueues."),
+        click.option("--transport", type=click.Choice(["inproc", "vhost-user"]), default="inproc",
+                     show_default=True, help="How the device reaches its back-end."),
+        click.option("--migration", type=click.Choice(MIGRATIONS), default="internal", show_default=True,
+                     help="Back-end state in the stream, kept by a back-end that stays, or blocked."),
+        click.option("--migration-mode", type=click.Choice(["find-paths", "file-handles"]),
+                     default="find-paths", show_default=True,
+                     help="How inodes are found again (file-handles needs CAP_DAC_READ_SEARCH)."),
+        click.option("--migration-on-error", type=click.Choice(["abort", "guest-error"]), default="abort",
+                     show_default=True, help="What happens when an inode cannot be found again."),
+        click.option("--migration-verify-handles", is_flag=True,
+                     help="Send file handles along, so that a replaced file is noticed."),
+        click.option("--migration-confirm-paths", is_flag=True,
+                     help="Look at every path once more when the guest has stopped."),
+        click.option("--memory", type=SizeType(), default="64M", show_default=True, help="Guest memory."),
+        click.option("--queues", type=click.IntRange(1, 1022), default=1, show_default=True,
+                     help="Request queues."),
+    )):
+        command = add(command)
+    return command
+
+
+def choice_of(options: dict[str, Any]) -> MachineChoice:
+    """Take the machine's options out of a command's parameters."""
+    return MachineChoice(**{name: options.pop(name) for name in MachineChoice.__struct_fields__})
