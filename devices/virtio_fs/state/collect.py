@@ -8,7 +8,7 @@ comes in through the watch. Saving leaves the server unchanged, and drops all th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 from vmsim.fuse.session import Session
@@ -48,7 +48,8 @@ class StateCollector:
         self._again: set[int] = set()
         self._todo: Iterator[Inode] = iter(())
         self._newest = 0
-        self._scan: Iterator[object] | None = None
+        self._scan: Generator[object, None, None] | None = None
+        self._of_session = self._session.state
 
     # -- life cycle ------------------------------------------------------------------------------
 
@@ -62,9 +63,17 @@ class StateCollector:
         self.active = True
 
     def _begin(self) -> None:
+        self._of_session = self._session.state
         inodes = self._fs.inodes.items()
         self._todo = iter(inodes)
         self._newest = inodes[-1].id if inodes else 0
+
+    def _start_over(self) -> None:
+        """The guest ended its session: nodeids mean something else now."""
+        if self._scan is not None:
+            self._scan.close()
+        self._reset()
+        self._begin()
 
     def survey(self) -> None:
         """Collect everything as it is at this moment, without watching and without saving."""
@@ -78,14 +87,18 @@ class StateCollector:
             self._fs.watch = None
         self.active = False
         if self._scan is not None:
-            self._scan.close()  # type: ignore[attr-defined]
+            self._scan.close()
         self._reset()
 
     def step(self, count: int) -> bool:
         """Collect ``count`` inodes (or scan ``count`` directories) more; True when nothing is left to do."""
+        if self._session.state is not self._of_session:
+            self._start_over()
         collect = self._collect
+        current = self._fs.inodes.get
         for inode in self._todo:
-            collect(inode)
+            if current(inode.id) is inode:
+                collect(inode)
             count -= 1
             if count <= 0:
                 return False
@@ -162,7 +175,7 @@ class StateCollector:
         self._unplaced.clear()
         return True
 
-    def _scanning(self) -> Iterator[object]:
+    def _scanning(self) -> Generator[object, None, None]:
         for found in self.finder.scan(self._unplaced):
             if found is not None:
                 inode, place = found
@@ -219,6 +232,8 @@ class StateCollector:
 
     def named(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """The guest saw the inode under this name just now."""
+        if self.options.mode == "file-handles":
+            return
         self._unplaced.pop(inode.key, None)
         self.lost.pop(inode.id, None)
         if inode.parent_id == parent.id and inode.name == name:
