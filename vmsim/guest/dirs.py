@@ -8,7 +8,7 @@ import stat
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Self
 
 from vmsim.errors import PeerError
 from vmsim.fuse import opcodes as op
@@ -16,9 +16,6 @@ from vmsim.fuse.abi import init_flags
 from vmsim.fuse.client import decode_direntplus, decode_dirents
 from vmsim.guest.attrs import AttrCalls
 from vmsim.guest.calls import Path, fail, names_file
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 DIRENTS_BYTES: Final = 32768
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -140,7 +137,7 @@ class DirCalls(AttrCalls):
     def getdents(
         self, fd: int, size: int = DIRENTS_BYTES, *, binary: bool = False, directory: Any = None
     ) -> list[GuestDirEntry]:
-        """The next entries (with ``.`` and ``..``) from the directory's offset on, which moves; [] at the end.
+        """The next entries (with ``.`` and ``..``) from the offset on, which moves; [] at the end.
 
         The offset may be taken and set with ``lseek``; an entry's ``offset`` is the position behind it.
         """

@@ -21,7 +21,7 @@ XATTR_NAME_MAX = 255
 
 
 class XattrCalls(DirCalls):
-    """getxattr, setxattr, listxattr, removexattr on a path or a descriptor; symlinks are followed by default."""
+    """getxattr, setxattr, listxattr and removexattr on paths and descriptors."""
 
     def _attribute(self, name: Path) -> bytes:
         raw = encode_path(name)
