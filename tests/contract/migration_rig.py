@@ -34,7 +34,7 @@ def contents(memory: GuestMemory) -> list[bytes]:
 class Counter:
     """A section with one number and a subsection that is there when the number is odd."""
 
-    version_id = 2
+    version_id = max_version_id = 2
 
     def __init__(self, idstr: str, value: int = 0) -> None:
         self.idstr = idstr

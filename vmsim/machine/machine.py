@@ -199,6 +199,8 @@ class Machine:
         machine = arrival.result()
         assert isinstance(machine, Machine)
         machine.kernel.adopt(self.kernel)
+        if machine.backend is self.backend:
+            machine.owns_backend, self.owns_backend = self.owns_backend, False
         machine.migration_stats = stats
         machine.arrived_requests = len(machine.kernel.requests)
         self._forget_guest()

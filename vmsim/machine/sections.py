@@ -1,4 +1,4 @@
-"""The sections of a stream that belong to the machine itself: the guest's own state, and its programs' notes."""
+"""The sections of a stream that belong to the machine itself: the guest's state, and its programs' notes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vmsim.migration.vmio import VmReader, VmWriter
 
 
 class GuestSection:
-    """What a real guest keeps in registers and we keep beside guest memory: driver, FUSE client, processes."""
+    """What a guest keeps in its memory and we keep beside it: driver, FUSE client, processes."""
 
     idstr = "vmsim/guest"
     instance_id = 0
-    version_id = 1
+    version_id = max_version_id = 1
 
     def __init__(self, kernel: GuestKernel) -> None:
         self._kernel = kernel
@@ -36,7 +36,7 @@ class ProgramsSection:
 
     idstr = "vmsim/programs"
     instance_id = 0
-    version_id = 1
+    version_id = max_version_id = 1
 
     def __init__(self, programs: dict[str, bytes]) -> None:
         self._programs = programs

@@ -139,7 +139,7 @@ class IncomingMigration(Generic[M]):
             )
         if self._ram is None or self._reader.open_sections():
             raise UnexpectedRecord("a device comes before the end of memory", offset=self._input.offset)
-        self._check_version(head, section.version_id)
+        self._check_version(head, section.max_version_id)
         section.load(VmReader(self._input, head.idstr), head.version_id)
 
     def _check_version(self, head: SectionHead, local: int) -> None:

@@ -11,18 +11,26 @@ from vmsim.migration.vmio import VmReader, VmWriter
 
 
 class Section(Protocol):
-    """Something whose state travels as one FULL section."""
+    """Something whose state travels as one FULL section.
+
+    It is saved as ``version_id`` and loaded up to ``max_version_id``.
+    """
 
     idstr: str
     instance_id: int
-    version_id: int
+    max_version_id: int
+
+    @property
+    def version_id(self) -> int:
+        """The version to save."""
+        ...
 
     def save(self, out: VmWriter) -> None:
         """Write the state; nothing may change by it. Any VmsimError or OSError fails the migration."""
         ...
 
     def load(self, src: VmReader, version_id: int) -> None:
-        """Check and take over a state of at most ``version_id``; StreamError if it cannot be."""
+        """Check and take over a state of at most ``max_version_id``; StreamError if it cannot be."""
         ...
 
 

@@ -247,7 +247,7 @@ def test_sections_must_match():
 
 def test_a_newer_section_is_refused():
     def older(machine: Machine) -> None:
-        machine.devices[0].version_id = 1
+        machine.devices[0].max_version_id = 1
 
     run = Run(source=filled(), prepare=older).go()
     assert "incoming version_id 2 is too new for local version_id 1" in str(run.errors["source"])
