@@ -57,14 +57,13 @@ class NameCalls(PathWalk):
             fail(errno.EPERM)
         if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
             fail(errno.EINVAL)
-        if kind in (stat.S_IFCHR, stat.S_IFBLK) and self.process.uid != 0:
-            fail(errno.EPERM)
         place = self._place(encode_path(path), dir_fd)
         with self._holding(place.parent):
             self._refuse_slash(place)
             rdev = (os.minor(device) & 0xFF) | os.major(device) << 8 | (os.minor(device) & ~0xFF) << 12
             permission, umask = self._masked(mode & 0o7777)
-            self._create(op.MKNOD, place, (kind | permission, rdev, umask, 0))
+            forbidden = kind in (stat.S_IFCHR, stat.S_IFBLK) and self.process.uid != 0
+            self._create(op.MKNOD, place, (kind | permission, rdev, umask, 0), forbidden=forbidden)
 
     @names_file
     def mkfifo(self, path: Path, mode: int = 0o666, *, dir_fd: int | None = None) -> None:
@@ -96,9 +95,8 @@ class NameCalls(PathWalk):
             place = self._place(encode_path(dst), dst_dir_fd)
             with self._holding(place.parent):
                 self._refuse_slash(place)
-                if stat.S_ISDIR(self._node(nodeid).attr.mode):
-                    fail(errno.EPERM)
-                self._create(op.LINK, place, (nodeid,))
+                forbidden = stat.S_ISDIR(self._node(nodeid).attr.mode)
+                self._create(op.LINK, place, (nodeid,), forbidden=forbidden)
 
     def _masked(self, mode: int) -> tuple[int, int]:
         """Mode and umask to send: the server applies the umask only with DONT_MASK."""
@@ -129,11 +127,15 @@ class NameCalls(PathWalk):
         self.kernel.nodes.drop(child)
         fail(errno.EEXIST)
 
-    def _create(self, opcode: int, place: Place, args: Sequence[Any], more: tuple[bytes, ...] = ()) -> None:
-        """A creating request whose reply is an entry."""
+    def _create(
+        self, opcode: int, place: Place, args: Sequence[Any], more: tuple[bytes, ...] = (), forbidden: bool = False
+    ) -> None:  # fmt: skip
+        """A creating request whose reply is an entry; EPERM (after EEXIST) if it is ``forbidden``."""
         if len(place.name) > NAME_MAX:
             fail(errno.ENAMETOOLONG)
         self._absent(place)
+        if forbidden:
+            fail(errno.EPERM)
         extensions = b"" if opcode == op.LINK else self._creation(place.parent)
         kernel = self._running()
         version = kernel.state.attr_version
@@ -251,32 +253,37 @@ class NameCalls(PathWalk):
         except FileNotFoundError:
             if flags & RENAME_EXCHANGE:
                 raise
+            self._may_remove(old.parent, moved)
             self._may(new.parent, W_OK | X_OK)
             self._send_rename(old, new, moved, 0, flags)
             return
         with self._holding(replaced):
             if flags & RENAME_NOREPLACE:
                 fail(errno.EEXIST)
-            if new.slash and not stat.S_ISDIR(self._node(replaced).attr.mode):
-                fail(errno.ENOTDIR)
-            self._may_remove(new.parent, replaced)
+            if self._is_above(replaced, old.parent):
+                fail(errno.EINVAL if flags & RENAME_EXCHANGE else errno.ENOTEMPTY)
+            if moved != replaced:
+                self._may_remove(old.parent, moved)
+                self._may_remove(new.parent, replaced)
             self._check_kinds(moved, replaced, flags)
             self._send_rename(old, new, moved, replaced, flags)
 
     def _check_rename(self, old: Place, new: Place, moved: int) -> None:
-        """Trailing slashes, permissions, and no directory beneath itself."""
+        """Trailing slashes, and no directory beneath itself."""
         directory = stat.S_ISDIR(self._node(moved).attr.mode)
         if (old.slash or new.slash) and not directory:
             fail(errno.ENOTDIR)
-        self._may_remove(old.parent, moved)
-        at = new.parent
-        while directory:
-            if at == moved:
-                fail(errno.EINVAL)
+        if directory and self._is_above(moved, new.parent):
+            fail(errno.EINVAL)
+
+    def _is_above(self, nodeid: int, at: int) -> bool:
+        """Whether the directory ``at`` is ``nodeid`` or lies beneath it."""
+        while at != nodeid:
             above = self._node(at).parent
             if above in (at, 0):
-                break
+                return False
             at = above
+        return True
 
     def _check_kinds(self, moved: int, replaced: int, flags: int) -> None:
         """A directory replaces only a directory, and what is none only what is none."""
