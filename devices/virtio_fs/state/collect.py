@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmsim.fuse.session import Session
 
-from .collect_paths import NotFound, PathFinder, Place
+from .collect_paths import NotFound, PathFinder, Place, reason_of
 from .collect_records import RecordBuilder
 from .options import StateOptions
 from .records import FileHandle
@@ -143,7 +143,7 @@ class StateCollector:
             self.handles[inode.id] = self.finder.handle_of(inode)
         except OSError as error:
             if self.options.mode == "file-handles":
-                self.lost[inode.id] = NotFound(f"it has no file handle: {error.strerror}")
+                self.lost[inode.id] = NotFound(f"it has no file handle: {reason_of(error)}")
 
     def _look_for(self, inode: Inode) -> None:
         """The last known name is wrong: ask the kernel, and leave the hard cases to the scan."""

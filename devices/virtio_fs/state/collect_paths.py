@@ -56,6 +56,13 @@ class NotFound(Exception):
         self.unlinked = unlinked
 
 
+def reason_of(error: OSError) -> str:
+    """What a refusal means and which call it came from, as far as it says."""
+    meaning = os.strerror(error.errno) if error.errno else "failed"
+    text = error.strerror or ""
+    return text if meaning in text else f"{meaning} ({text})" if text else meaning
+
+
 class PathFinder:
     """Finds places in the share of ``fs`` without changing anything there."""
 
@@ -120,7 +127,7 @@ class PathFinder:
             link = self._host.path_of(fd)
             nlink = self._host.fstat(fd)[NLINK]
         except OSError as error:
-            raise NotFound(f"cannot be opened: {error.strerror}") from None
+            raise NotFound(f"cannot be opened: {reason_of(error)}") from None
         place = None
         if link.startswith(b"/"):
             place = self._walk(inode, link)

@@ -11,7 +11,7 @@ from vmsim.fuse.session import Session
 
 from . import blob, extension
 from .collect_content import ContentBudget, TooLarge, capture
-from .collect_paths import Missing, Parent
+from .collect_paths import Missing, Parent, reason_of
 from .extension import Extension, Flock, HandleExtra, Loss, ModeInfo, PosixLock, RawName
 from .negotiation import options_of
 from .postcard import is_utf8
@@ -106,7 +106,9 @@ class RecordBuilder:
             try:
                 self._extra.anonymous.append(capture(self._fs, inode, self._budget))
                 return
-            except (OSError, TooLarge) as error:
+            except OSError as error:
+                why = f"{why}; its contents cannot travel: {reason_of(error)}"
+            except TooLarge as error:
                 why = f"{why}; its contents cannot travel: {error}"
         self._extra.losses.append(Loss(inode.id, why))
 

@@ -13,7 +13,7 @@ from vmsim.limits import UNLINKED_CONTENT_MAX
 
 from .collect import StateCollector
 from .collect_content import content_size
-from .collect_paths import NotFound
+from .collect_paths import NotFound, reason_of
 from .options import StateOptions
 from .postcard import is_utf8
 
@@ -122,7 +122,7 @@ class _Preflight:
         try:
             size = content_size(self._fs, inode) if stat.S_ISREG(inode.mode) else 0
         except OSError as error:
-            why = f"unlinked, and cannot be read: {error.strerror}"
+            why = f"unlinked, and cannot be read: {reason_of(error)}"
             self._add("error", inode.id, None, why, f"close it, or {ways}")
             return
         self._content += size
@@ -151,6 +151,6 @@ class _Preflight:
         try:
             self._fs.host.access(self._fs.path_fd(handle.inode), mask)
         except OSError as error:
-            why = f"it could not be opened again: {error.strerror}"
+            why = f"it could not be opened again: {reason_of(error)}"
             what = "change its mode back, or give the destination the privilege to open it"
             self._add("warning", handle.inode_id, handle.id, why, what)

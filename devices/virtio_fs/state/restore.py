@@ -23,7 +23,7 @@ from vmsim.limits import STATE_BLOB_MAX
 
 from ..passthrough.lock_table import HeldLock
 from . import blob, extension
-from .collect_paths import PathFinder
+from .collect_paths import PathFinder, reason_of
 from .extension import Extension, Loss
 from .negotiation import assumed, check_agreement, check_options
 from .options import StateOptions
@@ -159,13 +159,13 @@ class _Load:
             known = {loss.id for loss in self._report.losses}
             self._report.losses += [loss for loss in extra.losses if loss.id not in known]
 
-    def _fail(self, what: str, error: Exception, hint: str = "", **details: int) -> None:
+    def _fail(self, what: str, error: OSError, hint: str = "", **details: int) -> None:
         """Under ``abort`` raise, under ``guest-error`` note the loss."""
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        why = reason_of(error)
         if self._abort:
-            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
             raise RestoreError(
-                f"{what}: {why}", step="load back-end state", side="destination", errno=number, spec=SPEC,
+                f"{what}: {why}", step="load back-end state", side="destination", spec=SPEC,
+                errno=error.errno or errno.EIO,
                 hint=hint or "migration-on-error=guest-error would go on and give the guest EIO there",
                 **details,
             ) from error

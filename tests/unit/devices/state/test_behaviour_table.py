@@ -15,6 +15,8 @@ from devices.virtio_fs.state import blob, records
 from devices.virtio_fs.state.restore import RestoreError
 from vmsim.host.fs import LinuxFs
 
+pytestmark = pytest.mark.unprivileged
+
 COLUMNS = {
     "find-paths": {},
     "verify": {"verify_handles": True},
