@@ -11,10 +11,6 @@ from devices.virtio_fs.passthrough.fs import PassthroughFs
 from tests.contract.direct_fs import DirectFs
 from vmsim.host.fs import LinuxFs
 
-PRIVILEGED = LinuxFs().privileged
-HANDLES = LinuxFs().handles_allowed()
-needs_privilege = pytest.mark.skipif(not PRIVILEGED, reason="needs CAP_SETUID and CAP_SETGID")
-
 
 @pytest.fixture
 def share(tmp_path):
