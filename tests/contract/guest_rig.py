@@ -67,11 +67,11 @@ class FsDevice:
         self.kicks += 1
         ring = self.rings[index]
         try:
-            while (chain := ring.pop()) is not None or (ring.arm_kicks() and (chain := ring.pop()) is not None):
+            while (chain := ring.pop() or (ring.arm_kicks() and ring.pop())):
                 first = bytes(chain.readable[0])
                 opcode = struct.unpack_from("<I", first, 4)[0]
-                sizes = [length for _, length, _ in chain.descriptors], chain.readable_bytes, chain.writable_bytes
-                self.seen.append((opcode, index, *sizes))
+                lengths = [length for _, length, _ in chain.descriptors]
+                self.seen.append((opcode, index, lengths, chain.readable_bytes, chain.writable_bytes))
                 if self.hold and index:
                     self.held.append((index, chain))
                 else:
@@ -164,7 +164,8 @@ class GuestRig:
 
 def make_memory(regions):
     """Guest memory of plain bytes."""
-    return GuestMemory([Region(f"mem{gpa:x}", gpa, size, memoryview(bytearray(size))) for gpa, size in regions])
+    buffers = [(gpa, size, memoryview(bytearray(size))) for gpa, size in regions]
+    return GuestMemory([Region(f"mem{gpa:x}", gpa, size, view) for gpa, size, view in buffers])
 
 
 def dirty_log(rig):

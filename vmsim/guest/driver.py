@@ -6,7 +6,7 @@ from typing import Final, NoReturn, Protocol
 
 import msgspec
 
-from vmsim.errors import PeerError, StateError, StreamError, UsageError
+from vmsim.errors import PeerError, RingViolation, StateError, StreamError, UsageError
 from vmsim.guest.alloc import PageAllocator, pages_bytes
 from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
 from vmsim.guest.queue import SLOT_BYTES
@@ -206,16 +206,20 @@ class VirtioDriver:
         return bool(pending & ISR_CONFIG_CHANGE and self._read(REG_STATUS) & STATUS_DEVICE_NEEDS_RESET)
 
     @staticmethod
-    def attach_ring(queue: QueueState, features: int, memory: GuestMemory) -> DriverRing:
+    def make_ring(queue: QueueState, features: int, memory: GuestMemory) -> DriverRing:
         """The ring of a queue, at its saved position if it has one. StreamError if that is impossible."""
         config = RingConfig(queue.size, queue.desc, queue.driver, queue.device, features, index=queue.index)
-        ring = make_driver_ring(config, memory)
-        if queue.ring:
-            try:
+        field = f"queues[{queue.index}].ring"
+        try:
+            ring = make_driver_ring(config, memory)
+            if queue.ring:
                 ring.restore(msgspec.msgpack.decode(queue.ring, type=DriverRingState))
-            except (msgspec.ValidationError, msgspec.DecodeError) as error:
-                raise StreamError(
-                    f"driver ring state: {error}", field=f"queues[{queue.index}].ring"
-                ) from error
+        except (msgspec.ValidationError, msgspec.DecodeError, RingViolation) as error:
+            raise StreamError(f"driver ring: {error}", field=field) from error
+        return ring
+
+    def attach_ring(self, queue: QueueState, features: int, memory: GuestMemory) -> DriverRing:
+        """``make_ring``, asking for no interrupts until somebody waits."""
+        ring = self.make_ring(queue, features, memory)
         ring.suppress_interrupts()
         return ring

@@ -128,8 +128,13 @@ class NameCalls(PathWalk):
         fail(errno.EEXIST)
 
     def _create(
-        self, opcode: int, place: Place, args: Sequence[Any], more: tuple[bytes, ...] = (), forbidden: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        opcode: int,
+        place: Place,
+        args: Sequence[Any],
+        more: tuple[bytes, ...] = (),
+        forbidden: bool = False,
+    ) -> None:
         """A creating request whose reply is an entry; EPERM (after EEXIST) if it is ``forbidden``."""
         if len(place.name) > NAME_MAX:
             fail(errno.ENAMETOOLONG)

@@ -14,9 +14,10 @@ from vmsim.fuse.abi.headers import FUSE_ROOT_ID
 from vmsim.guest.alloc import PageAllocator
 from vmsim.guest.config import CACHES
 from vmsim.guest.dentries import DentryCache
+from vmsim.guest.driver import VirtioDriver
 from vmsim.guest.pagecache import PageCache
 from vmsim.guest.queue import OUT_BYTES, SLOT_BYTES, SLOT_OUT
-from vmsim.guest.state import DONE, IN_FLIGHT, QUEUED, STATE_VERSION, KernelState
+from vmsim.guest.state import DONE, IN_FLIGHT, QUEUED, STATE_VERSION, KernelState, QueueState
 from vmsim.limits import GUEST_STATE_MAX, QUEUE_SIZE_MAX, VIRTIO_QUEUE_MAX
 from vmsim.memory import GuestMemory
 
@@ -142,8 +143,17 @@ class _Checker:
                 request = state.requests.get(unique)
                 if request is None or request.status != QUEUED or request.queue != at:
                     _refuse(field, f"request {unique} does not wait")
+            self.ring(queue, field)
             if len(set(queue.backlog)) != len(queue.backlog):
                 _refuse(field, "a request waits twice")
+
+    def ring(self, queue: QueueState, field: str) -> None:
+        ring = VirtioDriver.make_ring(queue, self.state.features, self.memory)
+        if self.state.booted and not queue.ring:
+            _refuse(field, "no ring position")
+        heads = sorted(item.id for item in ring.save().outstanding)
+        if heads != sorted(queue.in_flight) and not self.state.broken:
+            _refuse(field, "ring and requests disagree")
 
     def requests(self) -> None:
         known = {
@@ -180,7 +190,9 @@ class _Checker:
             field = f"nodes[{nodeid}]"
             if nodeid != node.id or not 0 < nodeid <= U64_MAX or node.nlookup < 0 or node.refs < 1:
                 _refuse(field, "impossible node")
-            if any(not -(1 << 63) <= value < 1 << 64 for value in msgspec.structs.astuple(node.attr)):
+            attr = node.attr
+            words = (attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.blksize, attr.flags)
+            if any(not 0 <= value < 1 << 32 for value in words) or min(attr.ino, attr.size, attr.blocks) < 0:
                 _refuse(field, "impossible attributes")
             if node.parent and (node.parent not in nodes or not stat.S_ISDIR(nodes[node.parent].attr.mode)):
                 _refuse(field, f"parent {node.parent} is no known directory")

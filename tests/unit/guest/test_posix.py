@@ -8,17 +8,20 @@ from tests.contract.posix import CHECKS, Both
 from vmsim.guest.config import DRIVER_FEATURES
 from vmsim.virtio.constants import F_RING_PACKED, RING_FEATURES
 
+WRITEBACK = {"writeback": True}
+BARE = {"xattr": False, "locks": False, "readdirplus": False, "cache": "never"}
 GUESTS = {
     "plain": {},
     "small": {
-        "features": RING_FEATURES & ~F_RING_PACKED, "queue_size": 8, "linux_chains": True, "memory_bytes": 4 << 20,
+        "features": RING_FEATURES & ~F_RING_PACKED, "queue_size": 8, "linux_chains": True,
+        "memory_bytes": 4 << 20,
     },
     "in-order": {"config_features": DRIVER_FEATURES, "linux_chains": True},
     "dentries": {"dentries": 64, "forget_batch": 1, "batch_forget": False},
     "write-through": {"cache": "writethrough", "cache_pages": 24, "dentries": 1024},
-    "writeback": {"cache": "writeback", "cache_pages": 24, "dentries": 256, "options": {"writeback": True}},
-    "writeback-uncached-attributes": {"cache": "writeback", "cache_pages": 512, "options": {"writeback": True}},
-    "bare": {"options": {"xattr": False, "locks": False, "readdirplus": False, "cache": "never"}, "dentries": 64},
+    "writeback": {"cache": "writeback", "cache_pages": 24, "dentries": 256, "options": WRITEBACK},
+    "writeback-uncached-attributes": {"cache": "writeback", "cache_pages": 512, "options": WRITEBACK},
+    "bare": {"options": BARE, "dentries": 64},
 }  # fmt: skip
 
 
