@@ -15,6 +15,7 @@ from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.host_calls import HostFs
 from devices.virtio_fs.section import FsSection
 from devices.virtio_fs.state.options import StateOptions
+from devices.virtio_fs.state.preflight import Finding, preflight
 from vmsim.errors import UsageError
 from vmsim.memory import GuestMemory
 from vmsim.vhost.dialects import Dialect
@@ -36,10 +37,12 @@ class VirtioFs:
         unknown = set(options) - self.file_options - self.state_options
         if unknown:
             known = ", ".join(sorted(self.file_options | self.state_options))
-            raise UsageError(f"no option {sorted(unknown)[0]!r}", hint=f"options are {known}")
+            raise UsageError(f"no option {min(unknown)!r}", hint=f"options are {known}")
         mine = {name: value for name, value in options.items() if name in self.file_options}
         state = {
-            name.removeprefix(STATE_PREFIX): value for name, value in options.items() if name in self.state_options
+            name.removeprefix(STATE_PREFIX): value
+            for name, value in options.items()
+            if name in self.state_options
         }
         try:
             file_options = msgspec.convert(mine, FsOptions)
@@ -48,6 +51,10 @@ class VirtioFs:
             raise UsageError(f"options of the back-end: {error}") from error
         return file_options, state_options.check()
 
+    def has_state(self, options: Mapping[str, Any]) -> bool:
+        """Whether a back-end with these options migrates its state (option ``migration_empty_state``)."""
+        return not self.check_options(options)[1].empty_state
+
     def backend(
         self, host: HostFs, share: str, options: Mapping[str, Any], *, request_queues: int = 1
     ) -> VirtioFsBackend:
@@ -55,7 +62,9 @@ class VirtioFs:
         file_options, state_options = self.check_options(options)
         return VirtioFsBackend(host, share, file_options, state_options, request_queues=request_queues)
 
-    def device(self, options: Mapping[str, Any], memory: GuestMemory, host: FrontendHost, dialect: Dialect) -> VirtioFsDevice:
+    def device(
+        self, options: Mapping[str, Any], memory: GuestMemory, host: FrontendHost, dialect: Dialect
+    ) -> VirtioFsDevice:
         """The half that the guest sees; ``options`` are those of ``FsDeviceOptions``."""
         return VirtioFsDevice(FsDeviceOptions(**options), memory, host, dialect)
 
@@ -75,7 +84,8 @@ class VirtioFs:
         """Every inode and handle in a line of its own."""
         for inode in backend.fs.inodes:
             name = inode.name.decode(errors="backslashreplace") if inode.name is not None else "/"
-            yield f"inode {inode.id}: {inode.nlookup} lookups, {inode.mode:#o}, last seen as {name!r} in {inode.parent_id}"
+            counts = f"{inode.nlookup} lookups, {inode.mode:#o}"
+            yield f"inode {inode.id}: {counts}, last seen as {name!r} in {inode.parent_id}"
         for handle in backend.fs.handles:
             yield f"handle {handle.id}: inode {handle.inode_id}, flags {handle.flags:#o}"
 
@@ -83,6 +93,10 @@ class VirtioFs:
         """What the load of a state found worth saying, losses first."""
         report = backend.report
         return [] if report is None else [*map(str, report.losses), *report.notes]
+
+    def preflight(self, backend: VirtioFsBackend) -> list[Finding]:
+        """What would not survive a migration, or not without further ado, the worst first."""
+        return preflight(backend.fs, backend.session, backend.state_options)
 
 
 DEVICE: Final = VirtioFs()

@@ -195,14 +195,14 @@ class VirtioFsBackend:
     def _suspend_locks(self) -> None:
         locks = self.fs.locks
         if locks.owners or locks.flocks:
+            self._locks_suspended = self._busy = True  # also if it fails half-way
             self.fs.suspend_locks()
-            self._locks_suspended = True
 
     def _resume_locks(self) -> None:
         """Take the locks back; a destination that failed may need a moment to let go of them."""
         try:
             self.fs.resume_locks()
-        except BlockingIOError:
+        except OSError:
             self._busy = True
         else:
             self._locks_suspended = False

@@ -91,6 +91,7 @@ class VirtioFsDevice:
                     f"{self.options.path}: the back-end lacks features {missing:#x} that the driver uses",
                     hint="start the back-end with the features of the source",
                 )
+            frontend.keeps_session = not reset
             if reset:
                 frontend.reset_device()
         except BaseException:
@@ -102,6 +103,22 @@ class VirtioFsDevice:
         transport.on_ring_error = self._ring_error
         kick = frontend.kick
         self.virtio.on_notify = lambda queue, data: kick(queue)
+
+    @property
+    def attached(self) -> bool:
+        """Whether it is connected to a back-end."""
+        return self.frontend is not None
+
+    def reattach(self, transport: Transport) -> None:
+        """Connect again after a connection broke, and go on where the back-end stopped the rings.
+
+        It must be detached, and the back-end have kept its session. Errors are those of ``attach``.
+        """
+        self.attach(transport, reset=False)
+        if self.virtio.live:
+            ready = [index for index, queue in enumerate(self.virtio.queues) if queue.ready]
+            self._keep_bases(self._connected.ask_bases(ready))
+        self.resume()
 
     def detach(self) -> None:
         """Let go of the back-end, which keeps its session; rings must be stopped. May be called twice."""

@@ -16,6 +16,7 @@ CONFIG_VERSION: Final = 1
 RINGS: Final = ("split", "packed")
 DIALECTS: Final = ("upstream", "rfc2023")
 MIGRATIONS: Final = ("internal", "external", "none")
+POLICIES: Final = ("strict", "lenient")
 MEMORY_MIN: Final = 1 << 20
 MEMORY_MAX: Final = 64 << 30
 TAG_BYTES_MAX: Final = 36
@@ -50,13 +51,13 @@ class MachineConfig(msgspec.Struct, forbid_unknown_fields=True):
     def check(self) -> None:
         """Raise UsageError that names the first field that cannot be."""
         for field, allowed in (
-            ("ring", RINGS), ("dialect", DIALECTS), ("migration", MIGRATIONS), ("policy", ("strict", "lenient"))
+            ("ring", RINGS), ("dialect", DIALECTS), ("migration", MIGRATIONS), ("policy", POLICIES),
         ):  # fmt: skip
             value = getattr(self, field)
             if value not in allowed:
                 raise UsageError(f"{field}={value!r} is not known", hint=f"one of {', '.join(allowed)}")
         if self.version != CONFIG_VERSION:
-            raise UsageError(f"machine description of version {self.version}, this program knows {CONFIG_VERSION}")
+            raise UsageError(f"machine description of version {self.version}, not {CONFIG_VERSION}")
         if not 1 <= self.queues < VIRTIO_QUEUE_MAX - 1:
             raise UsageError(f"queues={self.queues} is out of range", hint=f"1 to {VIRTIO_QUEUE_MAX - 2}")
         if not 1 <= self.queue_size <= QUEUE_SIZE_MAX or (
@@ -91,7 +92,7 @@ class MachineConfig(msgspec.Struct, forbid_unknown_fields=True):
         end = 0
         for gpa, size in sorted(self.memory):
             if gpa < end or gpa % PAGE_SIZE or size % PAGE_SIZE or size <= 0 or gpa + size > 1 << 52:
-                raise UsageError(f"memory region {gpa:#x} + {size:#x} is not whole pages, or overlaps another")
+                raise UsageError(f"memory region {gpa:#x} + {size:#x}: not whole pages, or overlaps another")
             end = gpa + size
             total += size
         if not MEMORY_MIN <= total <= MEMORY_MAX:
@@ -104,7 +105,7 @@ def parse_size(size: int | str) -> int:
         return size
     match = SIZE.fullmatch(size.strip())
     if not match:
-        raise UsageError(f"{size!r} is not a size", hint="write a number with K, M, G or T behind it, such as 64M")
+        raise UsageError(f"{size!r} is not a size", hint="a number with K, M, G or T behind it, such as 64M")
     return int(match[1]) << SHIFTS[match[2].upper()]
 
 

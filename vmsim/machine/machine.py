@@ -8,21 +8,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from vmsim.errors import StateError, UsageError, VmsimError
+from vmsim.errors import MigrationError, StateError, UsageError, VmsimError
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.kernel import GuestKernel
 from vmsim.guest.posix import GuestFs
 from vmsim.host.files import FileReader, FileWriter
 from vmsim.host.shm import SharedMemory
+from vmsim.machine import lines
+from vmsim.machine.arrival import Arrival
 from vmsim.machine.config import MachineConfig, memory_layout, parse_size
 from vmsim.machine.parts import Backend, FrontDevice, Seams
-from vmsim.machine.roles import Destination, Source
-from vmsim.machine.told import MigrationTrace
+from vmsim.machine.roles import Source
 from vmsim.machine.sections import GuestSection, ProgramsSection
+from vmsim.machine.told import MigrationTrace
 from vmsim.memory import DirtyLog, GuestMemory, Region
 from vmsim.migration.channel import Channel, MemoryChannel
-from vmsim.migration.destination import IncomingMigration
-from vmsim.migration.report import MigrationParameters, MigrationStats, ProgressCallback
+from vmsim.migration.report import (
+    MigrationInDoubt,
+    MigrationParameters,
+    MigrationStats,
+    ProgressCallback,
+)
 from vmsim.migration.seams import Section
 from vmsim.migration.source import OutgoingMigration
 from vmsim.schedule import Schedule, Task
@@ -36,8 +42,10 @@ if TYPE_CHECKING:
 RUNNING: Final = "running"
 PAUSED: Final = "paused"
 INCOMING: Final = "incoming"
+IN_DOUBT: Final = "in doubt"
 FINISHED: Final = "finished"
 CLOSED: Final = "closed"
+EXTERNAL: Final = "external"
 
 
 class Machine:
@@ -51,12 +59,19 @@ class Machine:
     A machine is a context manager; ``close`` gives everything back.
     """
 
+    backend: Backend
+    memory: GuestMemory
+    dirty: DirtyLog
+    device: FrontDevice
+    kernel: GuestKernel
+    section: DeviceSection
+
     def __init__(
-        self, share: str | os.PathLike[str], *, memory: int | str | list[tuple[int, int]] = "64M", ring: str = "split",
-        queues: int = 1, queue_size: int = 128, tag: str = "vmsim", dialect: str = "upstream",
-        migration: str = "internal", policy: str = "strict", options: Mapping[str, Any] | None = None,
-        guest: GuestConfig | None = None, schedule: Schedule | None = None, seams: Seams | None = None,
-        backend: Backend | None = None,
+        self, share: str | os.PathLike[str], *, memory: int | str | list[tuple[int, int]] = "64M",
+        ring: str = "split", queues: int = 1, queue_size: int = 128, tag: str = "vmsim",
+        dialect: str = "upstream", migration: str = "internal", policy: str = "strict",
+        options: Mapping[str, Any] | None = None, guest: GuestConfig | None = None,
+        schedule: Schedule | None = None, seams: Seams | None = None, backend: Backend | None = None,
     ) -> None:  # fmt: skip
         regions = memory if isinstance(memory, list) else memory_layout(parse_size(memory))
         config = MachineConfig(
@@ -100,7 +115,7 @@ class Machine:
             self.device = self._make_device()
             self.kernel = GuestKernel(self.memory, self.device.registers, schedule, config.guest)
             self.device.virtio.on_interrupt = self._interrupt
-            self.section: DeviceSection = self.backend.type.section(self.device)
+            self.section = self.backend.type.section(self.device)
         except BaseException:
             self._release()
             raise
@@ -140,7 +155,7 @@ class Machine:
 
     def pause(self) -> None:
         """Stop the guest and the rings; StateError unless it runs."""
-        self._require(RUNNING)
+        self._require_idle()
         self.kernel.pause()
         try:
             self.device.pause()
@@ -175,56 +190,85 @@ class Machine:
     ) -> Machine:  # fmt: skip
         """Migrate live into a new machine in this process; this one is finished, the new one runs.
 
-        ``share``, ``options`` (those that differ) and ``migration`` are the destination's own (default: as here), ``seams`` its
-        wrappers. MigrationError (or a subclass) names the step and the side; this machine then goes on as if
-        nothing had happened.
+        ``share``, ``options`` (those that differ) and ``migration`` are the destination's own (default: as
+        here), ``seams`` its wrappers. MigrationError (or a subclass) names the step and the side; this
+        machine then goes on as if nothing had happened.
         """
-        self._require(RUNNING)
+        self._require_idle()
         there, here = MemoryChannel.pair(self.schedule)
-        incoming_seams = seams or self.seams
-        arrival = self.schedule.spawn(
-            "incoming migration",
-            lambda: _receive(
-                incoming_seams.channel(here, "destination"),
-                _Builder(
-                    str(share or self.share), self.schedule, incoming_seams, options, migration,
-                    self.backend if self.config.migration == "external" else None,
-                ),
-            ),
+        arrival = Arrival(
+            type(self).built, os.fspath(share or self.share), self.schedule, seams or self.seams, options,
+            migration, self.backend if self.keeps_backend else None,
         )  # fmt: skip
+        task = self.schedule.spawn("incoming migration", lambda: arrival.receive(here))
+
+        def arrived() -> Machine | None:
+            self.schedule.wait(lambda: task.done, "the end of the incoming migration")
+            try:
+                machine = task.result()
+            except MigrationError:
+                return None
+            assert isinstance(machine, Machine)
+            return machine
+
+        told = MigrationTrace(self.seams.trace, progress)
+        stats = None
         try:
-            stats = self.send(there, parameters=parameters, progress=progress)
+            stats = self._send(there, told, parameters, lambda: arrived() is not None)
         finally:
-            self.schedule.wait(lambda: arrival.done, "the end of the incoming migration")
-        machine = arrival.result()
-        assert isinstance(machine, Machine)
+            machine = arrived()
+            if machine is not None and stats is None:
+                machine.close()
+        if machine is None:
+            raise MigrationError("the destination gave up after commit", step="go", side="destination")
+        self._hand_over(machine, stats)
+        told.committed(stats)
+        return machine
+
+    def _hand_over(self, machine: Machine, stats: MigrationStats) -> None:
+        """Committed: programs go on with the destination, and memory is not needed here any more."""
         machine.kernel.adopt(self.kernel)
         if machine.backend is self.backend:
             machine.owns_backend, self.owns_backend = self.owns_backend, False
         machine.migration_stats = stats
         machine.arrived_requests = len(machine.kernel.requests)
-        self._forget_guest()
+        self._release_memory()
         machine.start_running()
-        return machine
 
     def send(
-        self, channel: Channel, *, parameters: MigrationParameters | None = None,
+        self, channel: Channel | str, *, parameters: MigrationParameters | None = None,
         progress: ProgressCallback | None = None,
     ) -> MigrationStats:  # fmt: skip
-        """Migrate through ``channel`` to whoever reads it (see ``receive``); this machine is finished then."""
-        self._require(RUNNING)
-        channel = self.seams.channel(channel, "source")
+        """Migrate through ``channel`` to whoever reads it (see ``receive``); this machine is finished then.
+
+        ``channel`` may be a URI: ``unix:PATH``, ``tcp:HOST:PORT``, ``exec:COMMAND`` or ``file:PATH``. Errors
+        are those of ``migrate``, and MigrationInDoubt if the channel broke in the one moment in which nobody
+        here can know whether the destination runs: see ``settle``.
+        """
+        self._require_idle()
         told = MigrationTrace(self.seams.trace, progress)
-        self.outgoing = OutgoingMigration(Source(self), channel, self.schedule, parameters, told.progress)
-        try:
-            stats = self.outgoing.run()
-        except VmsimError as error:
-            told.failed(error)
-            raise
-        finally:
-            self.outgoing = None
+        stats = self._send(lines.outgoing(channel, self.schedule), told, parameters)
         told.committed(stats)
         return stats
+
+    def _send(
+        self, channel: Channel, told: MigrationTrace, parameters: MigrationParameters | None,
+        verdict: Callable[[], bool | None] = lambda: None,
+    ) -> MigrationStats:  # fmt: skip
+        channel = self.seams.channel(channel, "source")
+        self.outgoing = OutgoingMigration(
+            Source(self), channel, self.schedule, parameters, told.progress, verdict
+        )
+        try:
+            return self.outgoing.run()
+        except VmsimError as error:
+            told.failed(error)
+            if isinstance(error, MigrationInDoubt):
+                self.state = IN_DOUBT
+            raise
+        finally:
+            if self.state != IN_DOUBT:
+                self.outgoing = None
 
     def cancel(self) -> None:
         """Give up the migration under way; StateError if there is none or it is too late."""
@@ -232,49 +276,64 @@ class Machine:
             raise StateError("no migration is under way")
         self.outgoing.cancel()
 
+    def settle(self, *, destination_runs: bool) -> None:
+        """After MigrationInDoubt: say whether the destination runs. If not, this machine goes on."""
+        self._require(IN_DOUBT)
+        assert self.outgoing is not None
+        outgoing, self.outgoing = self.outgoing, None
+        self.state = RUNNING
+        outgoing.settle(destination_runs=destination_runs)
+
     @classmethod
     def receive(
-        cls, channel: Channel, share: str | os.PathLike[str], *, options: Mapping[str, Any] | None = None,
-        schedule: Schedule | None = None, seams: Seams | None = None, backend: Backend | None = None,
-        migration: str | None = None,
+        cls, channel: Channel | str, share: str | os.PathLike[str], *,
+        options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
+        seams: Seams | None = None, backend: Backend | None = None, migration: str | None = None,
     ) -> Machine:  # fmt: skip
-        """Take over the machine that ``send`` sends; it runs when this returns."""
-        seams = seams or Seams()
-        builder = _Builder(os.fspath(share), schedule or ImmediateSchedule(), seams, options, migration, backend)
-        machine = _receive(seams.channel(channel, "destination"), builder)
+        """Take over the machine that ``send`` sends; it runs when this returns.
+
+        ``channel`` may be a URI as for ``send``; with ``unix:`` and ``tcp:`` this end listens. ``backend`` is
+        one that was kept (migration ``external``). What programs were waiting for is given up: they stay
+        where they are, only the guest that they ran on comes here.
+        """
+        schedule = schedule or ImmediateSchedule()
+        arrival = Arrival(
+            cls.built, os.fspath(share), schedule, seams or Seams(), options, migration, backend
+        )
+        machine = arrival.receive(lines.incoming(channel, schedule))
         machine.start_running()
+        machine.kernel.abandon_all()
         return machine
 
     def save(
-        self, path: str | os.PathLike[str], *, keep_running: bool = True, progress: ProgressCallback | None = None
-    ) -> MigrationStats:
-        """Save the machine to a file (complete or not there at all); it goes on unless told otherwise."""
+        self, path: str | os.PathLike[str], *, keep_running: bool = True,
+        progress: ProgressCallback | None = None,
+    ) -> MigrationStats:  # fmt: skip
+        """Save the machine to a file (complete or not there at all); it goes on unless told otherwise.
+
+        A back-end that is kept (migration ``external``) is not in the file: hand it to ``restore``.
+        """
+        self._require_idle()
         parameters = MigrationParameters(keep_running=keep_running)
         return self.send(FileWriter(path), parameters=parameters, progress=progress)
 
     @classmethod
     def restore(
-        cls, path: str | os.PathLike[str], *, share: str | os.PathLike[str], options: Mapping[str, Any] | None = None,
-        schedule: Schedule | None = None, seams: Seams | None = None, backend: Backend | None = None,
-        migration: str | None = None,
+        cls, path: str | os.PathLike[str], *, share: str | os.PathLike[str],
+        options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
+        seams: Seams | None = None, backend: Backend | None = None, migration: str | None = None,
     ) -> Machine:  # fmt: skip
-        """The machine that was saved to ``path``, running, with ``share`` as its directory.
-
-        What a program was waiting for when the machine was saved is given up: programs are not in the file,
-        only the guest they ran on.
-        """
-        machine = cls.receive(
+        """The machine that was saved to ``path``, running, with ``share`` as its directory: as ``receive``."""
+        return cls.receive(
             FileReader(path), share, options=options, schedule=schedule, seams=seams, backend=backend,
             migration=migration,
         )  # fmt: skip
-        machine.kernel.abandon_all()
-        return machine
 
     @classmethod
     def built(
         cls, config: MachineConfig, share: str, schedule: Schedule, seams: Seams, backend: Backend | None
     ) -> Machine:
-        """A machine for a stream to be loaded into: nothing has booted."""
+        """A machine for a stream to be loaded into: nothing has booted. A given ``backend`` comes later."""
         machine = cls.__new__(cls)
         machine._build(config, share, schedule, seams, backend)
         if backend is None:
@@ -285,6 +344,16 @@ class Machine:
                 raise
         machine.kernel.pause()
         return machine
+
+    @property
+    def keeps_backend(self) -> bool:
+        """Whether the guest's session stays in its back-end when the machine moves, instead of moving too."""
+        return self.config.migration == EXTERNAL or not self.backend.type.has_state(self.config.options)
+
+    def preflight(self) -> list[Any]:
+        """Would it survive a migration? The findings of the device, the worst first; the guest works on."""
+        self._require(RUNNING, PAUSED)
+        return self.backend.type.preflight(self.backend.served)
 
     def sections(self) -> list[Section]:
         """All sections of a stream besides configuration and memory, in their order."""
@@ -312,12 +381,8 @@ class Machine:
         self.state = FINISHED
         self.kernel.pause()
         self.device.detach()
-        if self.owns_backend and self.config.migration != "external":
+        if self.owns_backend and not self.keeps_backend:
             self.backend.close()
-
-    def _forget_guest(self) -> None:
-        """After a migration in this process: memory goes, programs have gone on elsewhere."""
-        self._release_memory()
 
     def close(self) -> None:
         """Give everything back; may be called twice."""
@@ -352,44 +417,14 @@ class Machine:
     def _interrupt(self) -> None:
         self.kernel.interrupt()
 
+    def _require_idle(self) -> None:
+        self._require(RUNNING)
+        if self.outgoing is not None:
+            raise StateError("a migration is under way", hint="wait for its end, or cancel() it")
+
     def _require(self, *states: str) -> None:
         if self.state not in states:
             raise StateError(
                 f"the machine is {self.state}, not {' or '.join(states)}",
                 hint="a finished machine lives on as the one that migrate() returned",
             )
-
-
-class _Builder:
-    """Makes the destination from the configuration in a stream, and what the destination's user says."""
-
-    def __init__(
-        self, share: str, schedule: Schedule, seams: Seams, options: Mapping[str, Any] | None,
-        migration: str | None, backend: Backend | None,
-    ) -> None:  # fmt: skip
-        self.share = share
-        self.schedule = schedule
-        self.seams = seams
-        self.options = options
-        self.migration = migration
-        self.backend = backend
-
-    def __call__(self, configuration: bytes) -> Destination:
-        config = MachineConfig.decode(configuration)
-        if self.options is not None:
-            config.options = {**config.options, **self.options}
-        if self.migration is not None:
-            config.migration = self.migration
-        try:
-            config.check()
-        except UsageError as error:
-            raise MachineConfig.refusal(error) from error
-        return Destination(Machine.built(config, self.share, self.schedule, self.seams, self.backend))
-
-
-def _receive(channel: Channel, builder: _Builder) -> Machine:
-    try:
-        return IncomingMigration(channel, builder).run().machine
-    except VmsimError:
-        channel.close()
-        raise

@@ -33,8 +33,17 @@ class FrontDevice(Protocol):
     registers: MmioRegisters
     migration: str
 
+    @property
+    def attached(self) -> bool:
+        """Whether it is connected to a back-end."""
+        ...
+
     def attach(self, transport: Transport, *, reset: bool = True) -> None:
         """Connect to a back-end."""
+        ...
+
+    def reattach(self, transport: Transport) -> None:
+        """Connect again after a connection broke; the rings go on where the back-end stopped them."""
         ...
 
     def detach(self) -> None:
@@ -87,11 +96,19 @@ class DeviceType(Protocol):
         """UsageError for options that do not exist."""
         ...
 
-    def backend(self, host: Any, share: str, options: Mapping[str, Any], *, request_queues: int = 1) -> ServingDevice:
+    def has_state(self, options: Mapping[str, Any]) -> bool:
+        """Whether a back-end with these options migrates its state, instead of keeping it to itself."""
+        ...
+
+    def backend(
+        self, host: Any, share: str, options: Mapping[str, Any], *, request_queues: int = 1
+    ) -> ServingDevice:
         """The half that does the work."""
         ...
 
-    def device(self, options: Mapping[str, Any], memory: GuestMemory, host: FrontendHost, dialect: Dialect) -> FrontDevice:
+    def device(
+        self, options: Mapping[str, Any], memory: GuestMemory, host: FrontendHost, dialect: Dialect
+    ) -> FrontDevice:
         """The half that the guest sees."""
         ...
 
@@ -109,6 +126,10 @@ class DeviceType(Protocol):
 
     def notes(self, backend: Any) -> list[str]:
         """What the load of a state found worth saying."""
+        ...
+
+    def preflight(self, backend: Any) -> list[Any]:
+        """What would not survive a migration, or not without further ado, the worst first."""
         ...
 
 
@@ -160,6 +181,11 @@ class Backend:
         except BaseException:
             self.served.close()
             raise
+
+    @property
+    def connected(self) -> bool:
+        """Whether somebody is connected to it."""
+        return self.vhost.link is not None
 
     def connect(self) -> Transport:
         """A new connection; the one before must be closed."""

@@ -1,21 +1,26 @@
-"""A machine in its two roles in a migration: what :mod:`vmsim.migration` asks of the source and the destination."""
+"""A machine in its two roles in a migration: what :mod:`vmsim.migration` asks of source and destination.
+
+A back-end can be *kept*: it goes on with its session behind the destination, in the same process. Then the
+source lets go of it once everything is saved, and the destination takes it before it loads the device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from vmsim.errors import MigrationBlocked, MigrationError
+from vmsim.errors import MigrationBlocked, MigrationError, VmsimError
 from vmsim.host.shm import data_ranges
 from vmsim.memory import Region
 from vmsim.migration.ram import DataFinder, Run
 from vmsim.migration.seams import Section
+from vmsim.migration.vmio import VmReader, VmWriter
 
 if TYPE_CHECKING:
     from vmsim.machine.machine import Machine
 
 MACHINE_TYPE: Final = "vmsim-1"
-EXTERNAL: Final = "external"
+NO_BACKEND: Final = "the guest goes on with a back-end that keeps its session, and there is none"
 
 
 class Source:
@@ -26,6 +31,7 @@ class Source:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.memory = machine.memory
+        self._keeps = machine.keeps_backend
 
     def check_migratable(self) -> None:
         """MigrationBlocked, with the message of the original proposal, if the device says no."""
@@ -62,27 +68,27 @@ class Source:
         self.machine.kernel.pause()
 
     def stop_rings(self) -> None:
-        """Stop the rings; with external migration the back-end is let go, too."""
-        machine = self.machine
-        machine.device.pause()
-        if machine.config.migration == EXTERNAL:
-            machine.device.stop_log(machine.dirty)
-            machine.device.detach()
+        """Stop the rings."""
+        self.machine.device.pause()
 
     def sections(self) -> Sequence[Section]:
-        """As the machine says."""
-        return self.machine.sections()
+        """As the machine says; with the device's the back-end is let go if it is kept."""
+        *others, device = self.machine.sections()
+        return [*others, _LettingGo(self.machine, device) if self._keeps else device]
 
     def finish(self) -> None:
         """Committed."""
         self.machine.finish()
 
     def restart_rings(self) -> None:
-        """Go on as before, with the same back-end."""
+        """Go on as before, with the same back-end; connect to it again if the connection is gone."""
         machine = self.machine
-        if machine.device.frontend is None:
-            machine.device.attach(machine.backend.connect(), reset=False)
-        machine.device.resume()
+        try:
+            if not machine.device.attached:
+                _take_backend(machine)
+            machine.device.resume()
+        except VmsimError:
+            self._reconnect()
 
     def resume(self) -> None:
         """Let the guest's programs go on."""
@@ -90,8 +96,21 @@ class Source:
 
     def stop_log(self) -> None:
         """No more logging."""
-        self.machine.device.stop_log(self.machine.dirty)
-        self.machine.dirty.stop()
+        machine = self.machine
+        try:
+            machine.device.stop_log(machine.dirty)
+        except VmsimError:
+            self._reconnect()
+        machine.dirty.stop()
+
+    def _reconnect(self) -> None:
+        """The connection failed while we went back to normal: the back-end has kept its session."""
+        device = self.machine.device
+        try:
+            device.detach()
+            device.reattach(self.machine.backend.connect())
+        except VmsimError as error:
+            device.virtio.needs_reset(f"the back-end cannot be reached any more: {error}")
 
 
 class Destination:
@@ -102,16 +121,18 @@ class Destination:
         self.memory = machine.memory
 
     def sections(self) -> Sequence[Section]:
-        """As the machine says."""
-        return self.machine.sections()
+        """As the machine says; a kept back-end is taken for the device's."""
+        *others, device = self.machine.sections()
+        return [*others, device if self.machine.device.attached else _Taking(self.machine, device)]
 
     def prepare(self) -> None:
-        """Everything that may fail: attach a kept back-end, set up the rings; none is kicked yet."""
+        """Everything that may fail: set up the rings; none is kicked yet."""
         machine = self.machine
-        if machine.device.frontend is None:
-            if machine.owns_backend:
-                raise MigrationError("the machine has no back-end", step="preparing to run", side="destination")
-            machine.device.attach(machine.backend.connect(), reset=False)
+        if machine.keeps_backend and machine.owns_backend and machine.device.virtio.live:
+            raise MigrationError(
+                NO_BACKEND, step="preparing to run", side="destination",
+                hint="pass backend=, or save with migration=internal and a back-end that migrates its state",
+            )  # fmt: skip
         machine.device.resume(kick=False)
 
     def run(self) -> None:
@@ -120,3 +141,50 @@ class Destination:
     def discard(self) -> None:
         """Let go of everything."""
         self.machine.close()
+
+
+class _Wrapped:
+    """A section with something that happens before or after."""
+
+    def __init__(self, machine: Machine, section: Section) -> None:
+        self._machine = machine
+        self._section = section
+        self.idstr = section.idstr
+        self.instance_id = section.instance_id
+        self.max_version_id = section.max_version_id
+
+    @property
+    def version_id(self) -> int:
+        """As the section's."""
+        return self._section.version_id
+
+    def save(self, out: VmWriter) -> None:
+        """As the section's."""
+        self._section.save(out)
+
+    def load(self, src: VmReader, version_id: int) -> None:
+        """As the section's."""
+        self._section.load(src, version_id)
+
+
+class _LettingGo(_Wrapped):
+    def save(self, out: VmWriter) -> None:
+        """Save, then disconnect: the destination connects before it loads."""
+        super().save(out)
+        machine = self._machine
+        machine.device.stop_log(machine.dirty)
+        machine.device.detach()
+
+
+class _Taking(_Wrapped):
+    def load(self, src: VmReader, version_id: int) -> None:
+        """Connect, then load."""
+        _take_backend(self._machine)
+        super().load(src, version_id)
+
+
+def _take_backend(machine: Machine) -> None:
+    """Connect to a back-end that keeps its session, once nobody else is connected to it."""
+    backend = machine.backend
+    machine.schedule.wait(lambda: not backend.connected, "the other machine to let go of the back-end")
+    machine.device.attach(backend.connect(), reset=False)

@@ -12,7 +12,7 @@ from vmsim.errors import MigrationError, VmsimError
 class MigrationInDoubt(MigrationError):
     """The channel broke between the go and its acknowledgement: the destination may or may not run.
 
-    The source is finished all the same (never both).
+    The source stays stopped (never both) until somebody who knows tells it.
     """
 
 

@@ -48,21 +48,29 @@ class OutgoingMigration:
     """Saves ``machine`` through ``channel``; :meth:`run` once.
 
     Until commit every failure, and :meth:`cancel`, leaves the machine running as if nothing had happened. At
-    commit the machine is finished (or, saved to a file with ``keep_running``, goes on).
+    commit the machine is finished (or, saved to a file with ``keep_running``, goes on). What ``progress``
+    raises fails the migration, except in the phase ``done``, when it is too late.
+
+    ``verdict`` is asked when the channel broke between the go and its acknowledgement: does the destination
+    run? Nobody may know (None): then :meth:`run` raises MigrationInDoubt and leaves the machine stopped,
+    with everything that it holds, until :meth:`settle` is told.
     """
 
     def __init__(
         self, machine: SourceMachine, channel: Channel, schedule: Schedule,
         parameters: MigrationParameters | None = None, progress: ProgressCallback | None = None,
+        verdict: Callable[[], bool | None] = lambda: None,
     ) -> None:
         self.stats = MigrationStats()
         self.phase = "setup"
-        """The present phase: setup, precopy, stop, device, ready, commit, done or failed."""
+        """The present phase: setup, precopy, stop, device, ready, commit, done, failed or doubt."""
         self._machine = machine
         self._channel = channel
         self._schedule = schedule
         self._parameters = parameters or MigrationParameters()
         self._progress = progress
+        self._verdict = verdict
+        self._undo = ExitStack()
         self._step = "setup"
         self._cancelled = False
         self._output = StreamOutput(channel)
@@ -74,7 +82,7 @@ class OutgoingMigration:
 
     def cancel(self) -> None:
         """Give up as soon as possible; StateError once it is too late."""
-        if self.phase in ("commit", "done", "failed"):
+        if self.phase in ("commit", "done", "failed", "doubt"):
             raise StateError(f"the migration cannot be cancelled: it is in phase {self.phase}")
         self._cancelled = True
         self._channel.close()  # whoever waits for the other end wakes up
@@ -87,14 +95,12 @@ class OutgoingMigration:
         with ExitStack() as undo:
             try:
                 self._carry_out(undo)
-            except MigrationInDoubt:
-                self._channel.close()
-                self._machine.finish()
-                undo.pop_all()
-                raise
+            except MigrationInDoubt as doubt:
+                self._decide(doubt, undo)
             except BaseException as error:
                 explained = self._explained(error)
                 self.phase = "failed"
+                self._channel.close()  # the other side lets go of what we are going to take back
                 if explained is error:
                     raise
                 raise explained from error
@@ -104,6 +110,30 @@ class OutgoingMigration:
         self.stats.downtime_ns = now - self._stopped_ns
         self._conclude()
         return self.stats
+
+    def settle(self, *, destination_runs: bool) -> None:
+        """End a doubt: the machine is finished, or goes on as after any other failure."""
+        if self.phase != "doubt":
+            raise StateError(f"nothing is in doubt: the migration is in phase {self.phase}")
+        undo = self._undo.pop_all()
+        if destination_runs:
+            self.phase = "done"
+            self._machine.finish()
+        else:
+            self.phase = "failed"
+            undo.close()
+
+    def _decide(self, doubt: MigrationInDoubt, undo: ExitStack) -> None:
+        """Return if the destination runs; raise if it does not, or if nobody knows."""
+        self._channel.close()
+        runs = self._verdict()
+        if runs is None:
+            self.phase = "doubt"
+            self._undo = undo.pop_all()
+            raise doubt
+        if not runs:
+            self.phase = "failed"
+            raise MigrationError(doubt.message, step=doubt.step, side=doubt.side) from doubt
 
     def _carry_out(self, undo: ExitStack) -> None:
         machine = self._machine
@@ -147,7 +177,10 @@ class OutgoingMigration:
             self._machine.restart_rings()
             self._machine.resume()
             self._machine.stop_log()
-        self._tell(0)
+        try:
+            self._tell(0)
+        except Exception:
+            pass  # it is committed, whatever the listener thinks of it
 
     # Steps
 
@@ -288,7 +321,7 @@ class OutgoingMigration:
         except (ChannelError, HostError) as error:
             raise MigrationInDoubt(
                 f"the channel broke while the destination was starting: {error}", step="go", side=SIDE,
-                hint="look whether the destination runs; this machine does not run again by itself",
+                hint="look whether the destination runs, then tell this machine: settle(destination_runs=...)",
             ) from error
         if answer.kind == SHUT:
             raise _refusal(answer)

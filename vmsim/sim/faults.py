@@ -233,6 +233,8 @@ class FaultyHostFs:
     """
 
     NEVER = frozenset({"close", "become_self", "regain_fsetid"})
+    DESCRIPTORS = frozenset({"open_share", "open_beneath", "reopen", "open_handle", "memory_file", "create"})
+    """What gives a descriptor; one that is lost must not stay open."""
 
     def __init__(self, inner: Any, plan: FaultPlan, seam: str = "host") -> None:
         self._inner = inner
@@ -250,7 +252,9 @@ class FaultyHostFs:
             if fault is None:
                 return method(*arguments, **named)
             if fault.kind == "lose":
-                method(*arguments, **named)
+                lost = method(*arguments, **named)
+                if name in self.DESCRIPTORS:
+                    self._inner.close(lost)
             raise OSError(fault.errno, os.strerror(fault.errno))
 
         self.__dict__[name] = call  # found without __getattr__ from now on

@@ -95,7 +95,7 @@ class TurnTaking(ABC):
 
     def __init__(self, clock: Clock, idle: Callable[[int | None], bool] | None = None) -> None:
         self.clock = clock
-        self._idle = idle
+        self.idle = idle
         self._tasks: list[SimTask] = []
         self._current: SimTask | None = None
         self.now_ns = clock.now_ns
@@ -221,7 +221,7 @@ class TurnTaking(ABC):
                 return self._choose(runnable)
             deadlines = [task.deadline_ns for task in self._tasks if task.deadline_ns is not None]
             deadline_ns = min(deadlines, default=None)
-            if self._idle is not None and self._idle(deadline_ns):
+            if self.idle is not None and self.idle(deadline_ns):
                 continue
             if deadline_ns is None:
                 raise self._stall()

@@ -78,6 +78,8 @@ class VhostFrontend:
         self.queue_max = 0
         self.memory_slots = p.MEMORY_TABLE_REGIONS_MAX
         self.log: SharedBuffer | None = None
+        self.keeps_session = False
+        """The back-end has a session that the guest goes on with: a transfer that fails must not end it."""
         self._transport_features = 0
         self._features = 0
         self._known: list[p.MemoryRegion] = []
@@ -266,6 +268,10 @@ class VhostFrontend:
         self._rings = ()
         return {ring.number: self.bases[ring.number] for ring in rings}
 
+    def ask_bases(self, rings: Sequence[int]) -> dict[int, int]:
+        """Where rings stand that the back-end stopped when the connection before this one ended."""
+        return {index: self._stop_ring(index) for index in rings}
+
     def _start_ring(self, ring: RingSetup) -> None:
         self.exchange("SET_VRING_NUM", p.VringState(ring.number, ring.size))
         self.exchange("SET_VRING_BASE", p.VringState(ring.number, ring.base))
@@ -424,7 +430,12 @@ class VhostFrontend:
         self.transport.progress()
 
     def abandon_load(self) -> None:
-        """Make the back-end drop what it has received, without having applied it."""
+        """Make the back-end drop what it has received, without having applied it.
+
+        One that keeps its session must not be reset: it drops a transfer at the end of the connection.
+        """
+        if self.keeps_session:
+            return
         try:
             self.reset_device()
         except PeerError:

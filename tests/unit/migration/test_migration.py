@@ -160,6 +160,10 @@ def test_whatever_channel_operation_fails_exactly_one_machine_runs(side):
         assert wrapped[0].injected, (kind, number)
         what = (kind, number, wrapped[0].operations[number - 1], {k: str(v) for k, v in run.errors.items()})
         runs = run.who_runs()
+        if run.outgoing.phase == "doubt":
+            assert len(runs) <= 1, (runs, what)
+            run.outgoing.settle(destination_runs="destination" in runs)
+            runs = run.who_runs()
         assert len(runs) == 1, (runs, what)
         outcomes.add(runs[0])
         assert source.state() == before, what
@@ -298,30 +302,57 @@ def test_it_is_too_late_to_cancel_after_commit():
         run.outgoing.run()
 
 
+class Deaf:
+    """A channel that gives the readiness of the destination and then errors for ever."""
+
+    duplex = True
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+        self.reads = 0
+
+    def read_some(self, limit):
+        self.reads += 1
+        if self.reads > 1:
+            raise ChannelError("the line is dead")
+        return self.inner.read_some(limit)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
 def test_a_channel_that_stays_broken_while_the_destination_starts_leaves_the_source_stopped():
-    class Deaf:
-        """Gives the readiness of the destination and then errors for ever."""
+    for runs in (True, False):
+        run = Run(source=filled(), wrap_source=Deaf).go()
+        assert isinstance(run.errors["source"], MigrationInDoubt)
+        assert "destination runs" in run.errors["source"].hint
+        assert not run.source.running
+        assert not run.source.finished
+        assert run.outgoing.phase == "doubt"
+        run.outgoing.settle(destination_runs=runs)
+        assert run.source.finished == runs
+        assert run.source.untouched() != runs
+        with pytest.raises(StateError):
+            run.outgoing.settle(destination_runs=runs)
 
-        duplex = True
 
-        def __init__(self, inner) -> None:
-            self.inner = inner
-            self.reads = 0
+@pytest.mark.parametrize("runs", [True, False])
+def test_somebody_who_knows_ends_the_doubt(runs):
+    run = Run(source=filled(), wrap_source=Deaf)
+    run.outgoing._verdict = lambda: runs
+    run.go()
+    assert run.source.finished == runs
+    assert ("source" in run.errors) != runs
+    assert not isinstance(run.errors.get("source"), MigrationInDoubt)
 
-        def read_some(self, limit):
-            self.reads += 1
-            if self.reads > 1:
-                raise ChannelError("the line is dead")
-            return self.inner.read_some(limit)
 
-        def __getattr__(self, name):
-            return getattr(self.inner, name)
+def test_a_listener_that_fails_after_commit_does_not_matter():
+    def listen(report) -> None:
+        if report.phase == "done":
+            raise ZeroDivisionError
 
-    run = Run(source=filled(), wrap_source=Deaf).go()
-    assert isinstance(run.errors["source"], MigrationInDoubt)
-    assert "destination runs" in run.errors["source"].hint
-    assert run.source.finished
-    assert len(run.who_runs()) <= 1
+    run = Run(source=filled(), on_progress=listen).go()
+    assert run.who_runs() == ["destination"]
 
 
 def test_a_bug_in_a_device_rolls_back_and_shows_itself():

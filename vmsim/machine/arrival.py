@@ -1,0 +1,55 @@
+"""The beginning of a machine at its destination: built from a stream, and from what its user says there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmsim.errors import UsageError, VmsimError
+from vmsim.machine.config import MachineConfig
+from vmsim.machine.parts import Backend, Seams
+from vmsim.machine.roles import Destination
+from vmsim.migration.channel import Channel
+from vmsim.migration.destination import IncomingMigration
+from vmsim.schedule import Schedule
+
+if TYPE_CHECKING:
+    from vmsim.machine.machine import Machine
+
+Build = Callable[[MachineConfig, str, Schedule, Seams, "Backend | None"], "Machine"]
+
+
+@dataclass(slots=True)
+class Arrival:
+    """What the destination's user says: the share; options and kind of migration, where they differ from the
+    source's; a back-end that was kept."""
+
+    build: Build
+    share: str
+    schedule: Schedule
+    seams: Seams
+    options: Mapping[str, Any] | None = None
+    migration: str | None = None
+    backend: Backend | None = None
+
+    def receive(self, channel: Channel) -> Machine:
+        """The machine that comes through ``channel``, ready to run; MigrationError if none does."""
+        channel = self.seams.channel(channel, "destination")
+        try:
+            return IncomingMigration(channel, self._destination).run().machine
+        except VmsimError:
+            channel.close()
+            raise
+
+    def _destination(self, configuration: bytes) -> Destination:
+        config = MachineConfig.decode(configuration)
+        if self.options is not None:
+            config.options = {**config.options, **self.options}
+        if self.migration is not None:
+            config.migration = self.migration
+        try:
+            config.check()
+        except UsageError as error:
+            raise MachineConfig.refusal(error) from error
+        return Destination(self.build(config, self.share, self.schedule, self.seams, self.backend))
