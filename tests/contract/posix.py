@@ -83,7 +83,8 @@ class Both:
     def args(self, values, side):
         convert = self.guest_path if side == "guest" else self.host_path
         return [
-            convert(v) if isinstance(v, P) else getattr(v, side) if isinstance(v, Fd) else v for v in values
+            convert(v) if isinstance(v, P) else getattr(v, side) if isinstance(v, Fd) else v
+            for v in values
         ]
 
     def results(self, name, args, kwargs):
@@ -701,7 +702,7 @@ def check_directories(both):
             ))
     assert found[0] == found[1]
     trees = [
-        sorted((top.removeprefix(root), sorted(dirs), sorted(files)) for top, dirs, files in walk(root + "/t"))
+        sorted((top.removeprefix(root), sorted(dirs), sorted(rest)) for top, dirs, rest in walk(root + "/t"))
         for walk, root in ((both.fs.walk, ""), (os.walk, both.root))
     ]
     assert trees[0] == trees[1]

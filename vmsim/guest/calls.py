@@ -107,7 +107,11 @@ class Calls:
         """Wait until ``ready`` holds for whichever kernel runs us then. Nothing else in the facade waits."""
         cell = self._cell
         cell.kernel.arm_interrupts()
-        cell.kernel.schedule.wait(lambda: not cell.kernel.paused and ready(cell.kernel), what)
+        cell.waiting += 1
+        try:
+            cell.kernel.schedule.wait(lambda: not cell.kernel.paused and ready(cell.kernel), what)
+        finally:
+            cell.waiting -= 1
 
     def _running(self) -> GuestKernel:
         """The kernel, once it runs."""

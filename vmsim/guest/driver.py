@@ -164,6 +164,13 @@ class VirtioDriver:
         desc, driver, device, slots_gpa = places
         return QueueState(index, size, desc, driver, device, slots_gpa, slots, free_slots=list(range(slots)))
 
+    def free_queue(self, queue: QueueState, features: int, allocator: PageAllocator) -> None:
+        """Give back what ``allocate_queue`` took; the device must not use it any more."""
+        areas = ring_areas(queue.size, features)
+        for area, gpa in zip(areas, (queue.desc, queue.driver, queue.device), strict=True):
+            allocator.free(gpa, area.size_bytes)
+        allocator.free(queue.slots_gpa, queue.slot_count * SLOT_BYTES)
+
     def clear_ring(self, queue: QueueState, features: int, memory: GuestMemory) -> None:
         """Zero a queue's areas before it is used afresh."""
         areas = ring_areas(queue.size, features)

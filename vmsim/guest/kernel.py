@@ -33,12 +33,16 @@ if TYPE_CHECKING:
 
 
 class KernelCell:
-    """Where programs look their kernel up; the machine re-points it when a migration commits."""
+    """Where programs look their kernel up; the machine re-points it when a migration commits.
 
-    __slots__ = ("kernel",)
+    ``waiting`` counts the programs that wait in a call.
+    """
+
+    __slots__ = ("kernel", "waiting")
 
     def __init__(self, kernel: GuestKernel) -> None:
         self.kernel = kernel
+        self.waiting = 0
 
 
 class GuestKernel(Knowledge):
@@ -125,13 +129,18 @@ class GuestKernel(Knowledge):
     def recover(self) -> None:
         """Initialise a device again that needed a reset; the old session's nodes and open files are gone.
 
-        Descriptors stay in their tables, but every use of one fails with ESTALE.
+        Descriptors stay in their tables, but every use of one fails with ESTALE. Programs that wait in a call
+        leave it first, with EIO (or EINTR from a lock): what they still refer to must not be mistaken for
+        nodes of the new session.
         """
         state = self.state
         self._device_failed()
+        for pid in state.processes:
+            self.interrupt_local(pid)
+        self.schedule.wait(lambda: not self.cell.waiting, "programs to leave their calls")
         state.broken = False
         for file in state.files.values():
-            file.fh = None
+            file.fh, file.nodeid, file.flags = None, 0, file.flags & ~os.O_PATH
         state.nodes.clear()
         state.forgets.clear()
         state.local_locks.clear()
@@ -142,7 +151,8 @@ class GuestKernel(Knowledge):
         for process in state.processes.values():
             process.cwd = FUSE_ROOT_ID
         for queue in state.queues:
-            queue.ring = b""
+            self.driver.free_queue(queue, state.features, self.allocator)
+        state.queues = []
         self._bring_up()
         self._attach(state)
         self._mount()
