@@ -14,6 +14,7 @@ RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+CAP_DAC_READ_SEARCH: Final = 1 << 2
 MAX_HANDLE_SZ: Final = 128
 HANDLE_HEADER: Final = 8
 CREATES: Final = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
@@ -106,11 +107,15 @@ class LinuxReaching:
         return fd
 
     def handles_allowed(self) -> bool:
-        """Whether open_by_handle_at gets past its capability check: a bad descriptor is found after it."""
+        """Whether open_by_handle_at is permitted: tried on "/", or else by CAP_DAC_READ_SEARCH."""
+        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.close(self.open_handle(-1, 1, b"\0" * 8, os.O_PATH))
+            _, kind, raw = self.file_handle(root)
+            os.close(self.open_handle(root, kind, raw, os.O_PATH))
         except OSError as error:
-            return error.errno == errno.EBADF
+            return error.errno != errno.EPERM and _may_read_and_search()
+        finally:
+            os.close(root)
         return True
 
     def path_of(self, fd: int) -> bytes:
@@ -133,6 +138,12 @@ class LinuxReaching:
         """RLIMIT_NOFILE (soft)."""
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
+def _may_read_and_search() -> bool:
+    with open("/proc/thread-self/status", "rb") as lines:
+        effective = next(line for line in lines if line.startswith(b"CapEff:"))
+    return bool(int(effective.split()[1], 16) & CAP_DAC_READ_SEARCH)
 
 
 def _walk(dir_fd: int, path: bytes, flags: int, mode: int) -> int:

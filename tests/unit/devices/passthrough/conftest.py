@@ -6,6 +6,7 @@ import contextlib
 import os
 
 import pytest
+
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from tests.contract.direct_fs import DirectFs
@@ -21,7 +22,7 @@ def share(tmp_path):
 
 @pytest.fixture
 def serve(share):
-    """``serve(**options)``: a DirectFs; closed, and checked for leaked descriptors, at the end of the test."""
+    """``serve(**options)``: a DirectFs; closed at the end of the test, and no descriptor may be left."""
     before = set(os.listdir("/proc/self/fd"))
     with contextlib.ExitStack() as stack:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from vmsim.host.fs import LinuxFs
 
 PRIVILEGED = LinuxFs().privileged

@@ -8,6 +8,7 @@ import struct
 import threading
 
 import pytest
+
 from devices.virtio_fs.passthrough.idmap import IdMap
 from tests.contract.direct_fs import refused
 from tests.unit.devices.passthrough.helpers import PRIVILEGED, needs_privilege
@@ -65,7 +66,7 @@ def test_ourselves_again_after_a_failure(fs, share):
         fs.fs.mkdir(context(CALLER, CALLER), 1, b"d", 0o755, 0)
     assert os.geteuid() == 0
     with open("/proc/thread-self/status") as status:
-        caps = {line.split()[0]: line.split()[1] for line in status if line.startswith(("CapEff", "CapPrm"))}
+        caps = dict(line.split() for line in status if line.startswith(("CapEff", "CapPrm")))
     assert caps["CapEff:"] == caps["CapPrm:"]
 
 
@@ -133,7 +134,8 @@ def test_a_caller_without_ids(fs, share):
 
 
 def test_id_map():
-    ids = IdMap(["map:1000:5000:10", "squash-guest:2000:7:100", "forbid-guest:0:1000", "squash-host:9000:1:5"])
+    rules = ["map:1000:5000:10", "squash-guest:2000:7:100", "forbid-guest:0:1000", "squash-host:9000:1:5"]
+    ids = IdMap(rules)
     assert [ids.to_host(n) for n in (1000, 1009, 2000, 2099, 1010, 4_000_000_000)] == [
         5000, 5009, 7, 7, 1010, 4_000_000_000,
     ]  # fmt: skip
@@ -160,7 +162,8 @@ def test_bad_id_maps(rules):
 
 def test_the_guest_sees_translated_ids(serve, share):
     uid, gid = os.getuid(), os.getgid()
-    fs = serve(translate_uid=(f"host:{uid}:4000:1", "forbid-guest:4242:1"), translate_gid=(f"map:5000:{gid}:1",))
+    uids, gids = (f"host:{uid}:4000:1", "forbid-guest:4242:1"), (f"map:5000:{gid}:1",)
+    fs = serve(translate_uid=uids, translate_gid=gids)
     (share / "a").touch()
     assert (fs.lstat("/a").st_uid, fs.lstat("/a").st_gid) == (4000, 5000)
     entry = fs.ask(op.LOOKUP, 1, (), (b"a",))

@@ -6,6 +6,7 @@ import errno
 import os
 
 import pytest
+
 from tests.contract.direct_fs import refused
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op

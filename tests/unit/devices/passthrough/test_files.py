@@ -9,6 +9,7 @@ import os
 import stat
 
 import pytest
+
 from tests.contract.direct_fs import refused, setattr_args
 from tests.unit.devices.passthrough.helpers import PRIVILEGED, needs_privilege
 from vmsim.fuse import opcodes as op

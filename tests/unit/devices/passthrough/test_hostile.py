@@ -8,6 +8,7 @@ import socket
 import stat
 
 import pytest
+
 from tests.contract.direct_fs import refused, setattr_args
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import flags as f
@@ -126,7 +127,8 @@ def test_more_pieces_than_the_kernel_takes(fs, share):
     assert fs.fs.write(None, node, fh, 5, pieces, 3000, 0, 0, None) == 3000
     assert (share / "a").read_bytes() == bytes(5) + data
     target = bytearray(4000)
-    assert fs.fs.read(None, node, fh, 5, [memoryview(target)[n : n + 1] for n in range(4000)], 0, None) == 3000
+    pieces = [memoryview(target)[n : n + 1] for n in range(4000)]
+    assert fs.fs.read(None, node, fh, 5, pieces, 0, None) == 3000
     assert target == data + bytes(1000)
 
 

@@ -6,14 +6,14 @@ import errno
 import os
 
 import pytest
+
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from tests.contract.direct_fs import refused
+from tests.unit.devices.passthrough.helpers import HANDLES
 from vmsim.errors import UsageError
 from vmsim.fuse import opcodes as op
 from vmsim.host.fs import LinuxFs
-
-from tests.unit.devices.passthrough.helpers import HANDLES
 
 MODES = ["never", *(["mandatory"] if HANDLES else [])]
 

@@ -8,9 +8,10 @@ import os
 import struct
 
 import pytest
-from devices.virtio_fs.passthrough.lock_table import END, HeldLock, Owner
 from hypothesis import given
 from hypothesis import strategies as st
+
+from devices.virtio_fs.passthrough.lock_table import END, HeldLock, Owner
 from tests.contract.direct_fs import refused
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import LK_FLOCK, RELEASE_FLOCK_UNLOCK
@@ -209,7 +210,8 @@ def test_records_agree_with_the_kernel(locker):
     """Splitting, joining and replacing of ranges, as the kernel does it."""
     fh = locker.open()
     for start, end, kind in (
-        (0, 9, RD), (3, 5, WR), (6, 6, WR), (2, 2, UN), (8, END, RD), (100, 200, UN), (150, 160, WR), (0, 1, WR),
+        (0, 9, RD), (3, 5, WR), (6, 6, WR), (2, 2, UN),
+        (8, END, RD), (100, 200, UN), (150, 160, WR), (0, 1, WR),
     ):  # fmt: skip
         assert locker.lock(fh, 1, start, end, kind) == 0
         ours = {(lock.start, lock.end): lock.kind for lock in locker.fs.fs.locks.held()}

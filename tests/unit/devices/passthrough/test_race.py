@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 
 import pytest
+
 from tests.unit.devices.passthrough.helpers import HANDLES
 from vmsim.fuse import opcodes as op
 
@@ -30,7 +30,7 @@ def swapping(share):
     (share / "dir").mkdir()
     (share / "dir" / "f").write_bytes(b"public")
     (share / "link").symlink_to(outside)
-    child = subprocess.Popen([sys.executable, "-c", SWAPPER, str(share)], stdout=subprocess.PIPE)
+    child = subprocess.Popen(["/proc/self/exe", "-c", SWAPPER, str(share)], stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"ready\n"
     yield outside
     child.kill()

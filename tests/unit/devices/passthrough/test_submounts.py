@@ -6,6 +6,7 @@ import os
 import subprocess
 
 import pytest
+
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import ATTR_SUBMOUNT
 

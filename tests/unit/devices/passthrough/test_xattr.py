@@ -6,6 +6,7 @@ import errno
 import os
 
 import pytest
+
 from devices.virtio_fs.passthrough.xattrmap import XattrMap
 from tests.contract.direct_fs import refused
 from tests.unit.devices.passthrough.helpers import needs_privilege
@@ -60,8 +61,11 @@ def test_no_rule_matches():
 
 @pytest.mark.parametrize(
     "text",
-    [":what:all:::", ":ok:nobody:::", ":ok:all:", ":prefix:all:x", ":map:a:b::ok:all:::", ":map:a:b::map:c:d:"],
-)
+    [
+        ":what:all:::", ":ok:nobody:::", ":ok:all:", ":prefix:all:x",
+        ":map:a:b::ok:all:::", ":map:a:b::map:c:d:",
+    ],
+)  # fmt: skip
 def test_bad_rules(text):
     with pytest.raises(UsageError, match="xattrmap"):
         XattrMap(text)

@@ -6,6 +6,7 @@ import os
 import platform
 
 import pytest
+
 from tests.contract import hostfs
 from vmsim.host.fs import LinuxFs
 
