@@ -68,7 +68,7 @@ def plain(value):
 
 
 class Both:
-    """``os`` twice. Paths are ``P``; ``open`` and ``dup`` give an ``Fd``; anything unequal fails the check."""
+    """``os`` twice. Paths are ``P``, ``open`` and ``dup`` give an ``Fd``; what is unequal fails the check."""
 
     def __init__(self, fs, host_root):
         self.fs = fs

@@ -215,7 +215,9 @@ class CachedCalls(TransferCalls):
         kernel.pages.set_dirty(frame)
         kernel.touch(node)
         node.attr.size = max(node.attr.size, end)
-        node.attr.mtime_ns = node.attr.ctime_ns = kernel.realtime_ns()
+        seconds, nsec = divmod(kernel.realtime_ns(), NSEC)
+        node.attr.mtime = node.attr.ctime = seconds
+        node.attr.mtimensec = node.attr.ctimensec = nsec
         node.dirty_size = node.dirty_mtime = True
 
     # Write-out
@@ -298,8 +300,9 @@ class CachedCalls(TransferCalls):
         number = self._writer(kernel, nodeid)
         fh = kernel.state.files[number].fh if number is not None else None
         valid = FATTR_MTIME | FATTR_CTIME | (FATTR_FH if fh is not None else 0)
-        mtime, ctime = divmod(node.attr.mtime_ns, NSEC), divmod(node.attr.ctime_ns, NSEC)
-        args = (valid, 0, fh or 0, 0, 0, 0, mtime[0], ctime[0], 0, mtime[1], ctime[1], 0, 0, 0, 0, 0)
+        attr = node.attr
+        times = (0, attr.mtime, attr.ctime, 0, attr.mtimensec, attr.ctimensec)
+        args = (valid, 0, fh or 0, 0, 0, *times, 0, 0, 0, 0, 0)
         node.dirty_mtime = False
         version = kernel.state.attr_version
         try:

@@ -150,6 +150,22 @@ class Calls:
             raise OSError(request.error, os.strerror(request.error))
         return request
 
+    def _ask(self, opcode: int, nodeid: int, args: tuple[Any, ...]) -> bytes:
+        """``_call`` for what carries no name and no payload; the reply's bytes."""
+        kernel = self._cell.kernel
+        state = kernel.state
+        process = state.processes.get(self.pid)
+        if kernel.paused or process is None or len(state.forgets) >= kernel.config.forget_batch:
+            return self._call(opcode, nodeid, args).reply
+        request = kernel.ask(opcode, nodeid, args, process)
+        if request.status != DONE:
+            request = self._await(request.unique)
+        else:
+            del kernel.requests[request.unique]
+        if request.error:
+            fail(request.error)
+        return request.reply
+
     def _await(self, unique: int) -> Request:
         """Wait for one request and take it."""
         try:

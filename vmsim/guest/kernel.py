@@ -22,9 +22,8 @@ from vmsim.guest.config import CACHE_NONE, CACHES, GuestConfig
 from vmsim.guest.dentries import DentryCache
 from vmsim.guest.driver import MmioBus, VirtioDriver
 from vmsim.guest.knowledge import Knowledge
-from vmsim.guest.nodes import make_attr
 from vmsim.guest.pagecache import PageCache
-from vmsim.guest.state import STATE_VERSION, KernelState, Process, Segments
+from vmsim.guest.state import STATE_VERSION, Attr, KernelState, Process, Segments
 from vmsim.memory import PAGE_SIZE, GuestMemory
 from vmsim.schedule import Schedule
 
@@ -112,7 +111,7 @@ class GuestKernel(Knowledge):
         if len(attr) < ATTR_OUT.size:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         raw = ATTR_OUT.unpack_from(attr)
-        root = self.nodes.add_root(make_attr(raw[3:]))
+        root = self.nodes.add_root(Attr(*raw[3:]))
         root.attr_expiry_ns = self.expiry(raw[0], raw[1]) if self.dentries is not None else 0
 
     def _boot_call(

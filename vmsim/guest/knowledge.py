@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmsim.fuse.abi import init_flags
-from vmsim.guest.nodes import make_attr, valid_until
+from vmsim.guest.nodes import valid_until
 from vmsim.guest.state import Attr, Node
 from vmsim.guest.transport import FuseTransport
 from vmsim.memory import PAGE_SIZE
@@ -23,12 +23,14 @@ class Knowledge(FuseTransport):
         if node.attr_version > version:
             node.attr_expiry_ns = 0
             return False
-        attr = make_attr(raw)
+        attr = Attr(*raw)
         old = node.attr
         if node.dirty_size:
             attr.size = old.size
         if node.dirty_mtime:
-            attr.mtime_ns, attr.ctime_ns = old.mtime_ns, old.ctime_ns
+            attr.mtime, attr.mtimensec, attr.ctime, attr.ctimensec = (
+                old.mtime, old.mtimensec, old.ctime, old.ctimensec,
+            )  # fmt: skip
         if self.pages is not None:
             self._auto_invalidate(node, old, attr)
         node.attr = attr
@@ -38,7 +40,8 @@ class Knowledge(FuseTransport):
     def _auto_invalidate(self, node: Node, old: Attr, new: Attr) -> None:
         assert self.pages is not None
         auto = self.state.session.flags & init_flags.AUTO_INVAL_DATA
-        if old.size != new.size or (auto and old.mtime_ns != new.mtime_ns):
+        changed = old.mtimensec != new.mtimensec or old.mtime != new.mtime
+        if old.size != new.size or (auto and changed):
             node.pages_epoch += 1
             self.pages.drop_clean(node.id)
 
@@ -49,7 +52,7 @@ class Knowledge(FuseTransport):
 
         ``raw`` are the 22 fields of ``fuse_entry_out``. EIO if the server contradicts itself.
         """
-        node, new = self.nodes.learn(raw[0], raw[1], make_attr(raw[6:22]))
+        node, new = self.nodes.learn(raw[0], raw[1], Attr(*raw[6:22]))
         try:
             if new:
                 node.attr_version = version

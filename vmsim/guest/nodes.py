@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from vmsim.fuse.abi.flags import ATTR_SUBMOUNT
@@ -25,43 +25,17 @@ def valid_until(now_ns: int, seconds: int, nsec: int) -> int:
     return min(FOREVER_NS, now_ns + seconds * NSEC + min(nsec, NSEC - 1))
 
 
-def make_attr(raw: Sequence[int]) -> Attr:
-    """The attributes in the 16 fields of a ``fuse_attr``."""
-    (
-        ino,
-        size,
-        blocks,
-        atime,
-        mtime,
-        ctime,
-        ansec,
-        mnsec,
-        cnsec,
-        mode,
-        nlink,
-        uid,
-        gid,
-        rdev,
-        blksize,
-        flags,
-    ) = raw
-    return Attr(
-        ino, size, blocks, atime * NSEC + ansec, mtime * NSEC + mnsec, ctime * NSEC + cnsec,
-        mode, nlink, uid, gid, rdev, blksize, flags,
-    )  # fmt: skip
-
-
 def make_stat(attr: Attr, device_number: int) -> os.stat_result:
     """``attr`` as Python's ``os`` presents it."""
-    atime_ns, mtime_ns, ctime_ns, rdev = attr.atime_ns, attr.mtime_ns, attr.ctime_ns, attr.rdev
+    atime, mtime, ctime, rdev = attr.atime, attr.mtime, attr.ctime, attr.rdev
+    ansec, mnsec, cnsec = attr.atimensec, attr.mtimensec, attr.ctimensec
     if rdev:
         rdev = os.makedev((rdev >> 8) & 0xFFF, (rdev & 0xFF) | ((rdev >> 12) & 0xFFF00))
-    atime, mtime, ctime = atime_ns // NSEC, mtime_ns // NSEC, ctime_ns // NSEC
     # Seconds as floats are computed just as CPython does it, so that they compare equal to the host's.
     return os.stat_result((
         attr.mode, attr.ino, device_number, attr.nlink, attr.uid, attr.gid, attr.size, atime, mtime, ctime,
-        atime + 1e-9 * (atime_ns % NSEC), mtime + 1e-9 * (mtime_ns % NSEC), ctime + 1e-9 * (ctime_ns % NSEC),
-        atime_ns, mtime_ns, ctime_ns, attr.blksize, attr.blocks, rdev,
+        atime + 1e-9 * ansec, mtime + 1e-9 * mnsec, ctime + 1e-9 * cnsec,
+        atime * NSEC + ansec, mtime * NSEC + mnsec, ctime * NSEC + cnsec, attr.blksize, attr.blocks, rdev,
     ))  # fmt: skip
 
 

@@ -10,6 +10,8 @@ aside at start, so the usual request allocates nothing::
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
+from struct import Struct
 from typing import Final
 
 from vmsim.fuse.abi.headers import IN_HEADER, OUT_HEADER
@@ -27,6 +29,7 @@ OUT_BYTES: Final = OUT_HEADER.size
 DESCRIPTOR_BYTES: Final = 16
 INDIRECT_ENTRIES: Final = SLOT_INDIRECT // DESCRIPTOR_BYTES
 
+_PLAIN_CHAIN: Final = 2
 _NOTHING: Final[list[Request]] = []
 _unpack_out: Final = OUT_HEADER.unpack_from
 
@@ -73,6 +76,33 @@ class RequestQueue:
             return True
         self.state.backlog.append(request.unique)
         return False
+
+    def ask(self, request: Request, message: Struct, fields: Sequence[int]) -> bool:
+        """``submit`` for a fixed message without payload, packed right into its slot: the shortest way.
+
+        False, with nothing done, when this is not the time for it: then ``submit`` is to be used.
+        """
+        state = self.state
+        slots, ring = state.free_slots, self.ring
+        if (
+            not slots
+            or state.backlog
+            or self._split
+            or ring.free < _PLAIN_CHAIN
+            or self._direct_max < _PLAIN_CHAIN
+        ):
+            return False
+        slot = slots.pop()
+        offset = slot * SLOT_BYTES
+        base = state.slots_gpa + offset
+        length = message.size
+        message.pack_into(self._view, offset, *fields)
+        if self._memory.dirty is not None:
+            self._memory.dirty.mark(base, length)
+        request.slot = slot
+        head = ring.add(((base, length),), ((base + SLOT_IN, OUT_BYTES + request.out_bytes),))
+        self._heads[head] = request.unique
+        return True
 
     def dispatch_backlog(self) -> bool:
         """Move waiting requests into the ring while there is room; True if any went in."""
@@ -159,8 +189,9 @@ class RequestQueue:
         if used is None:
             return _NOTHING
         ended = []
+        heads = self._heads
         while used is not None:
-            unique = self._heads.pop(used[0], None)
+            unique = heads.pop(used[0], None)
             if unique is not None:
                 request = self._requests[unique]
                 room = request.out_bytes
@@ -179,6 +210,8 @@ class RequestQueue:
                             request.reply = bytes(self._view[start : start + min(written, room)])
                 self._release(request)
                 ended.append(request)
+            if not heads:
+                break
             used = self.ring.reap()
         return ended
 

@@ -191,7 +191,10 @@ class _Checker:
             if nodeid != node.id or not 0 < nodeid <= U64_MAX or node.nlookup < 0 or node.refs < 1:
                 _refuse(field, "impossible node")
             attr = node.attr
-            words = (attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.blksize, attr.flags)
+            words = (
+                attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.blksize, attr.flags,
+                attr.atimensec, attr.mtimensec, attr.ctimensec,
+            )  # fmt: skip
             if any(not 0 <= value < 1 << 32 for value in words) or min(attr.ino, attr.size, attr.blocks) < 0:
                 _refuse(field, "impossible attributes")
             if node.parent and (node.parent not in nodes or not stat.S_ISDIR(nodes[node.parent].attr.mode)):

@@ -73,14 +73,17 @@ class QueueState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Attr(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """A file's attributes (``fuse_attr``), times in nanoseconds."""
+    """A file's attributes: the fields of ``fuse_attr`` in its order."""
 
     ino: int
     size: int
     blocks: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
+    atime: int
+    mtime: int
+    ctime: int
+    atimensec: int
+    mtimensec: int
+    ctimensec: int
     mode: int
     nlink: int
     uid: int

@@ -22,7 +22,7 @@ from vmsim.guest.driver import VirtioDriver
 from vmsim.guest.nodes import NodeTable
 from vmsim.guest.pagecache import PageCache
 from vmsim.guest.queue import SLOT_IN, RequestQueue
-from vmsim.guest.state import DONE, KernelState, Process, Request, Segments
+from vmsim.guest.state import DONE, IN_FLIGHT, KernelState, Process, Request, Segments
 from vmsim.memory import PAGE_SIZE, GuestMemory
 from vmsim.schedule import Schedule
 from vmsim.virtio.constants import F_INDIRECT_DESC
@@ -120,6 +120,45 @@ class FuseTransport:
         request = Request(unique, opcode, nodeid, pid, index, message, room, reads, writes, owned)
         self.requests[unique] = request
         self._send(request)
+        return request
+
+    def ask(self, opcode: int, nodeid: int, args: tuple[Any, ...], process: Process) -> Request:
+        """``submit`` for what carries no name and no payload either way."""
+        state = self.state
+        pid = process.pid
+        index = 1 + pid % (len(self.queues) - 1)
+        queue = self.queues[index]
+        unique = state.next_unique
+        message = REQUEST_STRUCTS[opcode]
+        request = Request(
+            unique,
+            opcode,
+            nodeid,
+            pid,
+            index,
+            b"",
+            REPLY_ROOM[opcode],
+            NONE,
+            NONE,
+            NONE,
+            IN_FLIGHT,
+            -1,
+            0,
+            b"",
+            0,
+            NONE,
+        )
+        fields = (message.size, opcode, unique, nodeid, process.uid, process.gid, pid, 0, 0, *args)
+        if state.broken or not queue.ask(request, message, fields):
+            return self.submit(opcode, nodeid, args, process=process)
+        state.next_unique = unique + 2
+        self.requests[unique] = request
+        ring = queue.ring
+        ring.publish()
+        if ring.needs_kick():
+            self.driver.notify(ring)
+        if request.status != DONE:
+            self._reap(queue)
         return request
 
     def _send(self, request: Request) -> None:

@@ -17,6 +17,7 @@ from vmsim.guest.state import Attr, Node
 from vmsim.limits import NAME_MAX, PATH_MAX
 
 SYMLINKS_MAX: Final = 40
+_S_IFMT: Final = 0o170000
 _ATTR_BYTES: Final = ATTR_OUT.size
 _unpack_attr: Final = ATTR_OUT.unpack_from
 DOTS: Final = (b".", b"..", b"")
@@ -186,12 +187,11 @@ class PathWalk(Calls):
         node = kernel.nodes.nodes.get(nodeid)
         if node is None:
             fail(errno.ESTALE)
-        if fresh or node.attr_expiry_ns > kernel.schedule.now_ns():
+        if fresh or (node.attr_expiry_ns and node.attr_expiry_ns > kernel.schedule.now_ns()):
             return node.attr
         version = kernel.state.attr_version
         args = (0, 0, 0) if fh is None else (1, 0, fh)
-        reply = self._call(op.GETATTR, nodeid, args).reply
-        return self._take_attr(nodeid, reply, version)
+        return self._take_attr(nodeid, self._ask(op.GETATTR, nodeid, args), version)
 
     def _take_attr(self, nodeid: int, reply: bytes, version: int) -> Attr:
         """Attributes out of an ``fuse_attr_out``; EIO if the file turned into another kind."""
@@ -199,8 +199,8 @@ class PathWalk(Calls):
             fail(errno.EIO)
         raw = _unpack_attr(reply)
         kernel = self._cell.kernel
-        node = kernel.nodes.get(nodeid)
-        if (raw[12] ^ node.attr.mode) & 0o170000:
+        node = kernel.nodes.nodes.get(nodeid)
+        if node is None or (raw[12] ^ node.attr.mode) & _S_IFMT:
             fail(errno.EIO)
         kernel.apply_attr(node, raw[3:], raw[0], raw[1], version)
         return node.attr
