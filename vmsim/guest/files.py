@@ -45,9 +45,22 @@ class FileCalls(CachedCalls):
         if n > 1 << 16:  # no need for a buffer beyond the end of the file
             begin = file.offset if offset is None else offset
             n = min(n, max(1 << 16, self._attr(file.nodeid, file.fh).size - begin))
+        if self.kernel.pages is None:
+            return self._collect_direct(file, n, offset)
         data = bytearray(n)
         got = self._read_some(fd, [memoryview(data)], offset)
         return bytes(data[:got]) if got < n else bytes(data)
+
+    def _collect_direct(self, file: OpenFile, n: int, offset: int | None) -> bytes:
+        """``_collect`` without a page cache: one copy, from the payload buffer."""
+        if offset is not None and offset < 0:
+            fail(errno.EINVAL)
+        with self._held(file) as number:
+            start = file.offset if offset is None else offset
+            data = self._read_bytes(number, start, n)
+            if offset is None:
+                self.kernel.state.files[number].offset = start + len(data)
+        return data
 
     def readv(self, fd: int, buffers: Sequence[Buffer]) -> int:
         """Fill buffers from the file's offset; bytes read."""

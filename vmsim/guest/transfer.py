@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from vmsim.fuse import opcodes as op
@@ -11,7 +11,7 @@ from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.flags import WRITE_CACHE, WRITE_KILL_SUIDGID
 from vmsim.guest.calls import fail
 from vmsim.guest.opening import OpenCalls
-from vmsim.guest.state import OpenFile, Segments
+from vmsim.guest.state import OpenFile, Request, Segments
 
 READ_CHUNK: Final = 1 << 20
 
@@ -90,30 +90,45 @@ class TransferCalls(OpenCalls):
         return WRITE_KILL_SUIDGID if killpriv and self.process.uid else 0
 
     def _read_into(self, number: int, offset: int, out: memoryview) -> int:
-        """READ into a payload buffer and copy to ``out``; bytes read."""
+        """READ through payload buffers into ``out``; bytes read."""
         done = 0
-        while done < len(out):
-            kernel = self._running()
-            gpa, size = self._buffer(min(len(out) - done, kernel.max_read))
+        for request, size in self._read_pieces(number, offset, len(out)):
             kernel = self.kernel
-            file = kernel.state.files[number]
-            args = (file.fh, offset + done, size, 0, 0, file.flags, 0)
-            request = self._call(op.READ, file.nodeid, args, writes=[(gpa, size)], owned=[(gpa, size)])
-            kernel = self.kernel
-            got = min(request.written, size)
-            if got:
-                self._copy_out(gpa, out[done : done + got])
-            kernel.free_owned(request)
-            done += got
-            if got < size:
-                break
+            at = 0
+            for view in kernel.memory.views(request.writes[0][0], size):
+                out[done + at : done + at + len(view)] = view
+                at += len(view)
+            done += size
         return done
 
-    def _copy_out(self, gpa: int, out: memoryview) -> None:
-        at = 0
-        for view in self.kernel.memory.views(gpa, len(out)):
-            out[at : at + len(view)] = view
-            at += len(view)
+    def _read_bytes(self, number: int, offset: int, size: int) -> bytes:
+        """READ through payload buffers; the bytes."""
+        pieces = []
+        for request, got in self._read_pieces(number, offset, size):
+            pieces.append(self.kernel.memory.read(request.writes[0][0], got))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_pieces(self, number: int, offset: int, size: int) -> Iterator[tuple[Request, int]]:
+        """READ ``size`` bytes in as many requests as it takes; each with its (non-zero) bytes.
+
+        The request's buffer is freed when the next piece is asked for.
+        """
+        while size > 0:
+            kernel = self._running()
+            gpa, room = self._buffer(min(size, kernel.max_read))
+            file = self.kernel.state.files[number]
+            args = (file.fh, offset, room, 0, 0, file.flags, 0)
+            request = self._call(op.READ, file.nodeid, args, writes=[(gpa, room)], owned=[(gpa, room)])
+            got = min(request.written, room)
+            try:
+                if got:
+                    yield request, got
+            finally:
+                self.kernel.free_owned(request)
+            if got < room:
+                break
+            offset += got
+            size -= got
 
     def _write_from(self, number: int, offset: int, data: memoryview) -> int:
         """Copy ``data`` to payload buffers and WRITE it; bytes taken. An error after some bytes is left to
