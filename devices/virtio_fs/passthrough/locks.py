@@ -79,9 +79,19 @@ class LockOps(AttrOps):
     def set_flock(self, handle: Handle, operation: int) -> None:
         """flock(2) on the handle; a conversion that fails has lost the old lock, as on Linux."""
         self.locks.flocks.pop(handle.id, None)
+        if operation != fcntl.LOCK_UN and self._flocked_by_others(handle, operation):
+            self.host.flock(handle.fd, fcntl.LOCK_UN)
+            raise BlockingIOError(errno.EAGAIN, "locked")
         self.host.flock(handle.fd, operation)
         if operation != fcntl.LOCK_UN:
             self.locks.flocks[handle.id] = operation
+
+    def _flocked_by_others(self, handle: Handle, operation: int) -> bool:
+        for other in self.handles.of_inode(handle.inode_id):
+            kind = self.locks.flocks.get(other.id)
+            if kind is not None and other is not handle and fcntl.LOCK_EX in (kind, operation):
+                return True
+        return False
 
     def set_posix(self, handle: Handle, lock: HeldLock) -> None:
         """Lock or unlock a range for its owner; EBADF unless the handle is open for that sort of lock."""
@@ -93,6 +103,8 @@ class LockOps(AttrOps):
             own = Owner(self._lock_fd(handle))
         try:
             _check_access(handle, lock.kind)
+            if lock.kind != fcntl.F_UNLCK and self.locks.conflict(*key, lock.start, lock.end, lock.kind):
+                raise BlockingIOError(errno.EAGAIN, "locked")  # the host may not know it: see suspend_locks
             self.host.set_lock(own.fd, lock.kind, lock.start, _length(lock.start, lock.end))
             own.apply(lock)
         except OSError as error:

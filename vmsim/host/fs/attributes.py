@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import platform
 import struct
@@ -26,7 +27,18 @@ STATX_IDENTITY: Final = struct.Struct("<28xH2xQ96xIIQ")
 """Of struct statx only mode, ino, dev and mnt_id."""
 
 STATX: Final = struct.Struct("<IIQIIIH2xQQQQqI4xqI4xqI4xqI4xIIIIQ")
-STAT_X86_64: Final = struct.Struct("<QQQIII4xQqqqqqqqqq")
+STAT_X86_64: Final = struct.Struct("<QQQIIIII4xQqqqqqqqq")
+"""struct stat: dev, ino, nlink, mode, uid, gid, padding (0), half of rdev, size, blksize, blocks, times.
+
+The low half of rdev is what the kernel's new_encode_dev makes, and the padding serves as fuse_attr's flags.
+"""
+
+_unpack_stat = STAT_X86_64.unpack_from
+_attr_order: Callable[[tuple[int, ...]], tuple[int, ...]] = operator.itemgetter(
+    1, 8, 10, 11, 13, 15, 12, 14, 16, 3, 2, 4, 5, 7, 9, 6
+)
+_fstat = libc.fstat
+_statx = libc.statx
 
 _faccessat2 = syscall("int dir_fd, const char *path, int mask, int flags")
 
@@ -48,27 +60,19 @@ class LinuxAttributes:
         return self.identify(fd)[0]
 
     def _fstat_x86_64(self, fd: int) -> tuple[int, ...]:
-        if libc.fstat(fd, self._stat):
+        if _fstat(fd, self._stat):
             fail("fstat")
-        (
-            _, ino, nlink, mode, uid, gid, rdev, size, blksize, blocks, atime, atimensec, mtime, mtimensec,
-            ctime, ctimensec,
-        ) = STAT_X86_64.unpack_from(self._stat_bytes)  # fmt: skip
-        # The low half of dev_t is what the kernel's new_encode_dev makes.
-        return (
-            ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, nlink, uid, gid,
-            rdev & 0xFFFFFFFF, blksize, 0,
-        )  # fmt: skip
+        return _attr_order(_unpack_stat(self._stat_bytes))
 
     def identify(self, fd: int) -> tuple[tuple[int, ...], int, int, bool]:
         """(attributes, dev, mnt_id, is_mount_root) of an open file."""
-        if libc.statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, self._stat):
+        if _statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, self._stat):
             fail("statx")
         return self._identity()
 
     def identify_name(self, dir_fd: int, name: bytes) -> tuple[tuple[int, ...], int, int, bool]:
         """(attributes, dev, mnt_id, is_mount_root) of a name."""
-        if libc.statx(dir_fd, name, AT_NAME, STATX_BASIC_STATS | STATX_MNT_ID, self._stat):
+        if _statx(dir_fd, name, AT_NAME, STATX_BASIC_STATS | STATX_MNT_ID, self._stat):
             fail("statx")
         return self._identity()
 
@@ -86,7 +90,7 @@ class LinuxAttributes:
 
     def identify_at(self, dir_fd: int, name: bytes) -> tuple[int, int, int, int]:
         """(dev, ino, mnt_id, mode) of a name."""
-        if libc.statx(dir_fd, name, AT_NAME, STATX_TYPE | STATX_INO | STATX_MNT_ID, self._stat):
+        if _statx(dir_fd, name, AT_NAME, STATX_TYPE | STATX_INO | STATX_MNT_ID, self._stat):
             fail("statx")
         mode, ino, dev_major, dev_minor, mnt_id = STATX_IDENTITY.unpack_from(self._stat_bytes)
         return os.makedev(dev_major, dev_minor), ino, mnt_id, mode
@@ -100,14 +104,14 @@ class LinuxAttributes:
         return self._birth(dir_fd, name, AT_NAME)
 
     def _birth(self, fd: int, name: bytes, flags: int) -> tuple[int, int]:
-        if libc.statx(fd, name, flags, STATX_BTIME, self._stat):
+        if _statx(fd, name, flags, STATX_BTIME, self._stat):
             fail("statx")
         values = STATX.unpack_from(self._stat_bytes)
         return (values[13], values[14]) if values[0] & STATX_BTIME else (0, 0)
 
     def statx(self, fd: int, flags: int, mask: int) -> tuple[int, ...]:
         """mask .. dev_minor."""
-        if libc.statx(fd, b"", AT_EMPTY_PATH | flags & STATX_FLAGS, mask & 0x7FFFFFFF, self._stat):
+        if _statx(fd, b"", AT_EMPTY_PATH | flags & STATX_FLAGS, mask & 0x7FFFFFFF, self._stat):
             fail("statx")
         return STATX.unpack_from(self._stat_bytes)[:-1]
 
