@@ -115,9 +115,10 @@ class VirtioFsBackend:
         Requests that wait for locks of third parties are tried again, the collection gets on, and locks that
         were let go for a migration that failed are taken back.
         """
-        self.fs.retry_waiting()
         if self._locks_suspended:
             self._resume_locks()
+        if not self._locks_suspended:
+            self.fs.retry_waiting()
         if self.collector.active:
             self.collector.step(STEP)
         self._note_business()

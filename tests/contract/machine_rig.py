@@ -75,7 +75,7 @@ class Life:
     any number of times in between.
     """
 
-    def __init__(self, vm: Machine) -> None:
+    def __init__(self, vm: Machine, waiter: bool = True) -> None:
         fs = vm.mount()
         self.written = b""
         fs.mkdir("/d")
@@ -95,6 +95,14 @@ class Life:
         fs.flock(self.locked, fcntl.LOCK_EX)
         self.appended = 0
         self.go_on(vm)
+        self.got_it = False
+        self.waiter = vm.spawn("waiter", self._wait_for_lock, pid=2) if waiter else None
+        vm.schedule.settle()  # its request is in flight now, and stays there
+
+    def _wait_for_lock(self, fs: Any) -> None:
+        fd = fs.open("/locked", os.O_RDWR)
+        fs.setlk(fd, fcntl.F_WRLCK, 0, 15, wait=True)
+        self.got_it = True
 
     def go_on(self, vm: Machine) -> None:
         fs = vm.mount()
@@ -115,6 +123,18 @@ class Life:
         assert sorted(fs.listdir(self.folder)) == ["after", "f0", "f1", "f2"]
         assert fs.getlk(self.fd, fcntl.F_WRLCK, 0, 0).kind == fcntl.F_UNLCK
         assert not host_lock(os.path.join(vm.share, "locked"))
+        assert not self.got_it
+        assert len(vm.kernel.requests) == (self.waiter is not None)
+
+    def finish(self, vm: Machine) -> None:
+        """Let the waiting request end: its reply must still find its program."""
+        vm.mount().setlk(self.locked, fcntl.F_UNLCK, 0, 0)
+        if self.waiter is None:
+            return
+        vm.schedule.wait(lambda: self.waiter.done, "the waiter")
+        self.waiter.result()
+        assert self.got_it
+        assert vm.kernel.requests == {}
 
 
 def open_fds() -> int:

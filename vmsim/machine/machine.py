@@ -202,8 +202,11 @@ class Machine:
         )  # fmt: skip
         task = self.schedule.spawn("incoming migration", lambda: arrival.receive(here))
 
-        def arrived() -> Machine | None:
+        def ended() -> None:
             self.schedule.wait(lambda: task.done, "the end of the incoming migration")
+
+        def arrived() -> Machine | None:
+            ended()
             try:
                 machine = task.result()
             except MigrationError:
@@ -214,7 +217,7 @@ class Machine:
         told = MigrationTrace(self.seams.trace, progress)
         stats = None
         try:
-            stats = self._send(there, told, parameters, lambda: arrived() is not None)
+            stats = self._send(there, told, Source(self, ended), parameters, lambda: arrived() is not None)
         finally:
             machine = arrived()
             if machine is not None and stats is None:
@@ -247,17 +250,17 @@ class Machine:
         """
         self._require_idle()
         told = MigrationTrace(self.seams.trace, progress)
-        stats = self._send(lines.outgoing(channel, self.schedule), told, parameters)
+        stats = self._send(lines.outgoing(channel, self.schedule), told, Source(self), parameters)
         told.committed(stats)
         return stats
 
     def _send(
-        self, channel: Channel, told: MigrationTrace, parameters: MigrationParameters | None,
+        self, channel: Channel, told: MigrationTrace, source: Source, parameters: MigrationParameters | None,
         verdict: Callable[[], bool | None] = lambda: None,
     ) -> MigrationStats:  # fmt: skip
         channel = self.seams.channel(channel, "source")
         self.outgoing = OutgoingMigration(
-            Source(self), channel, self.schedule, parameters, told.progress, verdict
+            source, channel, self.schedule, parameters, told.progress, verdict
         )
         try:
             return self.outgoing.run()
@@ -323,7 +326,7 @@ class Machine:
         options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
         seams: Seams | None = None, backend: Backend | None = None, migration: str | None = None,
     ) -> Machine:  # fmt: skip
-        """The machine that was saved to ``path``, running, with ``share`` as its directory: as ``receive``."""
+        """The machine saved to ``path``, running, with ``share`` as its directory (see ``receive``)."""
         return cls.receive(
             FileReader(path), share, options=options, schedule=schedule, seams=seams, backend=backend,
             migration=migration,

@@ -6,7 +6,7 @@ source lets go of it once everything is saved, and the destination takes it befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from vmsim.errors import MigrationBlocked, MigrationError, VmsimError
@@ -28,9 +28,11 @@ class Source:
 
     machine_type = MACHINE_TYPE
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, rid: Callable[[], object] = lambda: None) -> None:
+        """``rid`` returns once the destination of a failed migration has let go of everything."""
         self.machine = machine
         self.memory = machine.memory
+        self._rid = rid
         self._keeps = machine.keeps_backend
 
     def check_migratable(self) -> None:
@@ -84,6 +86,7 @@ class Source:
         """Go on as before, with the same back-end; connect to it again if the connection is gone."""
         machine = self.machine
         try:
+            self._rid()
             if not machine.device.attached:
                 _take_backend(machine)
             machine.device.resume()

@@ -1,0 +1,140 @@
+"""Every step of a migration fails once in every way: each message, each read and write, each host call.
+
+The steps are those that a run without faults counted, so none is picked by hand.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.contract.machine_rig import FEW_KINDS, Campaign, Kind, Life, no_leaks
+from vmsim.machine import Seams
+from vmsim.machine.machine import FINISHED, RUNNING
+from vmsim.sim.faults import Fault, Step
+
+FAULTS = ("fail", "lose", "cut")
+CHANNEL_AND_MESSAGES = ("vhost source", "vhost destination", "channel source", "channel destination")
+HOST_CALLS = ("host source", "host destination")
+MESSAGES_SAVED = {
+    "upstream": {"SET_DEVICE_STATE_FD", "CHECK_DEVICE_STATE"},
+    "rfc2023": {"FS_SET_STATE_FD", "FS_GET_STATE"},
+}
+
+
+class Shares:
+    """A new empty directory for every run."""
+
+    def __init__(self, folder) -> None:
+        self._folder = folder
+        self._numbers = itertools.count()
+
+    def __call__(self):
+        share = self._folder / str(next(self._numbers))
+        share.mkdir()
+        return share
+
+
+@pytest.fixture
+def shares(tmp_path):
+    return Shares(tmp_path)
+
+
+def count_steps(share, kind: Kind, seams: tuple[str, ...], **changes) -> list[Step]:
+    """The steps of an undisturbed migration that cross these seams."""
+    campaign = Campaign(share, kind, **changes)
+    life = Life(campaign.vm, waiter="host source" not in seams)
+    vm = campaign.migrate()
+    life.check(vm)
+    life.finish(vm)
+    vm.close()
+    campaign.vm.close()
+    return [step for step in campaign.plan.steps if step.seam.startswith(seams)]
+
+
+def outcome(share, kind: Kind, step: Step, fault: str, *, waiter: bool, **changes) -> str:
+    """Who runs in the end, after everything that the guest has was looked at; an assertion if not exactly one."""
+    campaign = Campaign(share, kind, [Fault.at(step, fault)], **changes)
+    source = campaign.vm
+    life = Life(source, waiter=waiter)
+    vm = campaign.migrate()
+    assert campaign.plan.injected
+    runs = "destination"
+    if vm is None:
+        runs = "source"
+        assert source.state == RUNNING
+        assert source.outgoing is None
+        assert campaign.error.step
+        assert campaign.error.side in ("source", "destination")
+        life.check(source)
+        life.go_on(source)
+        vm = source.migrate(seams=Seams())
+    assert source.state == FINISHED
+    life.check(vm)
+    life.go_on(vm)
+    life.check(vm)
+    life.finish(vm)
+    vm.close()
+    source.close()
+    return runs
+
+
+def enumerate_failures(shares, kind: Kind, seams: tuple[str, ...], **changes) -> dict[str, int]:
+    waiter = "host source" not in seams
+    steps = count_steps(shares(), kind, seams, **changes)
+    assert {step.seam.rstrip(" 123") for step in steps} == set(seams)
+    outcomes = {"source": 0, "destination": 0}
+    for step in steps:
+        for fault in FAULTS:
+            try:
+                runs = outcome(shares(), kind, step, fault, waiter=waiter, **changes)
+            except BaseException as error:
+                error.add_note(f"{kind}: {fault} at {step}")
+                raise
+            outcomes[runs] += 1
+    return outcomes
+
+
+@pytest.mark.parametrize("kind", FEW_KINDS, ids=str)
+def test_messages_and_channel(shares, kind):
+    with no_leaks():
+        outcomes = enumerate_failures(shares, kind, CHANNEL_AND_MESSAGES)
+    assert outcomes["source"] > 100, "failures before commit"
+    assert outcomes["destination"] > 5, "failures that do not matter, or come after commit"
+
+
+@pytest.mark.parametrize("kind", FEW_KINDS, ids=str)
+def test_host_calls(shares, kind):
+    with no_leaks():
+        outcomes = enumerate_failures(shares, kind, HOST_CALLS)
+    assert outcomes["source"] > 30
+
+
+@pytest.mark.parametrize("dialect", ["upstream", "rfc2023"])
+@pytest.mark.parametrize("kept", [{"migration": "external"}, {"options": {"migration_empty_state": True}}])
+def test_with_a_back_end_that_is_kept(shares, dialect, kept):
+    """Both connections are of the one back-end that the source started."""
+    kind = Kind("packed", dialect, "find-paths", None)
+    seams = ("vhost source", "channel source", "channel destination")
+    with no_leaks():
+        outcomes = enumerate_failures(shares, kind, seams, **kept)
+    assert outcomes["source"] > 100
+    assert outcomes["destination"] > 5
+
+
+@pytest.mark.parametrize("kind", FEW_KINDS, ids=str)
+def test_the_steps_are_all_there(shares, kind):
+    """What was counted covers the messages of the golden logs, on both sides."""
+    steps = count_steps(shares(), kind, CHANNEL_AND_MESSAGES)
+    told = {(step.seam[:-2], step.operation) for step in steps if step.seam.startswith("vhost")}
+    source = {name for side, name in told if side == "vhost source"}
+    destination = {name for side, name in told if side == "vhost destination"}
+    assert source >= {"SET_LOG_BASE", "SET_FEATURES", "SET_VRING_ADDR", "SET_VRING_ENABLE", "GET_VRING_BASE"}
+    assert source >= MESSAGES_SAVED[kind.dialect]
+    assert destination >= {
+        "GET_FEATURES", "SET_OWNER", "RESET_DEVICE", "SET_FEATURES", "ADD_MEM_REG", "SET_VRING_NUM",
+        "SET_VRING_BASE", "SET_VRING_ADDR", "SET_VRING_KICK", "SET_VRING_ENABLE",
+    }  # fmt: skip
+    assert {step.operation for step in steps if step.seam == "channel source"} == {"write", "read"}
+    assert {step.operation for step in steps if step.seam == "channel destination"} == {"write", "read"}
