@@ -125,6 +125,7 @@ class Recorder:
         self.kick = inner.kick
         self.notifier = inner.notifier
         self.backend_channel = inner.backend_channel
+        self.reason = inner.reason
         self.progress = inner.progress
         self.close = inner.close
 

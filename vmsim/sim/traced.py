@@ -63,6 +63,7 @@ class TracedTransport:
         self.close = inner.close
         self.notifier = inner.notifier
         self.backend_channel = inner.backend_channel
+        self.reason = inner.reason
         self.on_call: Callable[[int], None] = inner.on_call
         self.on_ring_error: Callable[[int, str], None] = inner.on_ring_error
         inner.on_call = self._called

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from vmsim.errors import PeerError
+from vmsim.errors import PeerError, VmsimError
 from vmsim.schedule import Schedule
 from vmsim.vhost.backend import VhostBackend
 from vmsim.vhost.messages import MessageError, Reply, Request
@@ -63,6 +63,13 @@ class InProcessTransport:
         """Let the back-end move a state transfer on."""
         if not self._backend("state transfer").progress():
             raise PeerError("the state transfer is stuck: neither side can go on")
+
+    def reason(self) -> str:
+        """What the back-end found wrong last."""
+        if self.backend is None:
+            return ""
+        error = self.backend.transfer.failure or self.backend.refusal
+        return error.message if isinstance(error, VmsimError) else str(error or "")
 
     def close(self) -> None:
         """Disconnect; the back-end stops its rings and keeps its session."""

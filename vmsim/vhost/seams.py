@@ -131,6 +131,10 @@ class Transport(Protocol):
         """Let the peer work while we wait on a transfer channel; PeerError if it cannot get any further."""
         ...
 
+    def reason(self) -> str:
+        """Why the back-end last refused something, if this transport can tell; messages carry only a number."""
+        ...
+
     def close(self) -> None:
         """Give up the connection; may be called twice."""
         ...

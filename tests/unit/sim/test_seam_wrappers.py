@@ -49,6 +49,9 @@ class Peer:
     def backend_channel(self):
         return -1
 
+    def reason(self):
+        return ""
+
     def progress(self):
         self.trail.append("progress")
 

@@ -57,7 +57,12 @@ class StateLink(Protocol):
 
 
 class BackendTransfer(Protocol):
-    """The back-end half of a dialect: one per back-end, alive from construction to ``abandon``."""
+    """The back-end half of a dialect: one per back-end, alive from construction to ``abandon``.
+
+    ``failure`` is why the last transfer failed, None if it did not.
+    """
+
+    failure: Exception | None
 
     def handle(self, request: Request, take_fd: Callable[[], int], rings_stopped: bool) -> Reply | None:
         """Answer one of the dialect's messages; ``take_fd`` hands over its next descriptor."""
