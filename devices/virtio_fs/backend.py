@@ -75,7 +75,8 @@ class VirtioFsBackend:
         """Whether something beside the plain serving of requests is going on."""
 
     def close(self) -> None:
-        """Give back all descriptors. May be called twice."""
+        """Give back all descriptors, and all views of guest memory. May be called twice."""
+        self._slot = None
         self.collector.stop()
         self.session.reset()
         self.fs.close()
@@ -191,7 +192,8 @@ class VirtioFsBackend:
         """Check and apply a state; VmsimError or OSError, and then nothing of it is here."""
         state, rings = parked.split(blob, self.queue_count)
         self.report = restore_state(self.fs, self.session, state, self.state_options)
-        self._kept = rings
+        if not self.state_options.empty_state:
+            self._kept = rings
 
     def _suspend_locks(self) -> None:
         locks = self.fs.locks

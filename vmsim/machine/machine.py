@@ -383,7 +383,7 @@ class Machine:
         """The machine is elsewhere now: it never runs again."""
         self.state = FINISHED
         self.kernel.pause()
-        self.device.detach()
+        self._detach()
         if self.owns_backend and not self.keeps_backend:
             self.backend.close()
 
@@ -397,12 +397,22 @@ class Machine:
 
     def _release(self, *, backend: bool = True) -> None:
         if hasattr(self, "device"):
-            self.device.detach()
+            self._detach()
         if backend and self.owns_backend:
             self.backend.close()
         self._release_memory()
 
+    def _detach(self) -> None:
+        self.device.detach()
+        self.device.stop_log(self.dirty)
+        self.dirty.stop()
+
     def _release_memory(self) -> None:
+        """Unmap guest memory, even if somebody keeps this object."""
+        if hasattr(self, "kernel"):
+            self.kernel.queues = []
+            self.kernel.pages = self.kernel.dentries = None
+            self.memory.close()
         for memfd in self._memfds:
             memfd.close()
         self._memfds = []
