@@ -1,36 +1,47 @@
 """The command line: one module per command.
 
 Exit codes: 0 all held; 1 something did not (a discrepancy, a failed or blocked migration); 2 the command was
-used wrongly; 130 interrupted.
+used wrongly; 130, 143, 129 interrupted (SIGINT, SIGTERM, SIGHUP), after everything was cleaned up.
 """
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Sequence
 
 import click
 
-from vmsim.cli.common import report_error
+from vmsim.cli.common import Invocation, error_facts, print_json, report_error
+from vmsim.cli.interrupts import Interrupted, interruptible
 from vmsim.cli.migrate import migrate
 from vmsim.cli.restore import restore
 from vmsim.cli.shell import shell
 from vmsim.errors import UsageError, VmsimError
 
+__all__ = ["cli", "main", "run"]
+
+FAILED = 1
+MISUSED = 2
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="vmsim")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.pass_context
-def cli(context: click.Context, debug: bool) -> None:
+@click.version_option(package_name="vmsim", prog_name="vmsim")
+@click.option("--debug", is_flag=True, help="With an error, show its traceback.")
+def cli(debug: bool) -> None:
     """A virtual machine with a complete virtio-fs device and its stateful migration, in one process.
 
     \b
     Try:
       vmsim migrate                 a machine on a small directory migrates while it works, and is checked
       vmsim migrate --read-only .   the same on this directory, changing nothing
+      vmsim migrate --hops 5 --ring packed --dialect rfc2023
+      vmsim migrate --save FILE DIR, then: vmsim restore FILE --share DIR
       vmsim shell .                 look around in a guest; type "help"
+
+    \b
+    Exit status: 0 everything held, 1 something did not, 2 the command was used wrongly.
     """
-    context.obj = debug
 
 
 cli.add_command(migrate)
@@ -40,21 +51,37 @@ cli.add_command(shell)
 
 def main() -> None:
     """Run the command line and exit."""
-    debug = "--debug" in sys.argv
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files are any bytes
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One command; its exit status. Errors have been told, on standard output as well with ``--json``."""
+    options = set(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    invocation = Invocation(debug="--debug" in options, as_json="--json" in options)
+    words = [word for word in arguments if word != "--debug"]
     try:
-        status = cli.main(["--debug", *arguments] if debug else arguments, prog_name="vmsim", standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except UsageError as error:
-        report_error(error, debug=debug)
-        sys.exit(2)
-    except (VmsimError, OSError) as error:
-        report_error(error, debug=debug)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(status if isinstance(status, int) else 0)
+        with interruptible():
+            status = cli.main(words, prog_name="vmsim", standalone_mode=False, obj=invocation)
+    except BaseException as error:
+        problem = error.__cause__ if isinstance(error, click.Abort) and error.__cause__ else error
+        return _told(problem, invocation)
+    return status if isinstance(status, int) else 0
+
+
+def _told(error: BaseException, invocation: Invocation) -> int:
+    """Tell what went wrong, and choose the exit status; what is a bug of ours is raised again."""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        status = error.status if isinstance(error, Interrupted) else Interrupted.status
+    elif isinstance(error, click.ClickException | UsageError):
+        status = MISUSED
+    elif isinstance(error, VmsimError | OSError):
+        status = FAILED
+    else:
+        raise error
+    report_error(error, debug=invocation.debug)
+    if invocation.as_json:
+        print_json({"ok": False, "error": error_facts(error), **invocation.facts})
+    return status

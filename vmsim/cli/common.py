@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import traceback
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
 from rich.console import Console
 
-from vmsim.errors import UsageError, VmsimError
+from vmsim.cli.interrupts import Interrupted
+from vmsim.errors import HostError, MigrationError, UsageError, VmsimError
 from vmsim.machine.config import parse_size
 
 REPORT_WIDTH = 110
+HINTS = {
+    errno.ENOSPC: "free some space, or ask for less (--inodes)",
+    errno.EDQUOT: "free some space, or ask for less (--inodes)",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENOMEM: "ask for less --memory",
+}
 
 
-class SizeType(click.ParamType):
+@dataclass(slots=True)
+class Invocation:
+    """How a command was called; ``facts`` are what it has found out so far, for a failure told as JSON."""
+
+    debug: bool = False
+    as_json: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3
     """A size option, in bytes."""
 
     name = "size"
@@ -48,6 +67,15 @@ def human_ns(duration_ns: float) -> str:
     return f"{duration_ns:.0f} ns"
 
 
+def printable(text: str) -> str:
+    """A name for a terminal: control characters and what is no text are escaped as in Python."""
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
 def stderr_console() -> Console:
     """Progress and diagnosis go to standard error, so that standard output stays clean."""
     return Console(stderr=True, highlight=False)
@@ -63,31 +91,47 @@ def report_error(error: BaseException, *, debug: bool) -> None:
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     print(f"vmsim: {error_line(error)}", file=sys.stderr)
-    hint = getattr(error, "hint", "")
+    hint = error_hint(error)
     if hint:
         print(f"  hint: {hint}", file=sys.stderr)
 
 
 def error_line(error: BaseException) -> str:
-    """What happened, on one line."""
-    if isinstance(error, VmsimError):
-        return str(error)
+    """What happened, on one line; of a migration also the step and the side."""
+    if isinstance(error, MigrationError):
+        where = [f"{name} {value}" for name, value in (("step", error.step), ("side", error.side)) if value]
+        return printable(f"{error} ({', '.join(where)})" if where else str(error))
     if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
-    return f"{type(error).__name__}: {error}"
+        where_file = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        return printable(f"{error.strerror}{where_file}")
+    if isinstance(error, click.ClickException):
+        return printable(error.format_message())
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return str(error) if isinstance(error, Interrupted) else "interrupted"
+    return printable(str(error) if isinstance(error, VmsimError) else f"{type(error).__name__}: {error}")
+
+
+def error_hint(error: BaseException) -> str:
+    """What to do next; empty if there is nothing to say."""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"see: {error.ctx.command_path} --help"
+    if isinstance(error, OSError) or (isinstance(error, HostError) and not error.hint):
+        return HINTS.get(error.errno or 0, "")
+    return str(getattr(error, "hint", ""))
 
 
 def error_facts(error: BaseException) -> dict[str, object]:
     """The same as JSON."""
     facts: dict[str, object] = {"type": type(error).__name__, "message": error_line(error)}
+    if hint := error_hint(error):
+        facts["hint"] = hint
+    if isinstance(error, OSError) and error.errno:
+        facts["errno"] = errno.errorcode.get(error.errno, str(error.errno))
     if isinstance(error, VmsimError):
         facts["blame"] = error.blame.value
         if error.spec:
             facts["spec"] = error.spec
-        if error.hint:
-            facts["hint"] = error.hint
-        details = {name: value for name, value in error.details.items() if value not in ("", -1)}
+        details = {name: value for name, value in error.details.items() if value not in ("", -1, 0)}
         if details:
             facts["details"] = {name: str(value) for name, value in details.items()}
     return facts

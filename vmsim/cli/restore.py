@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import click
+import msgspec
 
-from vmsim.cli.common import error_facts, print_json
-from vmsim.cli.job import continue_job
+from vmsim.cli.common import Invocation, print_json, report_console
+from vmsim.cli.continuing import ContinuedJob
+from vmsim.cli.show import show_continued
+from vmsim.cli.tracing import traced_seams, tracer_for
 from vmsim.cli.watch import ConsoleWatcher
-from vmsim.errors import UsageError, VmsimError
-from vmsim.machine import Machine
+from vmsim.sim.immediate import ImmediateSchedule
 
 
 @click.command()
@@ -19,44 +19,32 @@ from vmsim.machine import Machine
 @click.option("--migration-on-error", type=click.Choice(["abort", "guest-error"]), default=None,
               help="What happens when an inode cannot be found again  [default: as saved]")
 @click.option("--keep", is_flag=True, help="Leave the guest's scratch folder in DIR.")
+@click.option("--trace", metavar="GLOB", help="Print matching events on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def restore(file: str, share: str, migration_on_error: str | None, keep: bool, as_json: bool) -> int:
+@click.pass_obj
+def restore(
+    invocation: Invocation, /, file: str, share: str, migration_on_error: str | None, keep: bool,
+    trace: str | None, as_json: bool,
+) -> int:  # fmt: skip
     """Continue the machine in FILE, saved by: vmsim migrate --save FILE.
 
     Verifies every handle, offset, lock and byte of its guest against the record in the file, lets the guest
-    work on, verifies again, and removes the guest's scratch folder. Exit status 0 only if everything held.
+    work on, verifies again, and removes the guest's scratch folder. DIR may be at another place than it was.
+    Exit status 0 only if everything held.
     """
-    try:
-        facts = _restore(file, share, migration_on_error, keep=keep, quiet=as_json)
-    except (VmsimError, OSError) as error:
-        if as_json and not isinstance(error, UsageError):
-            print_json({"ok": False, "error": error_facts(error)})
-        raise
+    override = None if migration_on_error is None else {"migration_on_error": migration_on_error}
+    with ConsoleWatcher(quiet=as_json) as watcher:
+        job = ContinuedJob(file, share, watcher, override, keep=keep)
+        if trace is not None:
+            job.schedule = ImmediateSchedule()
+            job.seams = traced_seams(tracer_for(trace, job.schedule), "vm")
+        try:
+            report = job.run()
+        except BaseException:
+            invocation.facts.update(job.so_far())
+            raise
     if as_json:
-        print_json(facts)
+        print_json(msgspec.to_builtins(report))
     else:
-        for line in facts["notes"]:
-            print(f"note: {line}")
-        alive = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in facts["workload"].items())
-        print(f"restored: {alive}")
-        for line in facts["discrepancies"]:
-            print(f"  differs: {line}")
-        held = "everything held" if facts["ok"] else f"{len(facts['discrepancies'])} things did not hold"
-        print(f"verdict: {held}")
-    return 0 if facts["ok"] else 1
-
-
-def _restore(file: str, share: str, on_error: str | None, *, keep: bool, quiet: bool) -> dict[str, object]:
-    with ConsoleWatcher(quiet=quiet) as watcher, ExitStack() as stack:
-        watcher.stage("restore", file)
-        override = None if on_error is None else {"migration_on_error": on_error}
-        machine = stack.enter_context(Machine.restore(file, share=share, options=override))
-        work, found = continue_job(machine, watcher)
-        counts = work.counts()
-        if not keep:
-            watcher.stage("clean up", "the guest removes its scratch folder")
-            work.finish(machine.mount())
-        return {
-            "ok": not found, "share": machine.share, "moved": machine.facts(), "notes": machine.notes(),
-            "workload": counts, "discrepancies": [str(each) for each in found],
-        }
+        show_continued(report, report_console())
+    return 0 if report.ok else 1

@@ -56,7 +56,7 @@ class FileApi(Protocol):
     def rename(self, src: str, dst: str, /) -> None: ...  # noqa: D102
     def link(self, src: str, dst: str, /) -> None: ...  # noqa: D102
     def symlink(self, src: str, dst: str, /) -> None: ...  # noqa: D102
-    def readlink(self, path: str, /) -> str: ...  # noqa: D102
+    def readlink(self, path: str, /) -> str | bytes: ...  # noqa: D102
     def listdir(self, path: str, /) -> list[str]: ...  # noqa: D102
     def chmod(self, path: str, mode: int, /) -> None: ...  # noqa: D102
     def setxattr(self, path: str, attribute: str, value: bytes, /) -> None: ...  # noqa: D102
