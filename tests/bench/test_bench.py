@@ -14,11 +14,12 @@ from tests.bench.measure import Figure, Spread, interleave, quotient, speed
 from tests.bench.memory_use import ROOT
 from tests.bench.report import line
 
+MODES = ("find-paths", "file-handles")
 FIGURES = {
     "getattr": {"getattr.split", "getattr.packed"},
     "ring": {f"ring.{kind}.{buffers}" for kind in ("split", "packed") for buffers in ("same", "fresh")},
     "transfer": {f"transfer.{way}.{kind}" for way in ("read", "write") for kind in ("split", "packed")},
-    "state": {f"state.{way}.{mode}" for way in ("save", "restore") for mode in ("find-paths", "file-handles")},
+    "state": {f"state.{way}.{mode}" for way in ("save", "restore") for mode in MODES},
     "memory": {"memory.inodes.500", "memory.inodes.2000", "memory.inodes.5000"},
     "migration": {"migration.rounds"},
 }
@@ -72,7 +73,8 @@ def test_warm_up_does_not_count():
 
 
 @pytest.mark.parametrize(
-    ("more", "median", "met"), [(True, 2.0, True), (True, 1.0, False), (False, 1.0, True), (False, 2.0, False)]
+    ("more", "median", "met"),
+    [(True, 2.0, True), (True, 1.0, False), (False, 1.0, True), (False, 2.0, False)],
 )
 def test_an_aim_has_a_direction(more, median, met):
     figure = Figure("f", Spread(median, median, median), "x", aim=1.5, more_is_better=more)
