@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -133,6 +134,7 @@ class DeviceType(Protocol):
         ...
 
 
+@functools.cache
 def find_device(name: str) -> DeviceType:
     """The device of that name; UsageError lists those that are installed."""
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
