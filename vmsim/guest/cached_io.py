@@ -80,7 +80,7 @@ class CachedCalls(TransferCalls):
                 kernel.pages.enter(frame, nodeid, index)
             return True
         finally:
-            pages_now = self.kernel.pages
+            pages_now = self._cell.kernel.pages
             for frame in frames:
                 if pages_now is not None:
                     pages_now.release(frame)
@@ -281,7 +281,7 @@ class CachedCalls(TransferCalls):
         except OSError as refused:
             error = refused.errno or errno.EIO
         finally:
-            kernel = self.kernel
+            kernel = self._cell.kernel
             if kernel.pages is not None:
                 for at, frame in enumerate(frames):
                     kernel.pages.end_write(frame, nodeid, first + at)

@@ -86,8 +86,9 @@ class Calls:
 
     @property
     def kernel(self) -> GuestKernel:
-        """The kernel that runs this process now."""
-        return self._cell.kernel
+        """The kernel of this process, once it runs: nobody acts on a guest whose state is being saved."""
+        kernel = self._cell.kernel
+        return self._running() if kernel.paused else kernel
 
     @kernel.setter
     def kernel(self, kernel: GuestKernel) -> None:
@@ -96,7 +97,7 @@ class Calls:
     @property
     def process(self) -> Process:
         """The process; StateError when it has exited."""
-        process = self._cell.kernel.state.processes.get(self.pid)
+        process = self.kernel.state.processes.get(self.pid)
         if process is None:
             raise StateError(f"guest process {self.pid} does not exist")
         return process
@@ -232,7 +233,7 @@ class Calls:
 
     def _file(self, fd: int) -> OpenFile:
         """The open file description behind a descriptor; EBADF if there is none, ESTALE after recover()."""
-        kernel = self._cell.kernel
+        kernel = self.kernel
         process = kernel.state.processes.get(self.pid)
         number = process.fds.get(fd) if process is not None else None
         if number is None:
@@ -271,8 +272,19 @@ class Calls:
         file.refs += 1
         try:
             yield number
-        finally:
+        except Exception:
             self._put_file(number)
+            raise
+        except BaseException:  # the program was killed, perhaps on a machine that is no more: it cannot wait
+            kernel = self._cell.kernel
+            left = kernel.state.files.get(number)
+            if left is not None:
+                left.refs -= 1
+                if not left.refs:
+                    del kernel.state.files[number]
+                    kernel.nodes.drop(left.nodeid)
+            raise
+        self._put_file(number)
 
     def _put_file(self, number: int) -> None:
         """One user less; the last one releases the server's handle and the node."""
@@ -289,7 +301,7 @@ class Calls:
             if file.fh is not None and not kernel.state.broken and not stateless:
                 self._release(file)
         finally:
-            self.kernel.nodes.drop(file.nodeid)
+            self._cell.kernel.nodes.drop(file.nodeid)
 
     def _release(self, file: OpenFile) -> None:
         opcode = op.RELEASEDIR if file.directory else op.RELEASE
@@ -307,7 +319,7 @@ class Calls:
         try:
             yield nodeid
         finally:
-            self.kernel.nodes.drop(nodeid)
+            self._cell.kernel.nodes.drop(nodeid)
 
     def _node(self, nodeid: int) -> Node:
         return self.kernel.nodes.get(nodeid)
@@ -333,8 +345,9 @@ class Calls:
         try:
             yield
         finally:
-            process = self.process
-            process.uid, process.gid, process.groups = before
+            now = self._cell.kernel.state.processes.get(self.pid)
+            if now is not None:
+                now.uid, now.gid, now.groups = before
 
 
 def _memory_free(kernel: GuestKernel) -> bool:

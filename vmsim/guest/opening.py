@@ -49,7 +49,7 @@ class OpenCalls(NameCalls):
         try:
             return self._open_node(nodeid, flags)
         except BaseException:
-            self.kernel.nodes.drop(nodeid)
+            self._cell.kernel.nodes.drop(nodeid)
             raise
 
     def _open_node(self, nodeid: int, flags: int, created: bool = False) -> int:
@@ -249,7 +249,7 @@ class OpenCalls(NameCalls):
         try:
             return self._open_node(nodeid, flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC), created=True)
         except BaseException:
-            self.kernel.nodes.drop(nodeid)
+            self._cell.kernel.nodes.drop(nodeid)
             raise
 
     def _open_tmpfile(self, raw: bytes, flags: int, mode: int, dir_fd: int | None) -> int:

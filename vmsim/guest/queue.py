@@ -29,7 +29,7 @@ OUT_BYTES: Final = OUT_HEADER.size
 DESCRIPTOR_BYTES: Final = 16
 INDIRECT_ENTRIES: Final = SLOT_INDIRECT // DESCRIPTOR_BYTES
 
-_PLAIN_CHAIN: Final = 2
+PLAIN_MAX: Final = 4
 _NOTHING: Final[list[Request]] = []
 _unpack_out: Final = OUT_HEADER.unpack_from
 
@@ -51,8 +51,8 @@ class RequestQueue:
     """Sends requests through one ring and takes their replies; all that lasts is in ``state``."""
 
     __slots__ = (
-        "_allocator", "_direct_max", "_heads", "_memory", "_requests", "_split", "_view", "armed", "ring",
-        "state",
+        "_allocator", "_heads", "_memory", "_requests", "_scarce", "_split", "_table_max", "_view", "armed",
+        "ring", "state",
     )  # fmt: skip
 
     def __init__(
@@ -65,7 +65,10 @@ class RequestQueue:
         self._memory = memory
         self._allocator = allocator
         self._requests = requests
-        self._direct_max = (1 if split else 2) if indirect else state.size
+        # Descriptors of a chain that still goes into the ring itself while there is room (0: all do). Linux'
+        # driver has every chain in a table.
+        self._table_max = (1 if split else PLAIN_MAX) if indirect else 0
+        self._scarce = max(2, state.size // 2)
         self._split = split
         self._view = memory.view(state.slots_gpa, state.slot_count * SLOT_BYTES)
         self._heads = state.in_flight
@@ -84,13 +87,7 @@ class RequestQueue:
         """
         state = self.state
         slots, ring = state.free_slots, self.ring
-        if (
-            not slots
-            or state.backlog
-            or self._split
-            or ring.free < _PLAIN_CHAIN
-            or self._direct_max < _PLAIN_CHAIN
-        ):
+        if not slots or state.backlog or self._split or ring.free < self._scarce:
             return False
         slot = slots.pop()
         offset = slot * SLOT_BYTES
@@ -144,11 +141,12 @@ class RequestQueue:
         if request.writes:
             writable += request.writes
         count = len(readable) + len(writable)
-        if count > self._direct_max and self.ring.free:
+        free = self.ring.free
+        if free and self._table_max and (count > self._table_max or (count > 1 and free < self._scarce)):
             head = self._add_indirect(request, readable, writable, count, base)
             if head < 0:
                 return False
-        elif self.ring.free >= count:
+        elif free >= count:
             head = self.ring.add(readable, writable)
         else:
             return False

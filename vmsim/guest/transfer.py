@@ -124,7 +124,7 @@ class TransferCalls(OpenCalls):
                 if got:
                     yield request, got
             finally:
-                self.kernel.free_owned(request)
+                self._cell.kernel.free_owned(request)
             if got < room:
                 break
             offset += got

@@ -113,7 +113,7 @@ class PathWalk(Calls):
             if slash and not stat.S_ISDIR(self._node(at).attr.mode):
                 fail(errno.ENOTDIR)
         except BaseException:
-            self.kernel.nodes.drop(at)
+            self._cell.kernel.nodes.drop(at)
             raise
         return at, links, fresh
 

@@ -321,6 +321,23 @@ def test_two_programs_fill_the_same_page(back):
     assert (back.share / "f").read_bytes()[10:20] == b"0ABC456789"
 
 
+def test_a_page_that_was_read_before_a_write_is_not_entered_after_it(through):
+    fs, schedule, device = through.fs, through.schedule, through.device
+    put(through, "f", b"old" * 100)
+    fd = fs.open("/f", os.O_RDWR)
+    fs.fstat(fd)
+    device.hold = True
+    writer = schedule.spawn("writer", lambda: fs.pwrite(fd, b"NEW", 0))
+    reader = schedule.spawn("reader", lambda: fs.pread(fd, 3, 0))
+    schedule.settle()
+    assert len(device.held) == 2
+    device.serve(backwards=True)
+    device.hold = False
+    schedule.join(writer)
+    assert schedule.join(reader) == b"NEW"
+    assert fs.pread(fd, 3, 0) == b"NEW"
+
+
 def test_caches_must_fit_into_memory(rig):
     made = rig(boot=False, cache="writeback", cache_pages=1 << 20)
     with pytest.raises(UsageError, match="too small"):

@@ -295,6 +295,28 @@ def test_needs_reset_fails_what_is_pending_and_recover_begins_anew(rig):
     assert fs.getcwd() == "/"
 
 
+def test_what_a_waiting_program_held_is_not_taken_from_the_new_session(rig):
+    made = rig(dentries=16)
+    fs = made.fs
+    fs.makedirs("/d/e")
+    made.kernel.shrink_dentries()
+    made.device.hold = True
+    task = made.schedule.spawn("walker", lambda: fs.stat("/d/e"))
+    made.schedule.settle()
+    made.device.serve()
+    made.schedule.settle()
+    assert made.device.held
+    made.device.virtio.needs_reset("the test says so")
+    made.device.hold = False
+    made.kernel.recover()
+    fd = fs.open("/d", os.O_RDONLY)
+    made.kernel.shrink_dentries()
+    with pytest.raises(OSError, match="Input/output"):
+        made.schedule.join(task)
+    assert fs.stat("e", dir_fd=fd)
+    assert fs.fstat(fd).st_nlink == 3
+
+
 def test_a_used_ring_that_lies_breaks_the_device(rig):
     made = rig(features=RING_FEATURES & ~F_RING_PACKED)
     fd = made.fs.open("/f", os.O_CREAT | os.O_RDWR)
@@ -416,9 +438,24 @@ def test_a_paused_guest_does_nothing(rig):
     task = made.schedule.spawn("program", lambda: fs.write(fd, b"later"))
     made.schedule.settle()
     assert (made.share / "f").read_bytes() == b""
+    assert made.kernel.requests == {}
     made.kernel.resume()
     assert made.schedule.join(task) == 5
     assert (made.share / "f").read_bytes() == b"later"
+
+
+def test_a_paused_guest_takes_no_replies(rig):
+    made = rig()
+    fd = made.fs.open("/f", os.O_CREAT | os.O_RDWR)
+    made.device.hold = True
+    pending = made.fs.submit_read(fd, 1, 0)
+    made.kernel.arm_interrupts()
+    made.kernel.pause()
+    made.device.serve()
+    assert made.kernel.queues[1].ring.outstanding == 1
+    made.kernel.resume()
+    assert made.kernel.queues[1].ring.outstanding == 0
+    assert made.fs.result(pending) == b""
 
 
 def test_notifications_are_suppressed_while_nobody_waits(rig):

@@ -137,6 +137,31 @@ def test_orphans_give_everything_back(rig):
     assert kernel.mount().pread(fd, 1, 0) == b""
 
 
+def test_a_program_killed_on_a_paused_machine_ends(rig):
+    made = rig()
+    fs = made.fs
+    fs.makedirs("/d/e")
+    fd = fs.open("/f", os.O_CREAT | os.O_RDWR)
+    made.device.hold = True
+    tasks = [
+        made.schedule.spawn("reader", lambda: fs.read(fd, 1)),
+        made.schedule.spawn("walker", lambda: fs.stat("/d/e")),
+    ]
+    made.schedule.settle()
+    made.kernel.pause()
+    for task in tasks:
+        made.schedule.kill(task)
+    made.schedule.close()
+    made.kernel.resume()
+    made.device.hold = False
+    made.device.serve()
+    made.kernel.poll()
+    assert not made.kernel.requests
+    assert made.kernel.state.files[1].refs == 1
+    fs.close(fd)
+    assert list(made.kernel.nodes.nodes) == [1]
+
+
 def test_local_locks_and_waiters_survive(rig):
     made = rig(remote_locks=False)
     fs = made.fs
