@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from fcntl import F_WRLCK, LOCK_EX
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,7 @@ from devices.virtio_fs.config import FsDeviceOptions
 from devices.virtio_fs.device import VirtioFsDevice
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.host_calls import HostFs
+from devices.virtio_fs.passthrough.lock_table import END
 from devices.virtio_fs.section import FsSection
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.preflight import Finding, preflight
@@ -81,13 +83,22 @@ class VirtioFs:
         }
 
     def describe(self, backend: VirtioFsBackend) -> Iterator[str]:
-        """Every inode and handle in a line of its own."""
+        """Every inode, handle, lock and waiting request in a line of its own."""
         for inode in backend.fs.inodes:
             name = inode.name.decode(errors="backslashreplace") if inode.name is not None else "/"
             counts = f"{inode.nlookup} lookups, {inode.mode:#o}"
             yield f"inode {inode.id}: {counts}, last seen as {name!r} in {inode.parent_id}"
         for handle in backend.fs.handles:
             yield f"handle {handle.id}: inode {handle.inode_id}, flags {handle.flags:#o}"
+        locks = backend.fs.locks
+        for flock in locks.held_flocks():
+            yield f"flock of handle {flock.fh}: {'exclusive' if flock.kind & LOCK_EX else 'shared'}"
+        for lock in locks.held():
+            kind = "write" if lock.kind == F_WRLCK else "read"
+            end = "the end" if lock.end == END else lock.end
+            yield f"lock on inode {lock.inode_id}: {kind}, {lock.start} to {end}, process {lock.pid}"
+        for waiter in locks.waiting.values():
+            yield f"request {waiter.unique} waits for a lock of inode {waiter.handle.inode_id}"
 
     def notes(self, backend: VirtioFsBackend) -> list[str]:
         """What the load of a state found worth saying, losses first."""

@@ -51,9 +51,11 @@ cli.add_command(shell)
 
 def main() -> None:
     """Run the command line and exit."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")
+    ):  # fmt: skip
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files are any bytes
+            stream.reconfigure(errors=errors)  # names of files are any bytes
     sys.exit(run(sys.argv[1:]))
 
 

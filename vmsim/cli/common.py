@@ -18,6 +18,8 @@ from vmsim.errors import HostError, MigrationError, UsageError, VmsimError
 from vmsim.machine.config import parse_size
 
 REPORT_WIDTH = 110
+UNDECODABLE = 0xDC00
+"""Bytes that are no text are characters from here on (PEP 383)."""
 HINTS = {
     errno.ENOSPC: "free some space, or ask for less (--inodes)",
     errno.EDQUOT: "free some space, or ask for less (--inodes)",
@@ -73,7 +75,10 @@ def printable(text: str) -> str:
 
 
 def _printable(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
+    if character.isprintable():
+        return character
+    byte = ord(character) - UNDECODABLE
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else ascii(character)[1:-1]
 
 
 def stderr_console() -> Console:
