@@ -16,6 +16,7 @@ from vmsim.migration.report import MigrationParameters
 from vmsim.sim.seeded import SeededSchedule
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1
 
+BOTH = F_EVENT_IDX | F_INDIRECT_DESC
 CACHED = GuestConfig(cache="writeback", cache_pages=32, dentries=64)
 
 
@@ -242,7 +243,7 @@ def test_a_guest_that_never_rests_is_stopped_or_the_migration_fails(tmp_path):
     writer = Writer("/w")
     task = vm.spawn("writer", writer, pid=2)
     schedule.wait(lambda: writer.steps > 3, "the writer")
-    impatient = dict(part_bytes=4096, bandwidth=10_000_000, downtime_limit_ns=1, max_rounds=3)
+    impatient = {"part_bytes": 4096, "bandwidth": 10_000_000, "downtime_limit_ns": 1, "max_rounds": 3}
     with pytest.raises(MigrationError, match="3 rounds") as caught:
         vm.migrate(parameters=MigrationParameters(stop_when_diverging=False, **impatient))
     assert (caught.value.step, caught.value.side) == ("precopy", "source")
@@ -339,7 +340,7 @@ def test_a_waiting_request_is_interrupted_between_two_failed_migrations(tmp_path
 
 @pytest.mark.parametrize(
     "features",
-    [0, F_EVENT_IDX, F_INDIRECT_DESC, F_EVENT_IDX | F_INDIRECT_DESC, F_EVENT_IDX | F_INDIRECT_DESC | F_IN_ORDER],
+    [0, F_EVENT_IDX, F_INDIRECT_DESC, BOTH, BOTH | F_IN_ORDER],
     ids=["plain", "event_idx", "indirect", "both", "in order"],
 )
 @pytest.mark.parametrize("ring", ["split", "packed"])
