@@ -107,6 +107,12 @@ class DentryCache:
         """Take everything out; the references."""
         return [pair for parent, name in list(self._index) for pair in self.remove(parent, name)]
 
+    def expire_all(self) -> None:
+        """Let the time of every entry be over; the entries keep their references until they are replaced."""
+        for slot in self._index.values():
+            parent, node, _, length = _HEAD.unpack_from(self._view, slot * RECORD_BYTES)
+            self._write(slot, _HEAD.pack(parent, node, 0, length))
+
     def references(self) -> Iterator[tuple[int, int]]:
         """The (parent, node) of every entry."""
         for slot in self._index.values():

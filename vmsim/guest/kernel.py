@@ -167,6 +167,17 @@ class GuestKernel(Knowledge):
         """Take over the saved state; guest memory must be in place. StreamError for anything malformed."""
         self._attach(snapshot.load(saved, self.memory))
 
+    def change_clock(self, realtime_ns: int) -> None:
+        """The schedule's clock is another one than before: what was to expire by the old one expires now.
+
+        ``realtime_ns`` is the wall clock time when the new clock read zero.
+        """
+        self.config.realtime_ns = realtime_ns
+        for node in self.state.nodes.values():
+            node.attr_expiry_ns = 0
+        if self.dentries is not None:
+            self.dentries.expire_all()
+
     def adopt(self, source: GuestKernel) -> None:
         """Commit of a migration: the programs of ``source`` go on here."""
         self.cell = source.cell

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import msgspec
+
 from vmsim.errors import MigrationError, StateError, UsageError, VmsimError
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.kernel import GuestKernel
@@ -32,6 +34,7 @@ from vmsim.migration.report import (
 from vmsim.migration.seams import Section
 from vmsim.migration.source import OutgoingMigration
 from vmsim.schedule import Schedule, Task
+from vmsim.sim.clock import wall_clock_ns
 from vmsim.sim.immediate import ImmediateSchedule
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.virtio.constants import F_RING_PACKED, RING_FEATURES
@@ -74,11 +77,15 @@ class Machine:
         schedule: Schedule | None = None, seams: Seams | None = None, backend: Backend | None = None,
     ) -> None:  # fmt: skip
         regions = memory if isinstance(memory, list) else memory_layout(parse_size(memory))
+        schedule = schedule or ImmediateSchedule()
+        guest = guest or GuestConfig()
+        if not guest.realtime_ns:
+            guest = msgspec.structs.replace(guest, realtime_ns=wall_clock_ns() - schedule.now_ns())
         config = MachineConfig(
             memory=regions, ring=ring, queues=queues, queue_size=queue_size, tag=tag, dialect=dialect,
-            migration=migration, policy=policy, options=dict(options or {}), guest=guest or GuestConfig(),
+            migration=migration, policy=policy, options=dict(options or {}), guest=guest,
         )  # fmt: skip
-        self._build(config, os.fspath(share), schedule or ImmediateSchedule(), seams or Seams(), backend)
+        self._build(config, os.fspath(share), schedule, seams or Seams(), backend)
         try:
             self.device.attach(self.backend.connect())
             self.kernel.boot()
@@ -304,6 +311,7 @@ class Machine:
             cls.built, os.fspath(share), schedule, seams or Seams(), options, migration, backend
         )
         machine = arrival.receive(lines.incoming(channel, schedule))
+        machine.kernel.change_clock(wall_clock_ns() - schedule.now_ns())
         machine.start_running()
         machine.kernel.abandon_all()
         return machine

@@ -33,6 +33,11 @@ class MonotonicClock:
             time.sleep(left_ns / 1e9)
 
 
+def wall_clock_ns() -> int:
+    """The host's wall clock: nanoseconds since 1970."""
+    return time.time_ns()
+
+
 class VirtualClock:
     """A clock that stands still until somebody advances it."""
 
