@@ -204,9 +204,10 @@ class FuseTransport:
     def arm_interrupts(self) -> None:
         """Somebody is about to wait: ask for interrupts, and look once more."""
         for queue in self.queues:
-            if queue.state.in_flight and not queue.armed:
+            while queue.state.in_flight and not queue.armed:
                 queue.armed = True
                 if queue.ring.arm_interrupts():
+                    queue.armed = False  # the event index that we asked for is passed already
                     self._reap(queue)
 
     def interrupt(self) -> None:

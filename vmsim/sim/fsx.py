@@ -232,6 +232,11 @@ class Campaign:
 
     def check(self, fs: FileApi) -> None:
         """Compare everything: names, facts, bytes, targets, attributes, handles, offsets."""
+        self.check_tree(fs)
+        self.check_handles(fs)
+
+    def check_tree(self, fs: FileApi) -> None:
+        """Compare what has a name; ``fs`` may also be the host's view of the same files."""
         for path, node in self.model.walk():
             if node is not self.model.root:
                 self.compare(f"lstat of {path}", node.facts(), _facts(fs.lstat(path)))
@@ -248,6 +253,9 @@ class Campaign:
                 self.compare(f"bytes of {path}", bytes(node.data), _all(fs, fd))
             finally:
                 fs.close(fd)
+
+    def check_handles(self, fs: FileApi) -> None:
+        """Compare what is open, whether it has a name or not."""
         for slot, handle in self.model.handles.items():
             fd = self.fds[slot]
             self.compare(f"fstat of fd{slot}", handle.node.facts(), _facts(fs.fstat(fd)))

@@ -17,6 +17,7 @@ from vmsim.errors import StallError, StateError
 from vmsim.sim.clock import Clock
 
 MAIN: Final = "main"
+KILLS_MAX: Final = 100
 
 
 class TaskKilled(BaseException):
@@ -149,10 +150,12 @@ class TurnTaking(ABC):
         task.killed = True
 
     def close(self) -> None:
-        """Kill all activities now; StateError names one that would not end."""
+        """Kill all activities now, again where they wait to clean up; StateError names one that goes on."""
         for task in list(self._tasks):
-            self.kill(task)
-            self._resume(task)
+            for _ in range(KILLS_MAX):
+                self.kill(task)
+                if not task.done:
+                    self._resume(task)
         if self._tasks:
             raise StateError(f"activity {self._tasks[0].name!r} goes on although it was killed")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from tests.contract.schedule_suite import CHECKS
@@ -9,6 +11,7 @@ from vmsim.errors import StallError, StateError
 from vmsim.sim.clock import MonotonicClock, VirtualClock
 from vmsim.sim.immediate import ImmediateSchedule
 from vmsim.sim.seeded import SeededSchedule
+from vmsim.sim.tasks import TaskKilled
 from vmsim.trace import Tracer
 
 MAKERS = {
@@ -214,10 +217,9 @@ def test_an_activity_that_will_not_die_is_named():
     schedule = ImmediateSchedule()
 
     def stubborn():
-        try:
-            schedule.wait(lambda: False, "nothing")
-        finally:
-            schedule.wait(lambda: False, "nothing either")
+        for _ in range(150):
+            with contextlib.suppress(TaskKilled):
+                schedule.wait(lambda: False, "nothing")
 
     task = schedule.spawn("stubborn", stubborn)
     schedule.settle()
@@ -225,6 +227,25 @@ def test_an_activity_that_will_not_die_is_named():
         schedule.close()
     schedule.close()
     assert task.done
+
+
+def test_an_activity_may_wait_while_it_cleans_up():
+    schedule = ImmediateSchedule()
+    cleaned = []
+
+    def careful():
+        try:
+            schedule.wait(lambda: False, "nothing")
+        finally:
+            try:
+                schedule.wait(lambda: False, "somebody to take it back")
+            finally:
+                cleaned.append(True)
+
+    schedule.spawn("careful", careful)
+    schedule.settle()
+    schedule.close()
+    assert cleaned == [True]
 
 
 def test_clocks():
