@@ -54,7 +54,7 @@ def count_steps(share, kind: Kind, seams: tuple[str, ...], **changes) -> list[St
 
 
 def outcome(share, kind: Kind, step: Step, fault: str, *, waiter: bool, **changes) -> str:
-    """Who runs in the end, after everything that the guest has was looked at; an assertion if not exactly one."""
+    """Who runs in the end; everything that the guest has is looked at on the way."""
     campaign = Campaign(share, kind, [Fault.at(step, fault)], **changes)
     source = campaign.vm
     life = Life(source, waiter=waiter)
