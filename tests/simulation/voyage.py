@@ -228,7 +228,8 @@ class Voyage:
             tasks.append(machine.spawn(f"program {pid}", run, pid=pid))
         for pid, locker in enumerate(self.lockers, 3):
             times = self.numbers.randrange(3)
-            tasks.append(machine.spawn(f"locker {pid}", lambda fs, it=locker, n=times: it.work(fs, n), pid=pid))
+            work = lambda fs, it=locker, times=times: it.work(fs, times)  # noqa: E731
+            tasks.append(machine.spawn(f"locker {pid}", work, pid=pid))
         for _ in range(self.numbers.choice((1, 1, 2))):
             self.schedule.sleep_ns(self.numbers.randrange(300_000))
             machine = self._hop(machine)
