@@ -150,9 +150,12 @@ class TurnTaking(ABC):
         task.killed = True
 
     def close(self) -> None:
-        """Kill all activities now, again where they wait to clean up; StateError names one that goes on."""
-        for task in list(self._tasks):
-            for _ in range(KILLS_MAX):
+        """Kill all activities now, again where they wait to clean up, and also those that they start then.
+
+        StateError names one that goes on.
+        """
+        for _ in range(KILLS_MAX):
+            for task in list(self._tasks):
                 self.kill(task)
                 if not task.done:
                     self._resume(task)

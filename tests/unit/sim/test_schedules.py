@@ -258,3 +258,21 @@ def test_clocks():
     target = real.now_ns() + 2_000_000
     real.advance_to(target)
     assert real.now_ns() >= target
+
+
+def test_close_ends_what_others_start_while_they_are_killed():
+    schedule = SeededSchedule(1)
+    ended = []
+
+    def stubborn():
+        try:
+            schedule.wait(lambda: False, "what never comes")
+        finally:
+            schedule.spawn("late", lambda: schedule.wait(lambda: False, "nothing"))
+            ended.append("stubborn")
+
+    schedule.spawn("stubborn", stubborn)
+    schedule.settle()
+    schedule.close()
+    assert ended == ["stubborn"]
+    assert schedule.waits() == {}
