@@ -25,10 +25,12 @@ FAILED = 1
 MISUSED = 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+             invoke_without_command=True)
 @click.version_option(package_name="vmsim", prog_name="vmsim")
 @click.option("--debug", is_flag=True, help="With an error, show its traceback.")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, /, debug: bool) -> None:
     """A virtual machine with a complete virtio-fs device and its stateful migration, in one process.
 
     \b
@@ -42,6 +44,8 @@ def cli(debug: bool) -> None:
     \b
     Exit status: 0 everything held, 1 something did not, 2 the command was used wrongly.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 cli.add_command(migrate)

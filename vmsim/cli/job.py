@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from vmsim.cli.common import size_text
 from vmsim.cli.continuing import NOTE, Note
 from vmsim.cli.interrupts import undisturbed
 from vmsim.cli.options import MachineChoice
@@ -23,6 +24,7 @@ from vmsim.errors import MigrationBlocked, UsageError
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.posix import GuestFs
 from vmsim.machine import Machine, Seams
+from vmsim.machine.config import MEMORY_MAX
 from vmsim.migration.report import MigrationParameters
 from vmsim.schedule import Task
 from vmsim.sim.reader import Reader
@@ -35,7 +37,7 @@ STEPS_BETWEEN_HOPS: Final = 40
 SETTLING_TURNS: Final = 10_000
 """In which a request that arrived with the machine has to wait for its lock again."""
 
-LIVE: Final = MigrationParameters(bandwidth=512 << 20, downtime_limit_ns=150_000, part_bytes=16 << 10)
+LIVE: Final = MigrationParameters(bandwidth=1 << 30, downtime_limit_ns=70_000, part_bytes=16 << 10)
 """In virtual time, in which a turn takes a microsecond: the guest works a lot while memory is sent."""
 
 DENTRIES_SPARE: Final = 1024
@@ -67,12 +69,17 @@ class JobOptions(msgspec.Struct, frozen=True):
                     "a saved machine cannot keep a back-end of this process",
                     hint="with --save, use --migration internal",
                 )
+        if self.machine.memory > MEMORY_MAX:
+            raise UsageError(
+                f"--memory {size_text(self.machine.memory)} is too much",
+                hint=f"at most --memory {size_text(MEMORY_MAX)}; it is given out as it is used",
+            )
         names = self.inodes + DENTRIES_SPARE
         needed = OTHER_BYTES + QUEUE_BYTES * self.machine.queues + DENTRY_BYTES * names
         if self.machine.memory < needed:
             raise UsageError(
-                f"--memory {self.machine.memory >> 10}K is too small for a guest with --inodes {self.inodes}"
-                f" and --queues {self.machine.queues}",
+                f"--memory {size_text(self.machine.memory)} is too small for a guest with"
+                f" --inodes {self.inodes} and --queues {self.machine.queues}",
                 hint=f"it needs --memory {(needed >> 20) + 1}M",
             )
 

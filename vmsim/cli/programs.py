@@ -57,7 +57,7 @@ class Contender:
         fs = machine.mount()
         self._fd = fs.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         fs.lockf(self._fd, os.F_TLOCK, 0)
-        machine.spawn("contender", self._wait, pid=CONTENDER_PID)
+        self._task = machine.spawn("contender", self._wait, pid=CONTENDER_PID)
 
     def _wait(self, fs: GuestFs) -> None:
         fd = fs.open(self.path, os.O_RDWR)
@@ -73,7 +73,8 @@ class Contender:
         fs = machine.mount()
         try:
             fs.lockf(self._fd, os.F_ULOCK, 0)
-            schedule.wait(lambda: self.got_it, "process 2 to get the lock")
+            schedule.wait(lambda: self._task.done, "process 2 to get the lock")
+            self._task.result()
             fs.close(self._fd)
         except (VmsimError, OSError) as error:
             found.append(Discrepancy("the request that waits for the lock", "answered", str(error)))

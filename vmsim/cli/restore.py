@@ -10,6 +10,7 @@ from vmsim.cli.continuing import ContinuedJob
 from vmsim.cli.show import show_continued
 from vmsim.cli.tracing import traced_seams, tracer_for
 from vmsim.cli.watch import ConsoleWatcher
+from vmsim.errors import VmsimError
 from vmsim.sim.immediate import ImmediateSchedule
 
 
@@ -40,8 +41,10 @@ def restore(
             job.seams = traced_seams(tracer_for(trace, job.schedule), "vm")
         try:
             report = job.run()
-        except BaseException:
+        except BaseException as error:
             invocation.facts.update(job.so_far())
+            if isinstance(error, VmsimError) and not error.hint:
+                error.hint = "FILE has to be a saved machine, and DIR the directory that it shared"
             raise
     if as_json:
         print_json(msgspec.to_builtins(report))
