@@ -162,6 +162,13 @@ class VirtioDevice:
             return "ACCESS_PLATFORM was not accepted"
         return ""
 
+    def set_queue_size(self, index: int, size: int) -> None:
+        """The driver writes QueueSize; what no queue can have (a saved state neither) needs a reset."""
+        if 0 < size <= QUEUE_SIZE_MAX:
+            self.queues[index].size = size
+        else:
+            self.needs_reset(f"queue {index}: {size} entries")
+
     def set_queue_ready(self, index: int, ready: bool) -> None:
         """The driver writes QueueReady (section 4.2.2); values that make no queue need a reset."""
         queue = self.queues[index]
@@ -169,6 +176,8 @@ class VirtioDevice:
             return
         if not ready:
             self.reset_queue(index)
+            return
+        if self.status & STATUS_DEVICE_NEEDS_RESET:
             return
         packed = bool(self.features_accepted & F_RING_PACKED)
         problem = queue.problem(packed)

@@ -59,8 +59,7 @@ def _save_queue(queue: QueueConfig, packed: bool) -> VirtioQueueState:
     state.last_avail_idx, state.last_avail_wrap = base & 0x7FFF, base >> 15 & 1
     state.used_idx, state.used_wrap = base >> 16 & 0x7FFF, base >> 31 & 1
     if queue.ready:
-        round_trip = 0 if state.last_avail_wrap == state.used_wrap else queue.size
-        state.inuse = state.last_avail_idx + round_trip - state.used_idx
+        state.inuse = _in_use(state)
     else:
         state.last_avail_wrap = state.used_wrap = 1
     return state
@@ -72,9 +71,12 @@ def load_state(device: VirtioDevice, state: VirtioState, memory: GuestMemory | N
     _check_device(device, state, used)
     packed = bool(state.guest_features & F_RING_PACKED)
     broken = state.broken
+    stopped = STATUS_DEVICE_NEEDS_RESET | STATUS_FAILED
+    will_run = bool(state.status & STATUS_DRIVER_OK) and not broken and not state.status & stopped
     for index, queue in enumerate(used):
         _check_queue(index, queue, packed, bool(state.status & STATUS_FEATURES_OK))
-        if memory is not None and queue.enabled:
+        # What a driver says about rings that do not run is its own affair; a migration does not fail for it.
+        if memory is not None and queue.enabled and will_run:
             broken |= _check_rings(index, queue, state.guest_features, memory)
     device.status = state.status | (STATUS_DEVICE_NEEDS_RESET if broken else 0)
     device.reset_reason = "the state says so" if broken else ""
@@ -83,7 +85,6 @@ def load_state(device: VirtioDevice, state: VirtioState, memory: GuestMemory | N
     device.device_features_sel = state.host_features_sel
     device.driver_features_sel = state.guest_features_sel
     device.features_accepted = state.guest_features
-    stopped = STATUS_DEVICE_NEEDS_RESET | STATUS_FAILED
     device.live = bool(device.status & STATUS_DRIVER_OK) and not device.status & stopped
     for own in device.queues:
         own.reset()
@@ -100,7 +101,8 @@ def _refuse(message: str, field: str, hint: str = "") -> StreamError:
 
 
 def _check_device(device: VirtioDevice, state: VirtioState, used: list[VirtioQueueState]) -> None:
-    if state.guest_features & ~device.features_offered:
+    # Until FEATURES_OK the driver may have written anything; then it is checked as always.
+    if state.status & STATUS_FEATURES_OK and state.guest_features & ~device.features_offered:
         raise _refuse(
             f"Features {state.guest_features:#x} unsupported. Allowed features: {device.features_offered:#x}",
             "guest_features", "give the destination's device and back-end the features of the source",
@@ -123,7 +125,7 @@ def _check_device(device: VirtioDevice, state: VirtioState, used: list[VirtioQue
 def _check_queue(index: int, queue: VirtioQueueState, packed: bool, negotiated: bool) -> None:
     field = f"queues[{index}]"
     size = queue.num
-    if size > QUEUE_SIZE_MAX or (negotiated and not packed and size & (size - 1)):
+    if size > QUEUE_SIZE_MAX or (negotiated and queue.enabled and not packed and size & (size - 1)):
         raise _refuse(f"queue {index} of {size} entries", field)
     if not queue.desc and queue.last_avail_idx:
         raise _refuse(
@@ -138,6 +140,14 @@ def _check_queue(index: int, queue: VirtioQueueState, packed: bool, negotiated: 
     for name in ("last_avail_wrap", "used_wrap", "enabled"):
         if getattr(queue, name) not in (0, 1):
             raise _refuse(f"VQ {index} {name} {getattr(queue, name)}", field)
+    if packed and queue.enabled and _in_use(queue) < 0:
+        raise _refuse(f"VQ {index} has {_in_use(queue)} entries in use", field)
+
+
+def _in_use(queue: VirtioQueueState) -> int:
+    """Entries of a packed ring that the device has taken up and not used."""
+    round_trip = 0 if queue.last_avail_wrap == queue.used_wrap else queue.num
+    return queue.last_avail_idx + round_trip - queue.used_idx
 
 
 def _check_rings(index: int, queue: VirtioQueueState, features: int, memory: GuestMemory) -> bool:

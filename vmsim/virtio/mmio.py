@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from vmsim.limits import VIRTIO_QUEUE_MAX
 from vmsim.virtio.device import QueueConfig, VirtioDevice
 
 MAGIC: Final = 0x74726976
@@ -94,6 +95,10 @@ def _select(name: str) -> Callable[[MmioRegisters, int], None]:
     return write
 
 
+def _select_queue(regs: MmioRegisters, value: int) -> None:
+    regs.device.queue_sel = min(value, VIRTIO_QUEUE_MAX - 1)  # beyond that is no queue, and no saved state
+
+
 def _select_shm(regs: MmioRegisters, value: int) -> None:
     regs.shm_sel = value
 
@@ -105,7 +110,7 @@ def _write_features(regs: MmioRegisters, value: int) -> None:
 def _write_size(regs: MmioRegisters, value: int) -> None:
     queue = regs.settable_queue
     if queue is not None:
-        queue.size = value
+        regs.device.set_queue_size(regs.device.queue_sel, value)
 
 
 def _write_ready(regs: MmioRegisters, value: int) -> None:
@@ -143,7 +148,7 @@ REGISTERS: Final = (
     Register(0x014, "DeviceFeaturesSel", write=_select("device_features_sel")),
     Register(0x020, "DriverFeatures", write=_write_features),
     Register(0x024, "DriverFeaturesSel", write=_select("driver_features_sel")),
-    Register(0x030, "QueueSel", write=_select("queue_sel")),
+    Register(0x030, "QueueSel", write=_select_queue),
     Register(0x034, "QueueSizeMax", lambda regs: regs.queue.size_max),
     Register(0x038, "QueueSize", write=_write_size),
     Register(0x044, "QueueReady", lambda regs: int(regs.queue.ready), _write_ready),
