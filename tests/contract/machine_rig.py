@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import gc
 import itertools
@@ -62,8 +61,7 @@ def host_lock(path: Any) -> bool:
     with open(path, "r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            assert error.errno in (errno.EAGAIN, errno.EACCES)
+        except BlockingIOError:
             return False
     return True
 

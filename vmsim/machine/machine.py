@@ -313,7 +313,10 @@ class Machine:
         machine = arrival.receive(lines.incoming(channel, schedule))
         machine.kernel.change_clock(wall_clock_ns() - schedule.now_ns())
         machine.start_running()
-        machine.kernel.abandon_all()
+        kernel = machine.kernel
+        for pid in {request.pid for request in kernel.requests.values()}:
+            kernel.send_interrupt(pid)  # or nobody would hold the lock that one of them waits for
+        kernel.abandon_all()
         return machine
 
     def save(

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from vmsim.errors import MigrationBlocked, MigrationError, VmsimError
-from vmsim.host.shm import data_ranges
+from vmsim.host.shm import data_ranges, write_pages
 from vmsim.memory import Region
-from vmsim.migration.ram import DataFinder, Run
+from vmsim.migration.ram import DataFinder, PageWriter, Run
 from vmsim.migration.seams import Section
 from vmsim.migration.vmio import VmReader, VmWriter
 
@@ -122,6 +122,14 @@ class Destination:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.memory = machine.memory
+
+    def page_writer(self) -> PageWriter | None:
+        """Through the memfd: pages that nobody has touched are neither zeroed nor faulted in one by one."""
+
+        def write(region: Region, offset: int, pages: Sequence[memoryview]) -> None:
+            write_pages(region.fd, region.fd_offset + offset, pages)
+
+        return write
 
     def sections(self) -> Sequence[Section]:
         """As the machine says; a kept back-end is taken for the device's."""

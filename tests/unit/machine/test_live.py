@@ -91,9 +91,8 @@ def test_cancel_at_every_report(tmp_path, kind):
             try:
                 before, vm = vm, vm.migrate(progress=progress)
                 before.close()
-            except MigrationCancelled as error:
+            except MigrationCancelled:
                 cancelled += 1
-                assert error.side == "source"
                 assert vm.state == RUNNING
             life.check(vm)
             life.go_on(vm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.machine_rig import FEW_KINDS, Life, make, no_leaks
+from tests.contract.machine_rig import FEW_KINDS, Life, host_lock, make, no_leaks
 from vmsim.errors import HostError, MigrationError, StateError
 from vmsim.host.channels import SocketChannel
 from vmsim.machine import Machine, lines
@@ -84,6 +85,20 @@ def test_a_saved_machine_goes_on_in_another_process(tmp_path, share, kind):
     assert (share / "notes").read_bytes() == life.written + b" and from there"
     assert (share / "log").read_bytes() == b"xy"
     assert oct((tmp_path / "file").stat().st_mode & 0o777) == "0o600"
+
+
+def test_what_nobody_waits_for_any_more_is_given_up(tmp_path, share):
+    """The program that waited for a lock is not in the file: no ghost may take the lock in its place."""
+    with no_leaks():
+        vm, life = lived(share)
+        vm.save(tmp_path / "file", keep_running=False)
+        vm.close()
+        with Machine.restore(tmp_path / "file", share=share) as vm2:
+            assert vm2.kernel.requests == {}
+            fs = vm2.mount()
+            fs.setlk(life.locked, fcntl.F_UNLCK, 0, 0)
+            assert vm2.facts()["locks"] == 1, "the flock"
+            assert host_lock(share / "locked")
 
 
 def test_a_file_handle_of_an_unlinked_file_is_stale_once_the_source_is_gone(tmp_path, share):
