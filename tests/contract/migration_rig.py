@@ -145,6 +145,9 @@ class Machine:
     def run(self) -> None:
         self.running = True
 
+    def page_writer(self) -> None:
+        return None
+
     def discard(self) -> None:
         self.discarded = True
         self.running = False

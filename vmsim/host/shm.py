@@ -6,11 +6,13 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Final
 
 from vmsim.errors import HostError
 
 SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+IOV_MAX: Final = 1024
 MAP_NORESERVE: Final = 0x4000  # Linux; the mmap module may lack it
 MAP_FLAGS: Final = mmap.MAP_SHARED | MAP_NORESERVE
 
@@ -86,6 +88,20 @@ def release(mapping: mmap.mmap) -> None:
         mapping.close()
     except BufferError:
         pass
+
+
+def write_pages(fd: int, offset: int, pages: Sequence[memoryview]) -> None:
+    """Write ``pages`` one behind the other into a shared file that is mapped elsewhere."""
+    while pages:
+        part = pages[:IOV_MAX]
+        try:
+            done = os.pwritev(fd, part, offset)
+        except OSError as error:
+            raise HostError("writing shared memory", errno=error.errno or errno.EINVAL) from error
+        if done != sum(map(len, part)):
+            raise HostError(f"{done} bytes of shared memory were written", errno=errno.ENOMEM)
+        offset += done
+        pages = pages[IOV_MAX:]
 
 
 def data_ranges(fd: int, offset: int, size_bytes: int) -> list[tuple[int, int]]:

@@ -125,7 +125,7 @@ class IncomingMigration(Generic[M]):
             message = "the memory section is version 4 and comes in parts"
             raise BadField(message, offset=self._input.offset, field="ram")
         if head.kind == SECTION_START:
-            self._ram = RamLoader(machine.memory, self._input)
+            self._ram = RamLoader(machine.memory, self._input, machine.page_writer())
             self._ram.load_start()
         elif self._ram is not None:
             self._ram.load_part()

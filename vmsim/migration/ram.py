@@ -8,7 +8,7 @@ that the cost per page is little more than its copy.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from struct import Struct
 from typing import Final
 
@@ -44,6 +44,9 @@ _BE64 = Struct(">Q")
 
 Run = tuple[int, int]
 """(guest-physical address, bytes): whole pages."""
+PageWriter = Callable[[Region, int, Sequence[memoryview]], None]
+"""Writes whole pages, one behind the other, from an offset of a region on: through its file, where that costs
+less than the first touch of mapped pages."""
 DataFinder = Callable[[Region], Iterable[tuple[int, int]]]
 """The parts of a region's file that hold data, as (offset, bytes); what it leaves out is a hole and zero."""
 
@@ -149,12 +152,16 @@ class RamLoader:
     """Reads the bodies of the RAM section straight into guest memory.
 
     The memory must be all zeros at the beginning: a ZERO record for a page that was never written is free.
+    ``write_pages`` is used for runs of pages if it is given.
     """
 
-    def __init__(self, memory: GuestMemory, source: StreamInput) -> None:
+    def __init__(
+        self, memory: GuestMemory, source: StreamInput, write_pages: PageWriter | None = None
+    ) -> None:
         self._blocks = dict(zip(block_names(memory), memory.regions, strict=True))
         self._written = {region: bytearray(region.size_bytes // PAGE_SIZE) for region in memory.regions}
         self._input = source
+        self._write_pages = write_pages if write_pages is not None else _store_pages
         self._block: Region | None = None
         self.pages = 0
         self.zero_pages = 0
@@ -241,12 +248,9 @@ class RamLoader:
         expected.byteswap()
         if words.tolist() != expected.tolist():
             return False
-        view = block.view
         start = first & ~FLAG_MASK
-        at = 8
-        for offset in range(start, start + count * PAGE_SIZE, PAGE_SIZE):
-            view[offset : offset + PAGE_SIZE] = piece[at : at + PAGE_SIZE]
-            at += _RECORD_BYTES
+        ends = range(_RECORD_BYTES, (count + 1) * _RECORD_BYTES, _RECORD_BYTES)
+        self._write_pages(block, start, [piece[end - PAGE_SIZE : end] for end in ends])
         page = start // PAGE_SIZE
         self._written[block][page : page + count] = b"\1" * count
         self.pages += count
@@ -282,6 +286,14 @@ class RamLoader:
             page[:] = _ZERO_PAGE
             written[offset // PAGE_SIZE] = 0
         self.zero_pages += 1
+
+
+def _store_pages(region: Region, start: int, pages: Sequence[memoryview]) -> None:
+    """The page writer for memory without a file."""
+    view = region.view
+    for offset, page in enumerate(pages):
+        begin = start + offset * PAGE_SIZE
+        view[begin : begin + PAGE_SIZE] = page
 
 
 def all_runs(memory: GuestMemory, data_of: DataFinder | None = None) -> Iterator[Run]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vmsim.memory.guest import GuestMemory
-from vmsim.migration.ram import DataFinder, Run
+from vmsim.migration.ram import DataFinder, PageWriter, Run
 from vmsim.migration.vmio import VmReader, VmWriter
 
 
@@ -94,6 +94,10 @@ class DestinationMachine(Protocol):
     """A machine built from a stream, not yet running; its memory is all zeros at the beginning."""
 
     memory: GuestMemory
+
+    def page_writer(self) -> PageWriter | None:
+        """How to write many pages at once; None: they are stored one by one."""
+        ...
 
     def sections(self) -> Sequence[Section]:
         """The sections that must be in the stream, each once."""
