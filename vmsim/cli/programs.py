@@ -76,6 +76,7 @@ class Contender:
             schedule.wait(lambda: self._task.done, "process 2 to get the lock")
             self._task.result()
             fs.close(self._fd)
+            fs.unlink(self.path)
         except (VmsimError, OSError) as error:
             found.append(Discrepancy("the request that waits for the lock", "answered", str(error)))
         return found

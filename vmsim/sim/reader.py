@@ -19,7 +19,7 @@ import msgspec
 from vmsim.errors import StreamError
 from vmsim.sim.fileapi import FileApi, OsFiles
 from vmsim.sim.workload_checks import Discrepancy, contents, contents_at
-from vmsim.sim.workload_record import WorkloadError
+from vmsim.sim.workload_record import WorkloadError, differing
 
 HANDLES: Final = 16
 PIECE: Final = 65_536
@@ -29,9 +29,14 @@ COMPARED_BYTES_MAX: Final = 8 << 20
 class SeenFile(msgspec.Struct):
     """A file of the share: its size, and the digests of the pieces that were read, by offset."""
 
-    path: str
+    name: bytes
     size: int
     pieces: dict[int, bytes] = {}
+
+    @property
+    def path(self) -> str:
+        """Its path as Python has it."""
+        return os.fsdecode(self.name)
 
 
 class ReadHandle(msgspec.Struct):
@@ -49,7 +54,7 @@ class ReaderState(msgspec.Struct):
     steps: int = 0
     files: list[SeenFile] = []
     handles: list[ReadHandle] = []
-    listings: dict[str, list[str]] = {}
+    listings: dict[bytes, list[bytes]] = {}
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -86,16 +91,21 @@ class Reader:
     def _look_into(self, fs: FileApi, folder: str, folders: list[str], limit: int) -> None:
         try:
             names = sorted(fs.listdir(folder))
-        except PermissionError:
-            return
-        self.state.listings[folder] = names
+        except OSError:
+            return  # not for us, or gone already
+        self.state.listings[os.fsencode(folder)] = [os.fsencode(name) for name in names]
         for name in names:
+            if len(self.state.files) >= limit:
+                return
             path = f"{folder.rstrip('/')}/{name}"
-            attributes = fs.lstat(path)
+            try:
+                attributes = fs.lstat(path)
+            except OSError:
+                continue
             if stat.S_ISDIR(attributes.st_mode):
                 folders.append(path)
-            elif stat.S_ISREG(attributes.st_mode) and len(self.state.files) < limit and _readable(fs, path):
-                self.state.files.append(SeenFile(path, attributes.st_size))
+            elif stat.S_ISREG(attributes.st_mode) and _readable(fs, path):
+                self.state.files.append(SeenFile(os.fsencode(path), attributes.st_size))
 
     def encode(self) -> bytes:
         """The state as bytes."""
@@ -107,8 +117,9 @@ class Reader:
         self.state.steps += 1
         name = numbers.choice(("read", "read", "pread", "stat", "list"))
         if name == "list" or not self.state.handles:
-            folder = numbers.choice(list(self.state.listings))
-            self._expect(f"names in {folder}", self.state.listings[folder], sorted(fs.listdir(folder)))
+            folder, names = numbers.choice(list(self.state.listings.items()))
+            found = sorted(fs.listdir(os.fsdecode(folder)))
+            self._expect(f"names in {os.fsdecode(folder)}", [os.fsdecode(name) for name in names], found)
             return "list"
         handle = numbers.choice(self.state.handles)
         seen = self.state.files[handle.file]
@@ -133,7 +144,8 @@ class Reader:
 
     def _expect(self, what: str, expected: object, found: object) -> None:
         if expected != found:
-            raise WorkloadError(f"{what}: {found!r}, and it was {expected!r}", step=self.state.steps)
+            before, now = differing(expected, found)
+            raise WorkloadError(f"{what}: {now}, and it was {before}", step=self.state.steps)
 
     def counts(self) -> dict[str, int]:
         """What is alive, by kind."""

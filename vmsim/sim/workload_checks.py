@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from vmsim.sim.fileapi import FileApi, OsFiles
 from vmsim.sim.workload import Workload
-from vmsim.sim.workload_record import TOP, FileRecord, HandleRecord, brief, mass_data, mass_path
+from vmsim.sim.workload_record import TOP, FileRecord, HandleRecord, differing, mass_data, mass_path
 
 MASS_SAMPLE_MAX: Final = 20_000
 PIECE: Final = 65_536
@@ -75,7 +75,7 @@ class Checker:
     def _same(self, kind: str, what: str, expected: object, found: object) -> None:
         self.checked[kind] += 1
         if expected != found:
-            self.found.append(Discrepancy(what, brief(expected), brief(found)))
+            self.found.append(Discrepancy(what, *differing(expected, found)))
 
     def _handle(self, handle: HandleRecord) -> None:
         record = self._state.files[handle.file]

@@ -16,6 +16,8 @@ FILES_MAX: Final = 40
 HANDLES_MAX: Final = 24
 FOLDERS_MAX: Final = 8
 MASS_PER_FOLDER: Final = 1000
+NAMES_SHOWN: Final = 5
+"""Of two lists that differ."""
 TOP: Final = 0
 """The number of the scratch folder itself."""
 
@@ -95,6 +97,22 @@ def patched(data: bytes, offset: int, piece: bytes) -> bytes:
     return data[:offset].ljust(offset, b"\0") + piece + data[offset + len(piece) :]
 
 
+def differing(expected: object, found: object) -> tuple[str, str]:
+    """Both values for a message; of two lists only what is in one of them."""
+    if isinstance(expected, list) and isinstance(found, list):
+        lost = [each for each in expected if each not in found]
+        new = [each for each in found if each not in expected]
+        if lost or new:
+            return _listing(lost, len(expected)), _listing(new, len(found))
+    return brief(expected), brief(found)
+
+
+def _listing(values: list[object], of: int) -> str:
+    shown = ", ".join(map(repr, values[:NAMES_SHOWN]))
+    more = f" and {len(values) - NAMES_SHOWN} more" if len(values) > NAMES_SHOWN else ""
+    return f"{of} names" + (f" with {shown}{more}" if values else "")
+
+
 def brief(value: object) -> str:
     """A value for a message."""
     if isinstance(value, bytes):
@@ -141,8 +159,9 @@ class Bookkeeping:
     def expect(self, what: str, expected: object, found: object) -> None:
         """WorkloadError unless the answer is the one of the record."""
         if expected != found:
+            recorded, answered = differing(expected, found)
             raise WorkloadError(
-                f"{what} answered {brief(found)}, and the record says {brief(expected)}",
+                f"{what} answered {answered}, and the record says {recorded}",
                 seed=self.state.seed, step=self.state.steps,
             )
 
