@@ -14,6 +14,12 @@ FileHandles = Literal["never", "prefer", "mandatory"]
 TIMEOUTS: dict[str, int] = {"never": 0, "auto": 1, "metadata": 86400, "always": 86400}
 """Seconds for which the guest may believe names and attributes, by cache policy."""
 
+BOUNDS = (
+    ("timeout_s", (1 << 32) - 1), ("inode_fds", 1 << 30), ("guest_fds", 1 << 30),
+    ("search_entries", 10_000_000),
+)  # fmt: skip
+"""Options arrive with migration streams as well: nothing in them makes the server work without end."""
+
 
 @dataclass(slots=True)
 class FsOptions:
@@ -59,6 +65,10 @@ class FsOptions:
             raise UsageError(
                 f"no such use of file handles: {self.inode_file_handles!r}", hint="never, prefer or mandatory"
             )
+        for name, most in BOUNDS:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise UsageError(f"{name}={value} is out of range", hint=f"0 to {most}")
         if self.posix_acl and not self.xattr:
             raise UsageError("posix_acl needs xattr", hint="POSIX ACLs are extended attributes")
         if self.allow_mmap and self.cache == "always":

@@ -65,10 +65,9 @@ class Core(FileSystem):
         self.mapped_capability = self._map_capability()
         self.by_handle = self._use_handles()
         room = max(host.fd_limit() - RESERVED_FDS, 2 * FDS_MIN)
-        self.fds = FdCache(
-            self.options.inode_fds or max(FDS_MIN, min(room // 4, INODE_FDS_MAX)), self._may_drop, host.close
-        )
-        self.handles = HandleTable(self.options.guest_fds or max(FDS_MIN, room // 2))
+        inode_fds = min(self.options.inode_fds, room) or max(FDS_MIN, min(room // 4, INODE_FDS_MAX))
+        self.fds = FdCache(inode_fds, self._may_drop, host.close)
+        self.handles = HandleTable(min(self.options.guest_fds, room) or max(FDS_MIN, room // 2))
         self.inodes = InodeTable()
         self._fstat = host.fstat
         self._open_root()

@@ -28,14 +28,15 @@ class RestoreOps(FileOps):
         if not is_dir and not stat.S_ISREG(inode.mode):
             raise OSError(errno.EBADF, "special files are never opened")
         wanted = flags & KEPT_FLAGS & ~os.O_TRUNC
-        if wanted & os.O_ACCMODE == os.O_ACCMODE:
-            raise OSError(errno.EINVAL, "no such access mode")
-        if wanted & os.O_ACCMODE != os.O_RDONLY:
-            self.check_writable()
+        guest = flags if guest_flags is None else guest_flags
+        for asked in (wanted, guest):  # it may be opened with either, see open_inode
+            if asked & os.O_ACCMODE == os.O_ACCMODE:
+                raise OSError(errno.EINVAL, "no such access mode")
+            if asked & os.O_ACCMODE != os.O_RDONLY:
+                self.check_writable()
         if is_dir:
             wanted = wanted & ~os.O_ACCMODE | os.O_DIRECTORY
         self.handles.check_room()
-        guest = flags if guest_flags is None else guest_flags
         fd, effective = self.open_inode(inode, wanted, guest)
         try:
             return self.handles.restore(fh, inode, fd, effective, guest, is_dir)

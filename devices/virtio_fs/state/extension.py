@@ -202,6 +202,8 @@ def _check(extension: Extension, offset: int) -> None:
             content += len(data)
         if file.extents and not stat.S_ISREG(file.mode):
             raise refuse("anonymous.mode", f"inode {file.id}: only a regular file has contents")
+        if b"\0" in file.target or any(b"\0" in name for name, _ in file.xattrs):
+            raise refuse("anonymous", f"inode {file.id}: a NUL in a symlink's target or an attribute's name")
     if content > UNLINKED_CONTENT_MAX:
         raise refuse("anonymous.extents", f"{content} bytes where {UNLINKED_CONTENT_MAX} are allowed")
     for raw in extension.raw_names:

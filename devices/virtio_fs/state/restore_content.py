@@ -46,7 +46,8 @@ def _regular(fs: PassthroughFs, file: Anonymous, notes: list[str]) -> int:
     try:
         if fs.options.readonly:
             raise OSError(errno.EROFS, "the share is served read-only")
-        fd = host.open_beneath(fs.path_fd(fs.root), b".", os.O_TMPFILE | os.O_RDWR, 0o600)
+        flags = os.O_TMPFILE | os.O_RDWR | (0 if _guest_could_make(fs, file) else os.O_EXCL)
+        fd = host.open_beneath(fs.path_fd(fs.root), b".", flags, 0o600)
     except OSError as error:
         if error.errno not in NO_TMPFILE:
             raise
@@ -60,6 +61,25 @@ def _regular(fs: PassthroughFs, file: Anonymous, notes: list[str]) -> int:
         host.close(fd)
         raise
     return fd
+
+
+def _guest_could_make(fs: PassthroughFs, file: Anonymous) -> bool:
+    """Whether the guest may give it a name (LINK): not if its owner or attributes are none of the guest's.
+
+    A state from somebody else must not bring a file into the share that the id translation or the attribute
+    map of this side keeps guests from making, such as one that belongs to the host's root and is setuid.
+    """
+    try:
+        for ids, number in ((fs.uids, file.uid), (fs.gids, file.gid)):
+            if ids.to_host(ids.to_guest(number)) != number:
+                return False
+        for name, _ in file.xattrs:
+            guest_name = fs.xattr_map.to_guest(name)
+            if guest_name is None or fs.xattr_map.to_host(guest_name) != name:
+                return False
+    except OSError:
+        return False
+    return True
 
 
 def _write(host: HostFs, fd: int, offset: int, data: bytes) -> None:

@@ -20,6 +20,8 @@ from .records import FULL_PATH, PATH, ROOT, HandleRecord, InodeRecord, StateBlob
 SPEC = "virtiofsd state V2"
 ROOT_ID = 1
 LAST_ID = (1 << 64) - 1
+LAST_NEXT = 1 << 63
+"""Ids only ever count up: what is beyond this was never given out, and soon there would be none left."""
 
 O_LARGEFILE = 0o100000
 O_TMPFILE_BIT = 0o20000000
@@ -169,6 +171,8 @@ def _take_off(inodes: list[InodeRecord], children: Counter[int]) -> None:
 
 
 def _next_id(field: str, value: int, top: int, notes: list[str]) -> int:
+    if max(value, top) > LAST_NEXT:
+        raise StreamError(f"{max(value, top)} leaves no room for new ids", field=field, spec=SPEC)
     if value > top:
         return value
     if value != top + 1:
