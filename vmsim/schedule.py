@@ -51,3 +51,15 @@ class Schedule(Protocol):
     def spawn(self, name: str, run: Callable[[], object]) -> Task:
         """Start another activity."""
         ...
+
+    def watch(self, look: Callable[[], bool]) -> None:
+        """Have ``look()`` called now and then while nobody can go on, until ``unwatch``.
+
+        It looks at what no descriptor announces (such as a lock of another process) and says whether it waits
+        for that: then waiting goes on instead of ending in StallError.
+        """
+        ...
+
+    def unwatch(self, look: Callable[[], bool]) -> None:
+        """No more of that; nothing happens if it was not watched."""
+        ...

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 
 from vmsim.errors import StallError, StateError
-from vmsim.sim.tasks import TaskKilled, TurnTaking
+from vmsim.sim.tasks import LOOK_NS, TaskKilled, TurnTaking
 
 Make = Callable[[], TurnTaking]
 
@@ -155,6 +156,29 @@ def check_sleep_passes_time(make: Make) -> None:
     assert woken == [1_000_000, 2_000_000, 3_000_000]
 
 
+def check_what_is_watched_keeps_waiting_from_stalling(make: Make) -> None:
+    """As long as a look says that something outside is waited for, nobody stalls; sleepers still wake."""
+    schedule, looks, woken = make(), [], []
+
+    def look() -> bool:
+        looks.append(schedule.now_ns())
+        return len(looks) <= 5
+
+    schedule.watch(look)
+    schedule.wait(lambda: len(looks) == 3, "the third look")
+    assert all(late - soon >= LOOK_NS for soon, late in itertools.pairwise(looks))
+    sleeper = schedule.spawn("sleeper", lambda: (schedule.sleep_ns(LOOK_NS // 2), woken.append(1)))
+    schedule.join(sleeper)
+    with pytest.raises(StallError):
+        schedule.wait(lambda: False, "more than that")
+    assert len(looks) == 6
+    schedule.unwatch(look)
+    schedule.unwatch(look)
+    with pytest.raises(StallError):
+        schedule.wait(lambda: False, "nothing")
+    assert len(looks) == 6
+
+
 def check_spawn_and_wait_inside_tasks(make: Make) -> None:
     """Activities start others and wait for them; deep stacks switch like shallow ones."""
     schedule = make()
@@ -178,5 +202,5 @@ def check_schedule(make: Make) -> None:
 CHECKS = (
     check_wait_lets_others_run, check_kick_runs_once_more_when_kicked_inside, check_stall_names_everybody,
     check_errors_belong_to_the_task, check_condition_that_raises, check_kill, check_sleep_passes_time,
-    check_spawn_and_wait_inside_tasks,
+    check_spawn_and_wait_inside_tasks, check_what_is_watched_keeps_waiting_from_stalling,
 )

@@ -75,6 +75,10 @@ class FrontDevice(Protocol):
 class ServingDevice(BackendDevice, Protocol):
     """The device behind a back-end, as a machine uses it."""
 
+    def look(self) -> bool:
+        """Whether a request waits for somebody outside this process; it is tried again first."""
+        ...
+
     def close(self) -> None:
         """Give everything back."""
         ...
@@ -183,6 +187,7 @@ class Backend:
         except BaseException:
             self.served.close()
             raise
+        schedule.watch(self.served.look)
 
     @property
     def connected(self) -> bool:
@@ -199,5 +204,6 @@ class Backend:
 
     def close(self) -> None:
         """End serving; may be called twice."""
+        self._schedule.unwatch(self.served.look)
         self.vhost.close()
         self.served.close()

@@ -18,6 +18,8 @@ from vmsim.sim.clock import Clock
 
 MAIN: Final = "main"
 KILLS_MAX: Final = 100
+LOOK_NS: Final = 1_000_000
+"""Between two looks at what no descriptor announces."""
 
 
 class TaskKilled(BaseException):
@@ -97,6 +99,7 @@ class TurnTaking(ABC):
     def __init__(self, clock: Clock, idle: Callable[[int | None], bool] | None = None) -> None:
         self.clock = clock
         self.idle = idle
+        self._looks: list[Callable[[], bool]] = []
         self._tasks: list[SimTask] = []
         self._current: SimTask | None = None
         self.now_ns = clock.now_ns
@@ -121,6 +124,15 @@ class TurnTaking(ABC):
     def spawn(self, name: str, run: Callable[[], object]) -> SimTask:
         """Start another activity; its first turn comes when somebody waits."""
         return self._add(name, run)
+
+    def watch(self, look: Callable[[], bool]) -> None:
+        """Have ``look()`` called every LOOK_NS while nobody can go on; whether it waits for the outside."""
+        self._looks.append(look)
+
+    def unwatch(self, look: Callable[[], bool]) -> None:
+        """No more of that; nothing happens if it was not watched."""
+        if look in self._looks:
+            self._looks.remove(look)
 
     # What whoever owns the schedule asks for
 
@@ -226,12 +238,20 @@ class TurnTaking(ABC):
             if runnable:
                 return self._choose(runnable)
             deadlines = [task.deadline_ns for task in self._tasks if task.deadline_ns is not None]
+            if self._look():
+                if self._runnable():
+                    continue
+                deadlines.append(self.now_ns() + LOOK_NS)
             deadline_ns = min(deadlines, default=None)
             if self.idle is not None and self.idle(deadline_ns):
                 continue
             if deadline_ns is None:
                 raise self._stall()
             self.clock.advance_to(deadline_ns)
+
+    def _look(self) -> bool:
+        """Whether anything that was looked at waits for the world outside."""
+        return True in [look() for look in list(self._looks)]
 
     def _resume(self, task: SimTask) -> None:
         body = task.greenlet

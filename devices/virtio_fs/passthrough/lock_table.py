@@ -70,15 +70,22 @@ def _merged(ranges: list[HeldLock]) -> Iterator[HeldLock]:
 
 
 class Waiter:
-    """A request that waits: ``attempt`` tries once more (BlockingIOError: not yet), ``done`` answers it."""
+    """A request that waits: ``attempt`` tries once more (BlockingIOError: not yet), ``done`` answers it.
 
-    __slots__ = ("attempt", "done", "handle", "unique")
+    ``lock`` is the byte range that it wants, or None for a flock; ``ours`` says whether one of our own locks
+    is in its way.
+    """
+
+    __slots__ = ("attempt", "done", "handle", "lock", "ours", "unique")
 
     def __init__(
-        self, unique: int, handle: Handle, attempt: Callable[[], None], done: Callable[[OSError | None], None]
-    ) -> None:
+        self, unique: int, handle: Handle, lock: HeldLock | None, ours: Callable[[], bool],
+        attempt: Callable[[], None], done: Callable[[OSError | None], None],
+    ) -> None:  # fmt: skip
         self.unique = unique
         self.handle = handle
+        self.lock = lock
+        self.ours = ours
         self.attempt = attempt
         self.done = done
 
@@ -115,11 +122,26 @@ class LockTable:
 
     def conflict(self, nodeid: int, owner: int, start: int, end: int, kind: int) -> HeldLock | None:
         """A lock of another of our owners that is in the way."""
+        return next(self._conflicts(nodeid, owner, start, end, kind), None)
+
+    def _conflicts(self, nodeid: int, owner: int, start: int, end: int, kind: int) -> Iterator[HeldLock]:
         for other, locks in self.of_inode(nodeid):
             if other == owner:
                 continue
             for held in locks.ranges:
                 overlap = held.start <= end and held.end >= start
                 if overlap and fcntl.F_WRLCK in (held.kind, kind):
-                    return held
-        return None
+                    yield held
+
+    def deadlock(self, wanted: HeldLock) -> bool:
+        """Whether those in the way of ``wanted`` wait, directly or not, for its owner themselves."""
+        seen: set[int] = set()
+        wishes = [wanted]
+        while wishes:
+            found = {held.owner for held in self._conflicts(*wishes.pop()[:5])} - seen
+            if wanted.owner in found:
+                return True
+            seen |= found
+            waiting = (waiter.lock for waiter in self.waiting.values())
+            wishes += [lock for lock in waiting if lock is not None and lock.owner in found]
+        return False

@@ -53,23 +53,33 @@ class LockOps(AttrOps):
         self, ctx: Context, nodeid: int, fh: int, owner: int, lock: FileLock, lk_flags: int,
         done: Callable[[OSError | None], None] | None,
     ) -> Deferred | None:  # fmt: skip
-        """SETLK and SETLKW."""
+        """SETLK and SETLKW; EDEADLK if a POSIX lock would wait for somebody who waits for its owner."""
         handle = self.require_handle(fh, nodeid)
         if lock.type not in FLOCKS or lock.start > lock.end:
             raise OSError(errno.EINVAL, "no such lock")
+        wanted = HeldLock(nodeid, owner, lock.start, lock.end, lock.type, lock.pid)
+        flock = FLOCKS[lock.type] if lk_flags & LK_FLOCK else 0
 
         def attempt() -> None:
-            if lk_flags & LK_FLOCK:
-                self.set_flock(handle, FLOCKS[lock.type])
+            if flock:
+                self.set_flock(handle, flock)
             else:
-                self.set_posix(handle, HeldLock(nodeid, owner, lock.start, lock.end, lock.type, lock.pid))
+                self.set_posix(handle, wanted)
+
+        def ours() -> bool:
+            if flock:
+                return self._flocked_by_others(handle, flock)
+            return self.locks.conflict(*wanted[:5]) is not None
 
         try:
             attempt()
         except BlockingIOError:
             if done is None:
                 raise
-            self.locks.waiting[ctx.unique] = Waiter(ctx.unique, handle, attempt, done)
+            if not flock and self.locks.deadlock(wanted):
+                raise OSError(errno.EDEADLK, "the holder waits for us") from None
+            waiter = Waiter(ctx.unique, handle, None if flock else wanted, ours, attempt, done)
+            self.locks.waiting[ctx.unique] = waiter
             self.retry_waiting()
             return DEFERRED
         if lock.type != fcntl.F_WRLCK:
@@ -146,6 +156,10 @@ class LockOps(AttrOps):
                 error = failure
             del waiting[waiter.unique]
             waiter.done(error)
+
+    def waits_outside(self) -> bool:
+        """Whether a request waits for a lock that none of ours is in the way of: somebody else holds it."""
+        return any(not waiter.ours() for waiter in self.locks.waiting.values())
 
     def interrupt(self, unique: int) -> None:
         """INTERRUPT: the wait ends with EINTR; unknown ones are ignored."""

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import struct
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -27,6 +28,18 @@ class Locker:
         self.path.write_bytes(b"0123456789")
         self.fs = fs
         self.node = fs.ask(op.LOOKUP, 1, (), (b"a",)).nodeid
+
+    def other(self):
+        """Another file's node."""
+        (self.path.parent / "b").touch()
+        return self.fs.ask(op.LOOKUP, 1, (), (b"b",)).nodeid
+
+    @contextmanager
+    def on(self, node):
+        """The block works on this node."""
+        before, self.node = self.node, node
+        yield
+        self.node = before
 
     def open(self, flags=os.O_RDWR):
         return self.fs.ask(op.OPEN, self.node, (flags, 0)).fh
@@ -100,6 +113,53 @@ def test_waiting_for_somebody_on_the_host(locker):
     os.close(fd)
     locker.fs.fs.retry_waiting()
     assert locker.completed == [16]
+
+
+def test_a_circle_of_waits_is_a_deadlock(locker):
+    """fcntl(2): EDEADLK for the one who would close the circle, over any number of owners."""
+    fh = locker.open()
+    for owner in (1, 2, 3):
+        assert locker.lock(fh, owner, owner, owner, WR) == 0
+    assert locker.lock(fh, 1, 2, 2, WR, wait=True) is None
+    assert locker.lock(fh, 2, 3, 3, RD, wait=True) is None
+    assert locker.lock(fh, 3, 1, 1, RD, wait=True) == errno.EDEADLK
+    assert locker.lock(fh, 3, 1, 1, RD) == errno.EAGAIN, "without waiting there is no circle"
+    assert locker.lock(fh, 4, 1, 1, WR, wait=True) is None, "who stands beside the circle just waits"
+    assert len(locker.fs.fs.locks.waiting) == 3
+    locker.lock(fh, 3, 3, 3, UN)
+    assert len(locker.fs.fs.locks.waiting) == 2
+
+
+def test_a_circle_over_two_files(locker):
+    one, other = locker.open(), locker.other()
+    assert locker.lock(one, 1, 0, END, WR) == 0
+    with locker.on(other):
+        fh = locker.open()
+        assert locker.lock(fh, 2, 0, END, WR) == 0
+        assert locker.lock(fh, 1, 0, END, WR, wait=True) is None
+    assert locker.lock(one, 2, 5, 5, WR, wait=True) == errno.EDEADLK
+
+
+def test_flocks_have_no_deadlocks(locker):
+    """flock(2) does not look for them, and one owner may have several handles."""
+    one, two = locker.open(), locker.open()
+    locker.lock(one, 1, 0, 0, WR, flock=True)
+    assert locker.lock(two, 1, 0, 0, WR, wait=True, flock=True) is None
+    assert not locker.fs.fs.waits_outside()
+
+
+def test_who_waits_for_the_outside(locker):
+    fh = locker.open()
+    fd = os.open(locker.path, os.O_RDWR)
+    locker.fs.fs.host.set_lock(fd, WR, 0, 1)
+    locker.lock(fh, 1, 5, 9, WR)
+    assert locker.lock(fh, 2, 5, 9, WR, wait=True) is None
+    assert not locker.fs.fs.waits_outside()
+    assert locker.lock(fh, 1, 0, 0, WR, wait=True) is None
+    assert locker.fs.fs.waits_outside()
+    os.close(fd)
+    locker.fs.fs.retry_waiting()
+    assert not locker.fs.fs.waits_outside()
 
 
 def test_interrupt_ends_a_wait(locker):
