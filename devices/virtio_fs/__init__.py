@@ -103,7 +103,7 @@ class VirtioFs:
     def notes(self, backend: VirtioFsBackend) -> list[str]:
         """What the load of a state found worth saying, losses first."""
         report = backend.report
-        return [] if report is None else [*map(str, report.losses), *report.notes]
+        return [] if report is None else [*(f"lost: {loss.reason}" for loss in report.losses), *report.notes]
 
     def preflight(self, backend: VirtioFsBackend) -> list[Finding]:
         """What would not survive a migration, or not without further ado, the worst first."""

@@ -69,6 +69,11 @@ class JobOptions(msgspec.Struct, frozen=True):
                     "a saved machine cannot keep a back-end of this process",
                     hint="with --save, use --migration internal",
                 )
+            if self.machine.migration_mode == "file-handles" and not self.read_only:
+                raise UsageError(
+                    "unlinked files have no file handle any more once a saved machine has ended",
+                    hint="with --save, use --migration-mode find-paths: their contents travel then",
+                )
         if self.machine.memory > MEMORY_MAX:
             raise UsageError(
                 f"--memory {size_text(self.machine.memory)} is too much",

@@ -11,7 +11,15 @@ from typing import Final, NamedTuple
 
 from vmsim.sim.fileapi import FileApi, OsFiles
 from vmsim.sim.workload import Workload
-from vmsim.sim.workload_record import TOP, FileRecord, HandleRecord, differing, mass_data, mass_path
+from vmsim.sim.workload_record import (
+    TOP,
+    FileRecord,
+    HandleRecord,
+    described,
+    differing,
+    mass_data,
+    mass_path,
+)
 
 MASS_SAMPLE_MAX: Final = 20_000
 PIECE: Final = 65_536
@@ -81,8 +89,8 @@ class Checker:
         record = self._state.files[handle.file]
         what = f"handle {handle.fd} of file {handle.file}"
         attributes = self._fs.fstat(handle.fd)
-        facts = (attributes.st_mode & 0o7777, attributes.st_size, attributes.st_nlink)
-        self._same("handles", f"fstat of {what}", (record.mode, len(record.data), len(record.names)), facts)
+        facts = described(attributes.st_mode, attributes.st_size, attributes.st_nlink)
+        self._same("handles", f"fstat of {what}", _as_recorded(record), facts)
         self._same("offsets", f"offset of {what}", handle.offset, self._fs.lseek(handle.fd, 0, os.SEEK_CUR))
         if handle.readable:
             self._same("bytes", f"bytes of {what}", record.data, contents(self._fs, handle.fd))
@@ -95,8 +103,8 @@ class Checker:
         for place in record.names:
             path = self._work.path(place)
             attributes = self._fs.lstat(path)
-            facts = (attributes.st_mode & 0o7777, attributes.st_size, attributes.st_nlink)
-            self._same("names", f"lstat of {path}", (record.mode, len(record.data), len(record.names)), facts)
+            facts = described(attributes.st_mode, attributes.st_size, attributes.st_nlink)
+            self._same("names", f"lstat of {path}", _as_recorded(record), facts)
             if fragile:
                 continue
             self._same("bytes", f"bytes of {path}", record.data, contents_at(self._fs, path))
@@ -118,8 +126,9 @@ class Checker:
         for index in range(0, self._state.mass, step):
             path = mass_path(self._state.folder, index)
             attributes = self._fs.lstat(path)
-            facts = (stat.S_IFMT(attributes.st_mode), attributes.st_size)
-            self._same("mass", f"lstat of {path}", (stat.S_IFREG, len(mass_data(index))), facts)
+            facts = described(0, attributes.st_size, attributes.st_nlink)
+            self._same("mass", f"is {path} a file", True, stat.S_ISREG(attributes.st_mode))
+            self._same("mass", f"lstat of {path}", described(0, len(mass_data(index)), 1), facts)
             if index % (step * 100) == 0:
                 self._same("bytes", f"bytes of {path}", mass_data(index), contents_at(self._fs, path))
 
@@ -134,6 +143,10 @@ class Checker:
                 self._same("locks", f"{what} on the host", "held", flock_state(self._host, path))
         elif self._peer is not None:
             self._same("locks", what, "held", posix_lock_state(self._peer, path))
+
+
+def _as_recorded(record: FileRecord) -> str:
+    return described(record.mode, len(record.data), len(record.names))
 
 
 def verify(

@@ -21,6 +21,7 @@ from vmsim.sim.workload_record import (
     TOP,
     Bookkeeping,
     HandleRecord,
+    described,
     mass_data,
     mass_path,
     patched,
@@ -198,8 +199,9 @@ def do_stat(work: Bookkeeping, fs: FileApi, numbers: random.Random) -> None:
     if number is not None:
         record = work.state.files[number]
         found = fs.lstat(work.path(record.names[-1]))
-        facts = (found.st_mode & 0o7777, found.st_size, found.st_nlink)
-        work.expect(f"lstat of file {number}", (record.mode, len(record.data), len(record.names)), facts)
+        facts = described(found.st_mode, found.st_size, found.st_nlink)
+        recorded = described(record.mode, len(record.data), len(record.names))
+        work.expect(f"lstat of file {number}", recorded, facts)
 
 
 def do_mass(work: Bookkeeping, fs: FileApi, numbers: random.Random) -> None:

@@ -17,7 +17,8 @@ HANDLES_MAX: Final = 24
 FOLDERS_MAX: Final = 8
 MASS_PER_FOLDER: Final = 1000
 NAMES_SHOWN: Final = 5
-"""Of two lists that differ."""
+BYTES_SHOWN: Final = 8
+"""Of values that differ."""
 TOP: Final = 0
 """The number of the scratch folder itself."""
 
@@ -97,14 +98,28 @@ def patched(data: bytes, offset: int, piece: bytes) -> bytes:
     return data[:offset].ljust(offset, b"\0") + piece + data[offset + len(piece) :]
 
 
+def described(mode: int, size_bytes: int, links: int) -> str:
+    """A file's attributes, to be compared and to be read."""
+    return f"mode {mode & 0o7777:04o}, {size_bytes} bytes, {links} link{'s' if links != 1 else ''}"
+
+
 def differing(expected: object, found: object) -> tuple[str, str]:
-    """Both values for a message; of two lists only what is in one of them."""
+    """Both values for a message: of lists what is in one of them only, of bytes where they part."""
+    if isinstance(expected, bytes) and isinstance(found, bytes):
+        pairs = enumerate(zip(expected, found, strict=False))
+        at = next((at for at, (one, other) in pairs if one != other), min(len(expected), len(found)))
+        return _bytes_at(expected, at), _bytes_at(found, at)
     if isinstance(expected, list) and isinstance(found, list):
         lost = [each for each in expected if each not in found]
         new = [each for each in found if each not in expected]
         if lost or new:
             return _listing(lost, len(expected)), _listing(new, len(found))
     return brief(expected), brief(found)
+
+
+def _bytes_at(data: bytes, at: int) -> str:
+    here = data[at : at + BYTES_SHOWN]
+    return f"{len(data)} bytes, " + (f"{here.hex()} at {at}" if here else f"the end at {at}")
 
 
 def _listing(values: list[object], of: int) -> str:
@@ -117,7 +132,7 @@ def brief(value: object) -> str:
     """A value for a message."""
     if isinstance(value, bytes):
         return f"<{len(value)} bytes {value[:12].hex()}...>"
-    return repr(value)
+    return value if isinstance(value, str) else repr(value)
 
 
 class Bookkeeping:
