@@ -111,8 +111,10 @@ def test_host_calls(shares, kind):
     assert outcomes["source"] > 30
 
 
-@pytest.mark.parametrize("dialect", ["upstream", "rfc2023"])
-@pytest.mark.parametrize("kept", [{"migration": "external"}, {"options": {"migration_empty_state": True}}])
+@pytest.mark.parametrize(
+    ("dialect", "kept"),
+    [("upstream", {"migration": "external"}), ("rfc2023", {"options": {"migration_empty_state": True}})],
+)
 def test_with_a_back_end_that_is_kept(shares, dialect, kept):
     """Both connections are of the one back-end that the source started."""
     kind = Kind("packed", dialect, "find-paths", None)
