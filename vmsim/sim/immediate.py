@@ -26,8 +26,9 @@ class ImmediateSchedule(TurnTaking):
         if run in kicks:
             kicks[run] = True
             return
-        kicks[run] = True
+        kicks[run] = False
         try:
+            run()
             while kicks[run]:
                 kicks[run] = False
                 run()

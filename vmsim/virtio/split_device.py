@@ -146,10 +146,11 @@ class SplitDeviceRing(DeviceRingBase):
         """Ask for notifications again. True: chains arrived meanwhile, so look before you wait."""
         if self.broken is not None:
             return False
-        if self._event_idx:
-            self._store_used(2 + 4 * self.size, self._next_avail)
+        word, value = (2 + 4 * self.size, self._next_avail) if self._event_idx else (0, 0)
+        if self.log is None and self._memory.dirty is None:
+            self._used[word] = value
         else:
-            self._store_used(0, 0)
+            self._store_used(word, value)
         if self._fence is not None:
             self._fence()
         waiting: bool = self._avail[1] != self._next_avail

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from vmsim.memory import GuestMemory
 
 
+_Pair = tuple[Sequence[Element], Sequence[Element], list[int], int]
+"""One readable and one writable element, the descriptors that describe them, writable bytes."""
+
+
 class SplitDriverRing(DriverRingBase):
     """Adds buffers to the available ring, reaps the used ring; see DriverRing for the contract."""
 
@@ -31,6 +35,7 @@ class SplitDriverRing(DriverRingBase):
         "_mask",
         "_next_avail",
         "_next_used",
+        "_pairs",
         "_published",
         "_used",
         "_used_elements",
@@ -49,6 +54,9 @@ class SplitDriverRing(DriverRingBase):
         self._published = 0
         self._next_used = 0
         self._kicked = 0
+        # Which (readable, writable) element a free descriptor still describes, as the last to be written
+        # there: message slots are used again and again, and need not be written anew.
+        self._pairs: list[_Pair | None] = [None] * config.size
 
     @property
     def free(self) -> int:
@@ -62,6 +70,41 @@ class SplitDriverRing(DriverRingBase):
 
         QueueFull if the ring has no room now; UsageError if it never will.
         """
+        free = self._free
+        pair = self._pairs[free[-1]] if len(free) > 1 else None
+        if (
+            pair is not None
+            and pair[0] == readable
+            and pair[1] == writable
+            and self._pairs[free[-2]] is pair
+            and pair[2][0] == free[-1]
+            and indirect is None
+            and self.broken is None
+        ):
+            slots, capacity = pair[2], pair[3]
+            del free[-2:]
+        else:
+            slots, capacity = self._write(readable, writable, indirect)
+        head = slots[0]
+        self._outstanding[head] = (slots, capacity)
+        next_avail = self._next_avail
+        self._avail[2 + (next_avail & self._mask)] = head
+        self._next_avail = (next_avail + 1) & 0xFFFF
+        if self._memory.dirty is not None:
+            for index in slots:
+                self._memory.dirty.mark(self.config.desc + (index << 4), DESC_BYTES)
+            self._memory.dirty.mark(self.config.driver + 4 + 2 * (next_avail & self._mask), 2)
+        return head
+
+    def initialise(self) -> None:
+        """Zero the three areas (section 2.7.10.1)."""
+        super().initialise()
+        self._pairs = [None] * self.size
+
+    def _write(
+        self, readable: Sequence[Element], writable: Sequence[Element], indirect: Element | None
+    ) -> tuple[list[int], int]:
+        """Write a chain into free descriptors: (these, writable bytes)."""
         if indirect is None:
             count = len(readable) + len(writable)
             elements, flags = readable, 0
@@ -95,16 +138,12 @@ class SplitDriverRing(DriverRingBase):
                 pack_into(desc, slot, gpa, length, DESC_F_WRITE | DESC_F_NEXT, slots[position])
             else:
                 pack_into(desc, slot, gpa, length, DESC_F_WRITE, 0)
-        head = slots[0]
-        self._outstanding[head] = (slots, capacity)
-        next_avail = self._next_avail
-        self._avail[2 + (next_avail & self._mask)] = head
-        self._next_avail = (next_avail + 1) & 0xFFFF
-        if self._memory.dirty is not None:
-            for index in slots:
-                self._memory.dirty.mark(self.config.desc + (index << 4), DESC_BYTES)
-            self._memory.dirty.mark(self.config.driver + 4 + 2 * (next_avail & self._mask), 2)
-        return head
+        pair: _Pair | None = None
+        if count == 2 and len(writable) == 1 and type(readable) is type(writable) is tuple:
+            pair = readable, writable, slots, capacity
+        for slot in slots:
+            self._pairs[slot] = pair
+        return slots, capacity
 
     def publish(self) -> None:
         """Make all added buffers available to the device (section 2.7.13.3)."""
@@ -229,3 +268,4 @@ class SplitDriverRing(DriverRingBase):
         self._next_avail = self._published = state.next_avail
         self._next_used = state.next_used
         self._kicked = state.kicked
+        self._pairs = [None] * self.size

@@ -1,4 +1,4 @@
-"""A ring remembers what the bytes of a chain mean, and nothing but those bytes decides."""
+"""Rings remember chains: the device what their bytes mean, the driver which are still written down."""
 
 from __future__ import annotations
 
@@ -69,3 +69,44 @@ def test_a_remembered_chain_cannot_be_in_flight_twice(features):
         other._avail[1] = (other._next_avail + 1) & 0xFFFF
     with pytest.raises(RingViolation, match="flight"):
         pair.device.pop()
+
+
+def test_descriptors_are_written_anew_when_others_have_used_them():
+    pair = RingPair(0, 8)
+    pair.memory.write(DATA, b"abcdefghijkl")
+    message, reply = ((DATA, 4),), ((DATA + 64, 8),)
+    shapes = [
+        (message, reply),
+        (((DATA + 4, 4), (DATA + 8, 2)), reply),
+        (message, reply),
+        ((), reply),
+        (message, reply),
+        (message, ()),
+        (message, reply),
+        (((DATA + 4, 4),), reply),
+    ]
+    for first in shapes:
+        for second in shapes:
+            pair.driver.add(*first)
+            pair.driver.add(*second)
+            pair.driver.publish()
+            taken = [pair.device.pop(), pair.device.pop()]
+            for chain, (readable, writable) in zip(taken, (first, second), strict=True):
+                data = b"".join(bytes(view) for view in chain.readable)
+                assert data == b"".join(pair.memory.read(*each) for each in readable)
+                assert chain.write_ranges == list(writable)
+            # Returned in the other order, so that the free descriptors are mixed.
+            for chain in reversed(taken):
+                pair.device.push(chain, 0)
+            assert None not in (pair.driver.reap(), pair.driver.reap())
+    assert pair.driver.free == 8
+
+
+def test_a_restored_driver_writes_its_descriptors():
+    pair = RingPair(0, 8)
+    message, reply = ((DATA, 4),), ((DATA + 64, 8),)
+    once(pair, message, reply)
+    state = pair.driver.save()
+    pair.memory.write(pair.config.desc, bytes(8 * 16))
+    pair.driver.restore(state)
+    assert once(pair, message, reply)[1] == list(reply)
