@@ -12,6 +12,8 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
+from msgspec.structs import astuple
+
 from vmsim.fuse.abi.flags import ATTR_SUBMOUNT
 from vmsim.fuse.abi.headers import FUSE_ROOT_ID
 from vmsim.guest.state import Attr, KernelState, Node
@@ -27,15 +29,16 @@ def valid_until(now_ns: int, seconds: int, nsec: int) -> int:
 
 def make_stat(attr: Attr, device_number: int) -> os.stat_result:
     """``attr`` as Python's ``os`` presents it."""
-    atime, mtime, ctime, rdev = attr.atime, attr.mtime, attr.ctime, attr.rdev
-    ansec, mnsec, cnsec = attr.atimensec, attr.mtimensec, attr.ctimensec
+    (
+        ino, size, blocks, atime, mtime, ctime, ansec, mnsec, cnsec, mode, nlink, uid, gid, rdev, blksize, _,
+    ) = astuple(attr)  # fmt: skip
     if rdev:
         rdev = os.makedev((rdev >> 8) & 0xFFF, (rdev & 0xFF) | ((rdev >> 12) & 0xFFF00))
     # Seconds as floats are computed just as CPython does it, so that they compare equal to the host's.
     return os.stat_result((
-        attr.mode, attr.ino, device_number, attr.nlink, attr.uid, attr.gid, attr.size, atime, mtime, ctime,
+        mode, ino, device_number, nlink, uid, gid, size, atime, mtime, ctime,
         atime + 1e-9 * ansec, mtime + 1e-9 * mnsec, ctime + 1e-9 * cnsec,
-        atime * NSEC + ansec, mtime * NSEC + mnsec, ctime * NSEC + cnsec, attr.blksize, attr.blocks, rdev,
+        atime * NSEC + ansec, mtime * NSEC + mnsec, ctime * NSEC + cnsec, blksize, blocks, rdev,
     ))  # fmt: skip
 
 

@@ -205,7 +205,8 @@ class RequestQueue:
                         request.written = written
                         if room:
                             start = at + OUT_BYTES
-                            request.reply = bytes(self._view[start : start + min(written, room)])
+                            end = start + min(written, room)
+                            request.reply = self._view[start:end].tobytes()
                 self._release(request)
                 ended.append(request)
             if not heads:
