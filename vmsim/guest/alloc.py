@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from vmsim.errors import StreamError, UsageError
-from vmsim.guest.state import AllocatorState
+from vmsim.guest.state import AllocatorState, Segments
 from vmsim.memory import PAGE_SIZE
 
 QUICK_MAX = 8
@@ -96,32 +96,42 @@ class PageAllocator:
 
     def _border(self, gpa: int) -> bool:
         """Whether a range begins at ``gpa``: runs are not merged across ranges."""
-        return any(start == gpa for start, _ in self.state.ranges)
+        ranges = self.state.ranges
+        at = bisect_left(ranges, (gpa, 0))
+        return at < len(ranges) and ranges[at][0] == gpa
 
-    def check(self) -> None:
-        """StreamError unless the free runs are sorted, disjoint, page-aligned and inside the ranges."""
+    def check(self) -> Segments:
+        """All free runs, sorted. StreamError unless they are disjoint, page-aligned and inside the ranges."""
         state = self.state
-        runs = list(state.free)
         for size, gpas in state.quick.items():
             if size <= 0 or size % PAGE_SIZE or len(gpas) > QUICK_MAX:
                 raise StreamError("allocator quick list is malformed", field="allocator.quick")
-            runs.extend((gpa, size) for gpa in gpas)
-        runs.sort()
-        for at, (gpa, size) in enumerate(runs):
+        runs = self.free_runs()
+        end = 0
+        for gpa, size in runs:
             aligned = gpa % PAGE_SIZE == 0 and size % PAGE_SIZE == 0 and size > 0
-            inside = any(start <= gpa and gpa + size <= start + length for start, length in state.ranges)
-            if not aligned or not inside or (at and sum(runs[at - 1]) > gpa):
+            if not aligned or gpa < end or not _inside(state.ranges, gpa, size):
                 raise StreamError(f"allocator run {gpa:#x}+{size:#x} is malformed", field="allocator.free")
+            end = gpa + size
         if state.free != sorted(state.free):
             raise StreamError("allocator runs are not sorted", field="allocator.free")
+        return runs
 
-    def is_allocated(self, gpa: int, size_bytes: int) -> bool:
-        """Whether all of the range lies in the heap and none of it is free."""
+    def free_runs(self) -> Segments:
+        """Everything that is not handed out, sorted."""
         state = self.state
-        end = gpa + size_bytes
-        if not any(start <= gpa and end <= start + length for start, length in state.ranges):
+        return sorted([*state.free, *((gpa, size) for size, gpas in state.quick.items() for gpa in gpas)])
+
+    def is_allocated(self, gpa: int, size_bytes: int, runs: Segments | None = None) -> bool:
+        """Whether all of the range lies in the heap and none of it is free; ``runs``: those of ``check``."""
+        free = self.free_runs() if runs is None else runs
+        if not _inside(self.state.ranges, gpa, size_bytes):
             return False
-        if any(start < end and gpa < start + size for start, size in state.free):
-            return False
-        lists = state.quick.items()
-        return not any(start < end and gpa < start + size for size, gpas in lists for start in gpas)
+        at = bisect_left(free, (gpa + size_bytes, 0)) - 1
+        return at < 0 or sum(free[at]) <= gpa
+
+
+def _inside(ranges: Segments, gpa: int, size_bytes: int) -> bool:
+    """Whether one of the ranges, which are sorted, holds all of it."""
+    at = bisect_left(ranges, (gpa + 1, 0)) - 1
+    return at >= 0 and gpa + size_bytes <= sum(ranges[at])

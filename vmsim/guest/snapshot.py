@@ -17,7 +17,7 @@ from vmsim.guest.dentries import DentryCache
 from vmsim.guest.driver import VirtioDriver
 from vmsim.guest.pagecache import PageCache
 from vmsim.guest.queue import OUT_BYTES, SLOT_BYTES, SLOT_OUT
-from vmsim.guest.state import DONE, IN_FLIGHT, QUEUED, STATE_VERSION, KernelState, QueueState
+from vmsim.guest.state import DONE, IN_FLIGHT, QUEUED, STATE_VERSION, KernelState, QueueState, Segments
 from vmsim.limits import GUEST_STATE_MAX, QUEUE_SIZE_MAX, VIRTIO_QUEUE_MAX
 from vmsim.memory import GuestMemory
 
@@ -64,6 +64,7 @@ class _Checker:
         self.state = state
         self.memory = memory
         self.allocator = PageAllocator(state.allocator)
+        self.free: Segments = []
 
     def run(self) -> None:
         self.config()
@@ -107,7 +108,7 @@ class _Checker:
                 _refuse("allocator.ranges", "ranges overlap")
             self.memory.view(gpa, size)
             end = gpa + size
-        self.allocator.check()
+        self.free = self.allocator.check()
 
     def segments(self, segments: list[tuple[int, int]], field: str) -> None:
         for gpa, size in segments:
@@ -128,7 +129,7 @@ class _Checker:
             ):
                 _refuse(field, "impossible size")
             if queue.slots_gpa < 0 or not self.allocator.is_allocated(
-                queue.slots_gpa, queue.slot_count * SLOT_BYTES
+                queue.slots_gpa, queue.slot_count * SLOT_BYTES, self.free
             ):
                 _refuse(field, "slots outside the heap")
             slots = list(queue.free_slots)
@@ -179,7 +180,7 @@ class _Checker:
             ):  # fmt: skip
                 self.segments(segments, f"{field}.{name}")
             for gpa, size in (*request.spill, *request.owned):
-                if not self.allocator.is_allocated(gpa, size):
+                if not self.allocator.is_allocated(gpa, size, self.free):
                     _refuse(field, "a buffer that is free")
 
     def nodes(self) -> None:

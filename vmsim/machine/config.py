@@ -77,7 +77,7 @@ class MachineConfig(msgspec.Struct, forbid_unknown_fields=True):
         """From a stream; StreamError if it is none."""
         try:
             return msgspec.msgpack.decode(data, type=cls)
-        except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise StreamError(f"machine configuration: {error}", field="vmsim/machine") from error
 
     @staticmethod

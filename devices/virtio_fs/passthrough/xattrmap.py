@@ -26,6 +26,7 @@ from vmsim.errors import UsageError
 
 TYPES = ("prefix", "ok", "bad", "unsupported")
 SCOPES = ("client", "server", "all")
+LENGTH_MAX = 16384
 
 
 class Rule(NamedTuple):
@@ -75,6 +76,8 @@ class XattrMap:
 def _parse(text: str) -> tuple[Rule, ...]:
     rules: list[Rule] = []
     rest = text.strip()
+    if len(rest) > LENGTH_MAX:
+        raise UsageError(f"xattrmap: {len(rest)} characters", hint=f"at most {LENGTH_MAX}")
     mapped = False
     while rest:
         if mapped:

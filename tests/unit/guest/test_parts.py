@@ -21,7 +21,7 @@ from vmsim.guest.dentries import DentryCache
 from vmsim.guest.lock_table import END_MAX, acquire, conflict, release
 from vmsim.guest.nodes import NodeTable
 from vmsim.guest.pagecache import PageCache
-from vmsim.guest.state import Attr, KernelState, LocalLock
+from vmsim.guest.state import AllocatorState, Attr, KernelState, LocalLock
 from vmsim.memory import PAGE_SIZE
 
 RANGES = [(0x1000, 0x10000), (0x11000, 0x8000), (1 << 32, 0x20000)]
@@ -218,3 +218,15 @@ def test_a_server_that_contradicts_itself_is_not_believed():
     for nodeid, generation, mode in ((1, 0, 0o040755), (2, 1, 0o100644), (2, 0, 0o040755)):
         with pytest.raises(OSError, match="Input/output"):
             nodes.learn(nodeid, generation, attr(mode))
+
+
+def test_a_hundred_thousand_runs_are_checked_one_by_one():
+    """A hostile state has as many ranges and free runs as fit into it: the check must stay linear."""
+    ranges = [(at * 2 * PAGE_SIZE, PAGE_SIZE) for at in range(1, 100_000)]
+    allocator = PageAllocator(AllocatorState(ranges, ranges[::2], {PAGE_SIZE: [ranges[1][0]]}))
+    runs = allocator.check()
+    assert len(runs) == 50_001
+    for at, (gpa, size) in enumerate(ranges):
+        assert allocator.is_allocated(gpa, size, runs) == (at % 2 == 1 and at != 1)
+        assert not allocator.is_allocated(gpa, 2 * size, runs)
+    assert not allocator.is_allocated(0, PAGE_SIZE, runs)

@@ -147,3 +147,8 @@ def test_on_what_is_never_opened(fs, share):
         assert fs.getxattr(f"/{name}", "trusted.x") == name.encode()
         assert "trusted.x" in fs.listxattr(f"/{name}")
         fs.removexattr(f"/{name}", "trusted.x")
+
+
+def test_a_map_has_an_end():
+    with pytest.raises(UsageError, match="480000 characters"):
+        XattrMap(":prefix:all:a:b:" * 30000)
