@@ -103,7 +103,12 @@ class PackedDriverRing(DriverRingBase):
         self._desc_addresses[slot] = gpa
         self._desc_words[4 * slot + 2] = length
         self._desc_ids[slot] = buffer_id
-        if count > 1:
+        if count == 2 and len(writable) == 1 and slot + 2 < self.size:
+            gpa, length = writable[0]
+            rest = _AVAILABLE[self._avail_wrap] | DESC_F_WRITE
+            DESC.pack_into(self._desc, (slot + 1) << 4, gpa, length, buffer_id, rest)
+            self._next_avail = slot + 2
+        elif count > 1:
             self._write_rest(readable, writable, buffer_id, count)
         elif slot + 1 == self.size:
             self._next_avail = 0

@@ -31,7 +31,10 @@ class AttrOps(LookupOps):
     def getattr(self, ctx: Context, nodeid: int, fh: int | None) -> AttrReply:
         """GETATTR."""
         if fh is not None:
-            fd = self.handles.require(fh, nodeid).fd
+            handle = self.handles.get(fh)
+            if handle is None or handle.inode_id != nodeid or handle.error:
+                handle = self.handles.require(fh, nodeid)
+            fd = handle.fd
         else:
             inode = self.inodes.get(nodeid)
             if inode is None or inode.state != OK:
