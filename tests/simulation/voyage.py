@@ -12,7 +12,6 @@ import fcntl
 import itertools
 import os
 import random
-import shutil
 from typing import Any, Final, NamedTuple
 
 from vmsim.errors import MigrationError, StateError
@@ -23,12 +22,14 @@ from vmsim.sim.faults import Fault, FaultPlan, FaultyChannel, FaultyTransport
 from vmsim.sim.fileapi import OsFiles
 from vmsim.sim.fsx import Campaign
 from vmsim.sim.seeded import SeededSchedule
+from vmsim.trace import NOWHERE, Source
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_NOTIFICATION_DATA
 
 TURNS_MAX: Final = 2_000_000
 MIB: Final = 1 << 20
 STEPS: Final = 15
 """Operations of each program in one leg."""
+REALTIME_NS: Final = 1_700_000_000_000_000_000
 FORGET_TURNS: Final = 100
 ROOM_FOR_TWO: Final = 16
 REPRO: Final = "VMSIM_SEEDS={seed} tools/test tests/simulation/test_voyages.py"
@@ -77,7 +78,7 @@ def draw_plan(numbers: random.Random) -> Plan:
         indirect=choose((True, False)), linux_chains=choose((True, False)),
         cache=cache, cache_pages=choose((4, 16, 64)), dentries=choose((0, 3, 32, 256)),
         readahead_pages=choose((1, 4, 16)), max_transfer=choose((4096, 16384, 65536)),
-        readdirplus=choose((True, False)), batch_forget=choose((True, False)),
+        realtime_ns=REALTIME_NS, readdirplus=choose((True, False)), batch_forget=choose((True, False)),
         forget_batch=choose((1, 4, 32)),
     )  # fmt: skip
     arguments = {
@@ -113,17 +114,17 @@ class Below:
 class Trouble(FaultPlan):
     """The faults of one machine's seams: none unless a hop asks for one."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, trace: Source) -> None:
+        super().__init__(trace=trace)
         self._connections = itertools.count(1)
 
     def arm(self, fault: Fault) -> None:
         """From now on, count the operations, and let this happen."""
-        FaultPlan.__init__(self, [fault])
+        FaultPlan.__init__(self, [fault], trace=self._trace)
 
     def disarm(self) -> None:
         """Everything works again."""
-        FaultPlan.__init__(self)
+        FaultPlan.__init__(self, trace=self._trace)
 
     def wrap(self, seams: Seams) -> Seams:
         """``seams`` with this around them; every connection is a seam of its own, as after a reconnect."""
@@ -169,12 +170,20 @@ class Locker:
 
 
 class Voyage:
-    """Runs one seed; raises whatever is wrong, with the command that shows it again."""
+    """Runs one seed; raises whatever is wrong, with the command that shows it again.
 
-    def __init__(self, seed: int, share: Any, *, repro: str = REPRO, seams: Any = None) -> None:
+    ``seams`` gives the wrappers of the machine of a name; ``fault`` strikes at the source of the first hop.
+    """
+
+    def __init__(
+        self, seed: int, share: Any, *, repro: str = REPRO, seams: Any = None, trace: Source = NOWHERE,
+        fault: Fault | None = None,
+    ) -> None:  # fmt: skip
         self.seed = seed
         self.share = os.fspath(share)
-        self.schedule = SeededSchedule(seed, turns_max=TURNS_MAX)
+        self.schedule = SeededSchedule(seed, turns_max=TURNS_MAX, trace=trace)
+        self._trace = trace
+        self._first_fault = fault
         self.numbers = self.schedule.rng("voyage")
         self.plan = draw_plan(self.numbers)
         self.repro = repro.format(seed=seed)
@@ -243,7 +252,11 @@ class Voyage:
         kind = self.numbers.choice(("go", "go", "go", "cancel", "fault"))
         on_progress = None
         seams, here, there = self._wrappers(), self.trouble, self._latest
-        if kind == "fault":
+        if self._first_fault is not None:
+            kind = "fault"
+            here.arm(self._first_fault)
+            self._first_fault = None
+        elif kind == "fault":
             self.numbers.choice((here, there)).arm(self._fault())
         elif kind == "cancel":
             on_progress = self._canceller(machine, self.numbers.randrange(1, 12))
@@ -290,7 +303,7 @@ class Voyage:
     def _wrappers(self) -> Seams:
         """The seams of the next machine."""
         self._names += 1
-        self._latest = Trouble()
+        self._latest = Trouble(self._trace)
         return self._latest.wrap(self._seams(f"vm{self._names}"))
 
     def _rest(self, machine: Machine, leg: int) -> Machine:
@@ -301,7 +314,9 @@ class Voyage:
         machine.save(path, keep_running=False)
         machine.close()
         self.hops.append("file")
-        machine = Machine.restore(path, share=self.share, schedule=self.schedule, seams=self._wrappers())
+        machine = Machine.restore(
+            path, share=self.share, schedule=self.schedule, seams=self._wrappers(), realtime_ns=REALTIME_NS
+        )
         os.unlink(path)
         self.trouble = self._latest
         return machine
@@ -332,7 +347,3 @@ class Voyage:
         assert facts["handles"] == 0, facts
         assert facts["requests"] == 0, facts
 
-
-def clean(share: Any) -> None:
-    """Remove what a voyage left."""
-    shutil.rmtree(share, ignore_errors=True)

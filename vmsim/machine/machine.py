@@ -269,6 +269,7 @@ class Machine:
         self.outgoing = OutgoingMigration(
             source, channel, self.schedule, parameters, told.progress, verdict
         )
+        told.stats = self.outgoing.stats
         try:
             return self.outgoing.run()
         except VmsimError as error:
@@ -299,19 +300,23 @@ class Machine:
         cls, channel: Channel | str, share: str | os.PathLike[str], *,
         options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
         seams: Seams | None = None, backend: Backend | None = None, migration: str | None = None,
+        realtime_ns: int | None = None,
     ) -> Machine:  # fmt: skip
         """Take over the machine that ``send`` sends; it runs when this returns.
 
         ``channel`` may be a URI as for ``send``; with ``unix:`` and ``tcp:`` this end listens. ``backend`` is
         one that was kept (migration ``external``). What programs were waiting for is given up: they stay
-        where they are, only the guest that they ran on comes here.
+        where they are, only the guest that they ran on comes here. ``realtime_ns`` is the guest's wall clock
+        time when the schedule's clock read zero (default: the host's).
         """
         schedule = schedule or ImmediateSchedule()
         arrival = Arrival(
             cls.built, os.fspath(share), schedule, seams or Seams(), options, migration, backend
         )
         machine = arrival.receive(lines.incoming(channel, schedule))
-        machine.kernel.change_clock(wall_clock_ns() - schedule.now_ns())
+        if realtime_ns is None:
+            realtime_ns = wall_clock_ns() - schedule.now_ns()
+        machine.kernel.change_clock(realtime_ns)
         machine.start_running()
         kernel = machine.kernel
         for pid in {request.pid for request in kernel.requests.values()}:
@@ -336,11 +341,12 @@ class Machine:
         cls, path: str | os.PathLike[str], *, share: str | os.PathLike[str],
         options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
         seams: Seams | None = None, backend: Backend | None = None, migration: str | None = None,
+        realtime_ns: int | None = None,
     ) -> Machine:  # fmt: skip
         """The machine saved to ``path``, running, with ``share`` as its directory (see ``receive``)."""
         return cls.receive(
             FileReader(path), share, options=options, schedule=schedule, seams=seams, backend=backend,
-            migration=migration,
+            migration=migration, realtime_ns=realtime_ns,
         )  # fmt: skip
 
     @classmethod

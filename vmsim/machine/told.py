@@ -15,9 +15,13 @@ class MigrationTrace:
         self._trace = trace
         self._callback = callback
         self._phase = ""
+        self._rounds = 0
+        self.stats = MigrationStats()
+        """Of the migration that reports."""
 
     def progress(self, report: Progress) -> None:
         """One report of the migration."""
+        self._show_rounds()
         if report.phase != self._phase:
             self._phase = report.phase
             if self._trace.wants(MigrationPhase):
@@ -27,9 +31,6 @@ class MigrationTrace:
 
     def committed(self, stats: MigrationStats) -> None:
         """It is done."""
-        if self._trace.wants(MigrationRound):
-            for number, each in enumerate(stats.rounds, 1):
-                self._trace.emit(MigrationRound(number, each.memory_bytes, each.dirty_bytes))
         if self._trace.wants(MigrationCommit):
             self._trace.emit(MigrationCommit(stats.downtime_ns))
 
@@ -38,3 +39,12 @@ class MigrationTrace:
         if self._trace.wants(MigrationFailed):
             step = str(error.details.get("step", ""))
             self._trace.emit(MigrationFailed(str(error.details.get("side", "")), step, error.message))
+
+    def _show_rounds(self) -> None:
+        """Those that have ended since the last report."""
+        rounds = self.stats.rounds
+        while self._rounds < len(rounds):
+            each = rounds[self._rounds]
+            self._rounds += 1
+            if self._trace.wants(MigrationRound):
+                self._trace.emit(MigrationRound(self._rounds, each.memory_bytes, each.dirty_bytes))

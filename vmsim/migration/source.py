@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Final
@@ -42,6 +43,8 @@ from vmsim.schedule import Schedule
 MACHINE_IDSTR: Final = "vmsim/machine"
 MACHINE_VERSION: Final = 1
 SIDE: Final = "source"
+PEER_GONE: Final = frozenset({0, errno.EPIPE, errno.ECONNRESET})
+"""How a channel says that the other side closed it; 0 is a channel in memory."""
 
 
 class OutgoingMigration:
@@ -321,7 +324,7 @@ class OutgoingMigration:
         except (ChannelError, HostError) as error:
             raise MigrationInDoubt(
                 f"the channel broke while the destination was starting: {error}", step="go", side=SIDE,
-                hint="look whether the destination runs, then tell this machine: settle(destination_runs=...)",
+                hint="look whether the destination runs, then tell this one: settle(destination_runs=...)",
             ) from error
         if answer.kind == SHUT:
             raise _refusal(answer)
@@ -337,7 +340,7 @@ class OutgoingMigration:
         """The error to raise for what went wrong before commit."""
         if self._cancelled and not isinstance(error, MigrationCancelled):
             return MigrationCancelled("the migration was cancelled", step=self._step, side=SIDE)
-        if isinstance(error, ChannelError | StreamTruncated) and self._channel.duplex:
+        if self._channel.duplex and _left_by_peer(error):
             refusal = self._last_words()
             if refusal is not None:
                 return refusal
@@ -351,6 +354,13 @@ class OutgoingMigration:
         except (VmsimError, OSError):
             return None
         return _refusal(answer) if answer.kind == SHUT and answer.value != READY else None
+
+
+def _left_by_peer(error: BaseException) -> bool:
+    """Whether the other side closed the channel: then it may have said why."""
+    if isinstance(error, ChannelError):
+        return error.errno in PEER_GONE
+    return isinstance(error, StreamTruncated)
 
 
 def _refusal(answer: ReturnMessage) -> MigrationError:

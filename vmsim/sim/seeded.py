@@ -35,7 +35,8 @@ class SeededSchedule(TurnTaking):
         self.turns = 0
         self._turns_max = turns_max
         self._step_ns = step_ns
-        self._trace = trace
+        self.trace = trace
+        """Where turns are shown."""
         self._draw = self.rng("schedule").randrange
         self._queued: set[Callable[[], object]] = set()
         self._answering: set[Callable[[], object]] = set()
@@ -56,8 +57,8 @@ class SeededSchedule(TurnTaking):
 
     def spawn(self, name: str, run: Callable[[], object]) -> SimTask:
         """Start another activity; its first turn is drawn like every other."""
-        if self._trace.wants(SimSpawn):
-            self._trace.emit(SimSpawn(name))
+        if self.trace.wants(SimSpawn):
+            self.trace.emit(SimSpawn(name))
         return super().spawn(name, run)
 
     def _answer(self, run: Callable[[], object]) -> None:
@@ -74,14 +75,14 @@ class SeededSchedule(TurnTaking):
             raise self._stall("no end in sight")
         task = runnable[self._draw(len(runnable))]
         self.clock.advance_to(self.now_ns() + self._step_ns)
-        if self._trace.wants(SimTurn):
-            self._trace.emit(SimTurn(task.name, task.what, len(runnable)))
+        if self.trace.wants(SimTurn):
+            self.trace.emit(SimTurn(task.name, task.what, len(runnable)))
         return task
 
     def _end(self, task: SimTask, value: object, error: BaseException | None) -> None:
         super()._end(task, value, error)
-        if self._trace.wants(SimEnd):
-            self._trace.emit(SimEnd(task.name, "" if error is None else f"{type(error).__name__}: {error}"))
+        if self.trace.wants(SimEnd):
+            self.trace.emit(SimEnd(task.name, "" if error is None else f"{type(error).__name__}: {error}"))
 
     def _facts(self) -> dict[str, int]:
         return {"seed": self.seed, "turn": self.turns}
