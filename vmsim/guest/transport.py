@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from vmsim.errors import RingViolation
+from vmsim.errors import RingViolation, StateError
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.headers import IN_HEADER
@@ -44,6 +44,13 @@ SEGMENT_OVERHEAD: Final = 4
 _FORGET_LIMIT: Final = (SLOT_IN - IN_HEADER.size - BATCH_FORGET_IN.size) // FORGET_ONE.size
 _ENTRY_REPLIES: Final = frozenset((op.LOOKUP, op.MKNOD, op.MKDIR, op.SYMLINK, op.LINK, op.CREATE, op.TMPFILE))
 _OPEN_REPLIES: Final = frozenset((op.OPEN, op.OPENDIR, op.CREATE, op.TMPFILE))
+
+
+class _Closed(list[RequestQueue]):
+    """The queues of a kernel whose machine is closed."""
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise StateError("the machine is closed")
 
 
 class FuseTransport:
@@ -80,6 +87,11 @@ class FuseTransport:
         self.writeback = bool(self.pages and state.session.flags & init_flags.WRITEBACK_CACHE)
         self.missing = set(state.missing)
         self.nodes.gone = self.pages.drop if self.pages is not None else None
+
+    def close(self) -> None:
+        """Let go of guest memory; a program that still calls us gets StateError."""
+        self.queues = _Closed()
+        self.pages = self.dentries = None
 
     # Requests
 

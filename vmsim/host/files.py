@@ -18,13 +18,16 @@ READ_BYTES: Final = 1 << 20
 class FileWriter(ChannelBase):
     """Saves a stream: it appears under its name only when it is complete and on the disk.
 
-    HostError when the system refuses. Only the owner may read the file: it holds a guest's memory.
+    HostError when the system refuses, UsageError for a name that something else than a file has (it would be
+    replaced). Only the owner may read the file: it holds a guest's memory.
     """
 
     duplex = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = os.path.realpath(os.fspath(path))
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise UsageError(f"{self.path} is there and no file", hint="exec:cat > NAME writes into a device")
         folder, name = os.path.split(self.path)
         try:
             self._fd, self._temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)

@@ -427,8 +427,8 @@ class Machine:
     def _release_memory(self) -> None:
         """Unmap guest memory, even if somebody keeps this object."""
         if hasattr(self, "kernel"):
-            self.kernel.queues = []
-            self.kernel.pages = self.kernel.dentries = None
+            self.kernel.close()
+        if hasattr(self, "memory"):
             self.memory.close()
         for memfd in self._memfds:
             memfd.close()

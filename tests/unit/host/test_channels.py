@@ -150,3 +150,24 @@ def test_file_and_command_uris(tmp_path):
     channel.write(b"def")
     channel.finish()
     assert path.read_bytes() == b"def"
+
+
+def test_nothing_but_files_is_replaced(tmp_path):
+    """Saving to /dev/null as root must not put a file in its place."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "fifo")
+    for name in ("fifo", "folder", "link"):
+        with pytest.raises(UsageError, match="is there and no file") as caught:
+            FileWriter(tmp_path / name)
+        assert "exec:" in caught.value.hint
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "folder", "link"]
+
+
+def test_a_symlink_to_a_file_stays_one(tmp_path):
+    (tmp_path / "link").symlink_to("file")
+    writer = FileWriter(tmp_path / "link")
+    writer.write(b"stream")
+    writer.finish()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"stream"

@@ -66,6 +66,7 @@ def changed(**fields):
         changed(options={"share": "/"}),
         changed(options={"search_entries": 1 << 62}),
         changed(options={"xattrmap": ":prefix:all:a:b:" * 30_000}),
+        changed(guest={"heap": [[0, -4096]]}),
         changed(tag="\ud7ff" * 36),
     ],
 )
