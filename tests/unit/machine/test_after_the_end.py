@@ -11,7 +11,8 @@ from vmsim.errors import StateError, UsageError, VmsimError
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine
 
-CACHED = {"guest": GuestConfig(cache="writeback", cache_pages=16, dentries=16), "options": {"writeback": True}}
+WRITEBACK = GuestConfig(cache="writeback", cache_pages=16, dentries=16)
+CACHED = {"guest": WRITEBACK, "options": {"writeback": True}}
 CALLS = (
     ("listdir", "/"), ("stat", "/f"), ("open", "/f", os.O_RDWR), ("mkdir", "/d"), ("unlink", "/f"),
     ("rename", "/f", "/g"), ("pread", 0, 3, 0), ("close", 0), ("sync",), ("drop_caches",),
