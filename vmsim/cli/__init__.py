@@ -17,7 +17,7 @@ from vmsim.cli.interrupts import Interrupted, interruptible
 from vmsim.cli.migrate import migrate
 from vmsim.cli.restore import restore
 from vmsim.cli.shell import shell
-from vmsim.errors import UsageError, VmsimError
+from vmsim.errors import UsageError
 
 __all__ = ["cli", "main", "run"]
 
@@ -78,12 +78,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _told(error: BaseException, invocation: Invocation) -> int:
-    """Tell what went wrong, and choose the exit status; what is a bug of ours is raised again."""
+    """Tell what went wrong, and choose the exit status."""
     if isinstance(error, KeyboardInterrupt | click.Abort):
         status = error.status if isinstance(error, Interrupted) else Interrupted.status
     elif isinstance(error, click.ClickException | UsageError):
         status = MISUSED
-    elif isinstance(error, VmsimError | OSError):
+    elif isinstance(error, Exception):
         status = FAILED
     else:
         raise error

@@ -18,6 +18,7 @@ from vmsim.errors import HostError, MigrationError, UsageError, VmsimError
 from vmsim.machine.config import parse_size
 
 REPORT_WIDTH = 110
+BUG = "a bug in vmsim: "
 UNDECODABLE = 0xDC00
 """Bytes that are no text are characters from here on (PEP 383)."""
 HINTS = {
@@ -121,7 +122,7 @@ def error_line(error: BaseException) -> str:
         return printable(error.format_message())
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return str(error) if isinstance(error, Interrupted) else "interrupted"
-    return printable(str(error) if isinstance(error, VmsimError) else f"{type(error).__name__}: {error}")
+    return printable(str(error) if isinstance(error, VmsimError) else f"{BUG}{type(error).__name__}: {error}")
 
 
 def error_hint(error: BaseException) -> str:
@@ -130,6 +131,8 @@ def error_hint(error: BaseException) -> str:
         return f"see: {error.ctx.command_path} --help"
     if isinstance(error, OSError) or (isinstance(error, HostError) and not error.hint):
         return HINTS.get(error.errno or 0, "")
+    if error_line(error).startswith(BUG):
+        return "this should not happen, whatever the input; --debug shows where it did"
     return str(getattr(error, "hint", ""))
 
 

@@ -40,6 +40,9 @@ SETTLING_TURNS: Final = 10_000
 LIVE: Final = MigrationParameters(bandwidth=1 << 30, downtime_limit_ns=70_000, part_bytes=16 << 10)
 """In virtual time, in which a turn takes a microsecond: the guest works a lot while memory is sent."""
 
+ELSEWHERE: Final = ", and perhaps not at the destination either"
+"""What the pre-flight report leaves open, and is certain where the destination is this process."""
+
 DENTRIES_SPARE: Final = 1024
 """Names that the guest remembers beside those of its many files, so that it knows all of their inodes."""
 DENTRY_BYTES: Final = 288
@@ -189,7 +192,20 @@ class Job:
         seams = self.seams("vm1") if self.seams else None
         self._stack.callback(self._close)
         self._machine = Machine(share, schedule=self.schedule, seams=seams, guest=guest, **arguments)
+        self._refuse_handles(self._machine)
         return self._machine
+
+    def _refuse_handles(self, machine: Machine) -> None:
+        """UsageError if nothing can be found again by file handle here, and so not at the destination."""
+        choice = self.options.machine
+        if (choice.migration, choice.migration_mode) != ("internal", "file-handles"):
+            return
+        for finding in machine.preflight():
+            if not finding.inode and finding.severity != "info":
+                raise UsageError(
+                    f"--migration-mode file-handles cannot work: {finding.why.removesuffix(ELSEWHERE)}",
+                    hint="use find-paths, or run with CAP_DAC_READ_SEARCH",
+                )
 
     def _close(self) -> None:
         try:

@@ -50,6 +50,7 @@ def migrate(
         if trace is not None:
             tracer = tracer_for(trace, job.schedule)
             job.seams = lambda where: traced_seams(tracer, where)
+            job.schedule.trace = tracer.source("schedule")
         try:
             report = job.run()
         except BaseException:

@@ -94,10 +94,8 @@ class Scratch:
 
     def remove_lock(self) -> None:
         """Remove the file, if it is there."""
-        try:
+        if os.path.lexists(self._share + self.lock):
             os.unlink(self._share + self.lock)
-        except FileNotFoundError:
-            pass
 
 
 def remove_tree(path: str) -> None:

@@ -17,7 +17,7 @@ HANDLES_MAX: Final = 24
 FOLDERS_MAX: Final = 8
 MASS_PER_FOLDER: Final = 1000
 NAMES_SHOWN: Final = 5
-BYTES_SHOWN: Final = 8
+BYTES_SHOWN: Final = 12
 """Of values that differ."""
 TOP: Final = 0
 """The number of the scratch folder itself."""
@@ -119,7 +119,7 @@ def differing(expected: object, found: object) -> tuple[str, str]:
 
 def _bytes_at(data: bytes, at: int) -> str:
     here = data[at : at + BYTES_SHOWN]
-    return f"{len(data)} bytes, " + (f"{here.hex()} at {at}" if here else f"the end at {at}")
+    return f"{len(data)} bytes, " + (f"{here!r} at {at}" if here else f"the end at {at}")
 
 
 def _listing(values: list[object], of: int) -> str:

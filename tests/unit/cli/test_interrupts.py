@@ -1,0 +1,69 @@
+"""Signals end a command at any moment, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vmsim.cli.interrupts import Interrupted, interruptible, undisturbed
+
+MOMENTS = [(number, random.Random(number).uniform(0.0, 1.5)) for number in range(6)]
+
+
+@pytest.mark.parametrize(("number", "delay"), MOMENTS)
+def test_a_signal_at_any_moment(share, number, delay):
+    which = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[number % 3]
+    before = sorted(os.listdir(share))
+    command = [sys.executable, "-m", "vmsim.cli", "migrate", "--json", "--hops", "1000", str(share)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(share.glob("vmsim-scratch-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.send_signal(which)
+    process.send_signal(which)  # impatience changes nothing
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + which
+    assert f"interrupted by {which.name}" in err
+    assert '"ok": false' in out
+    assert sorted(os.listdir(share)) == before
+
+
+def test_the_first_signal_is_told_and_the_others_ignored():
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def interrupted():
+        with interruptible():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted) as caught:
+        interrupted()
+    assert caught.value.status == 143
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_undisturbed():
+    with interruptible(), undisturbed():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
