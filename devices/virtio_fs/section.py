@@ -170,9 +170,10 @@ class FsSection:
     def _failure(self, doing: str, error: PeerError | HostError) -> MigrationError:
         side = "source" if doing == "saving" else "destination"
         frontend = self.device.frontend
-        reason = "" if frontend is None else frontend.transport.reason()
+        reason, hint = ("", "") if frontend is None else frontend.transport.reason()
         why = f"{error.message}: {reason}" if reason else error.message
         return MigrationError(
             f"Error {doing} back-end state of {self.device.describe()}: {why}",
             step=f"{doing} back-end state", side=side, errno=error_number(error), spec=error.spec,
+            hint=hint or error.hint,
         )

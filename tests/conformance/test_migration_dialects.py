@@ -181,8 +181,7 @@ def check_failure(share, kind: Kind, fault: Fault, side: str, says: str) -> None
         assert says in str(error)
         assert "No space left on device" in str(error)
         assert error.side == side
-        if side == "source":
-            assert error.errno == errno.ENOSPC
+        assert error.errno == errno.ENOSPC
         assert campaign.vm.state == RUNNING
         life.check(campaign.vm)
         life.finish(campaign.vm)

@@ -192,14 +192,16 @@ class IncomingMigration(Generic[M]):
             if self._machine is not None:
                 self._machine.discard()
         finally:
-            self._tell_source(error)
-        return as_migration_error(error, self._step, SIDE)
+            explained = as_migration_error(error, self._step, SIDE)
+            self._tell_source(error, explained)
+        return explained
 
-    def _tell_source(self, error: BaseException) -> None:
+    def _tell_source(self, error: BaseException, explained: BaseException) -> None:
         try:
             if self._channel.duplex:
                 reason = str(error) or repr(error)
-                self._channel.write(encode(ReturnMessage(SHUT, FAILED, self._step, reason)))
+                errno, hint = getattr(explained, "errno", 0) or 0, getattr(explained, "hint", "")
+                self._channel.write(encode(ReturnMessage(SHUT, FAILED, self._step, reason, errno, hint)))
         except (VmsimError, OSError):
             pass  # the source learns it from the closed channel
         finally:

@@ -15,6 +15,7 @@ QEMU's analyser.
 
 from __future__ import annotations
 
+import re
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -29,6 +30,7 @@ FAILED: Final = 1
 GO: Final = b"G"
 COMMITTED: Final = b"C"
 REASON_MAX: Final = 4096
+ERRNO: Final = re.compile("[0-9]{1,4}", re.ASCII)
 RETRIES: Final = 2
 """How often a read in the decisive moments is tried again after an error."""
 
@@ -37,17 +39,22 @@ _VALUE = Struct(">I")
 
 
 class ReturnMessage(NamedTuple):
-    """One message of the return path: a value and, after a failure, the step and the reason."""
+    """One message of the return path: a value and, after a failure, where, why and what to do about it."""
 
     kind: int
     value: int
     step: str = ""
     reason: str = ""
+    errno: int = 0
+    hint: str = ""
 
 
 def encode(message: ReturnMessage) -> bytes:
     """The message's bytes."""
-    text = f"{message.step}\n{message.reason}".encode()[:REASON_MAX] if message.reason else b""
+    text = b""
+    if message.reason:
+        hint = " ".join(message.hint.split())
+        text = f"{message.step}\n{message.errno}\n{hint}\n{message.reason}".encode()[:REASON_MAX]
     data = _VALUE.pack(message.value) + text
     return _HEAD.pack(message.kind, len(data)) + data
 
@@ -60,8 +67,10 @@ def receive(source: StreamInput) -> ReturnMessage:
         raise UnexpectedRecord(f"return path message {kind} of {size} bytes", offset=at, field="return path")
     data = peek_surely(source, _HEAD.size + size)[_HEAD.size :]
     source.skip(_HEAD.size + size)
-    step, _, reason = data[_VALUE.size :].decode("utf-8", "replace").partition("\n")
-    return ReturnMessage(kind, _VALUE.unpack_from(data)[0], step, reason)
+    lines = data[_VALUE.size :].decode("utf-8", "replace").split("\n", 3)
+    step, errno, hint, reason = (*lines, "", "", "")[:4]
+    number = int(errno) if ERRNO.fullmatch(errno) else 0
+    return ReturnMessage(kind, _VALUE.unpack_from(data)[0], step, reason, number, hint)
 
 
 def peek_surely(source: StreamInput, size_bytes: int) -> bytes:

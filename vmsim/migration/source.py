@@ -365,4 +365,7 @@ def _left_by_peer(error: BaseException) -> bool:
 
 def _refusal(answer: ReturnMessage) -> MigrationError:
     why = f"{answer.step or 'unknown step'}: {answer.reason or 'no reason given'}"
-    return MigrationError(f"the destination gave up, {why}", step=answer.step, side="destination")
+    return MigrationError(
+        f"the destination gave up, {why}", step=answer.step, side="destination", errno=answer.errno,
+        hint=answer.hint,
+    )

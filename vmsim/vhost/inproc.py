@@ -64,12 +64,12 @@ class InProcessTransport:
         if not self._backend("state transfer").progress():
             raise PeerError("the state transfer is stuck: neither side can go on")
 
-    def reason(self) -> str:
-        """What the back-end found wrong last."""
+    def reason(self) -> tuple[str, str]:
+        """What the back-end found wrong last, and what to do."""
         if self.backend is None:
-            return ""
+            return "", ""
         error = self.backend.transfer.failure or self.backend.refusal
-        return error.message if isinstance(error, VmsimError) else str(error or "")
+        return (error.message, error.hint) if isinstance(error, VmsimError) else (str(error or ""), "")
 
     def close(self) -> None:
         """Disconnect; the back-end stops its rings and keeps its session."""

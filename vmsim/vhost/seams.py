@@ -131,8 +131,11 @@ class Transport(Protocol):
         """Let the peer work while we wait on a transfer channel; PeerError if it cannot get any further."""
         ...
 
-    def reason(self) -> str:
-        """Why the back-end last refused something, if this transport can tell; messages carry only a number."""
+    def reason(self) -> tuple[str, str]:
+        """Why the back-end last refused something, and what to do; empty if this transport cannot tell.
+
+        Messages carry only a number.
+        """
         ...
 
     def close(self) -> None:

@@ -37,11 +37,13 @@ def test_every_combination_of_saving_and_loading(tmp_path, here, there, dialect)
                 assert error.side == "source"
             elif there == "none":
                 assert f"Migration is blocked by device {PATH}" in text
+                assert "on the destination to external or internal" in error.hint
                 assert error.side == "destination"
             else:
                 assert error.side == "destination"
                 says = "none was expected" if here == "internal" else "has no back-end state"
                 assert says in text
+                assert "set migration=" in error.hint
         life.check(vm)
         life.go_on(vm)
         vm.migration = "internal"

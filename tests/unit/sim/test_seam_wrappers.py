@@ -50,7 +50,7 @@ class Peer:
         return -1
 
     def reason(self):
-        return ""
+        return "", ""
 
     def progress(self):
         self.trail.append("progress")
