@@ -14,6 +14,7 @@ from vmsim.guest import permissions
 from vmsim.guest.calls import Path, encode_path, fail, names_file
 from vmsim.guest.files import OFFSET_MAX, FileCalls
 from vmsim.guest.nodes import NSEC, make_stat
+from vmsim.guest.state import Attr
 
 SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
 
@@ -93,11 +94,7 @@ class AttrCalls(FileCalls):
         nodeid, fh, _ = self._target(path, dir_fd, follow_symlinks)
         with self._holding(nodeid):
             attr = self._attr(nodeid, fh)
-            process = self.process
-            if process.uid:
-                gids = (attr.gid, process.gid, *process.groups)
-                if process.uid != attr.uid or uid not in (-1, attr.uid) or (gid != -1 and gid not in gids):
-                    fail(errno.EPERM)
+            self._may_chown(attr, uid, gid)
             valid, values = 0, {}
             if uid != -1:
                 valid, values["uid"] = valid | f.FATTR_UID, uid
@@ -112,6 +109,17 @@ class AttrCalls(FileCalls):
                         keep &= ~stat.S_ISGID
                     valid, values["mode"] = valid | f.FATTR_MODE, keep
             self._setattr(nodeid, fh, valid, values)
+
+    def _may_chown(self, attr: Attr, uid: int, gid: int) -> None:
+        """EPERM as Linux' setattr_prepare: owners may choose among their groups; no change is nobody's."""
+        process = self.process
+        if not process.uid:
+            return
+        loses_bits = stat.S_ISREG(attr.mode) and bool(attr.mode & SPECIAL_BITS)
+        if process.uid != attr.uid and (uid != -1 or gid != -1 or loses_bits):
+            fail(errno.EPERM)
+        if uid not in (-1, attr.uid) or gid not in (-1, attr.gid, process.gid, *process.groups):
+            fail(errno.EPERM)
 
     def lchown(self, path: Path, uid: int, gid: int) -> None:
         """Change owner and group of the file itself, also of a symlink."""

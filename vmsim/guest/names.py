@@ -260,6 +260,7 @@ class NameCalls(PathWalk):
                 raise
             self._may_remove(old.parent, moved)
             self._may(new.parent, W_OK | X_OK)
+            self._may_turn(old, new, moved)
             self._send_rename(old, new, moved, 0, flags)
             return
         with self._holding(replaced):
@@ -271,7 +272,16 @@ class NameCalls(PathWalk):
                 self._may_remove(old.parent, moved)
                 self._may_remove(new.parent, replaced)
             self._check_kinds(moved, replaced, flags)
+            if moved != replaced:
+                self._may_turn(old, new, moved)
+                if flags & RENAME_EXCHANGE:
+                    self._may_turn(new, old, replaced)
             self._send_rename(old, new, moved, replaced, flags)
+
+    def _may_turn(self, old: Place, new: Place, nodeid: int) -> None:
+        """A directory that gets another parent is itself written to: its ``..`` changes."""
+        if old.parent != new.parent and stat.S_ISDIR(self._node(nodeid).attr.mode):
+            self._may(nodeid, W_OK)
 
     def _check_rename(self, old: Place, new: Place, moved: int) -> None:
         """Trailing slashes, and no directory beneath itself."""
