@@ -72,7 +72,8 @@ class StreamError(VmsimError):
     blame = Blame.STREAM
 
     def __init__(
-        self, message: str, *, offset: int = -1, field: str = "", spec: str = "", hint: str = "", **details: object
+        self, message: str, *, offset: int = -1, field: str = "", spec: str = "", hint: str = "",
+        **details: object,
     ) -> None:
         super().__init__(message, spec=spec, hint=hint, offset=offset, field=field, **details)
         self.offset = offset
