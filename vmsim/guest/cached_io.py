@@ -237,7 +237,7 @@ class CachedCalls(TransferCalls):
                 kernel.pages.drop(nodeid)
                 break
             if not self._write_run(number, nodeid, dirty):
-                self._until(lambda kernel: _settled(kernel, nodeid), f"the write-out of node {nodeid}")
+                self._until(lambda kernel: _may_write(kernel, nodeid), f"the write-out of node {nodeid}")
         self._until(lambda kernel: _settled(kernel, nodeid), f"the write-out of node {nodeid}")
         node = self.kernel.nodes.nodes.get(nodeid)
         if node is not None and node.dirty_mtime:
@@ -251,10 +251,12 @@ class CachedCalls(TransferCalls):
         return None
 
     def _write_run(self, number: int, nodeid: int, dirty: list[int]) -> bool:
-        """WRITE the first run of adjacent dirty pages; False if one of them is under write-out already."""
+        """WRITE the first run of adjacent dirty pages; False if now is not the time for it."""
         kernel = self.kernel
         assert kernel.pages is not None
         node = kernel.nodes.get(nodeid)
+        if node.truncating:
+            return False
         first, frames = dirty[0], []
         for at, index in enumerate(dirty[: max(1, kernel.max_write // PAGE_SIZE)]):
             frame = kernel.pages.find(nodeid, index)
@@ -296,9 +298,16 @@ class CachedCalls(TransferCalls):
     def _write_times(self, nodeid: int) -> None:
         """SETATTR of the modification time that the guest kept."""
         kernel = self.kernel
-        node = kernel.nodes.get(nodeid)
         number = self._writer(kernel, nodeid)
-        fh = kernel.state.files[number].fh if number is not None else None
+        if number is None:
+            self._send_times(nodeid, None)
+            return
+        with self._held(kernel.state.files[number]):  # somebody else's: it must not be closed meanwhile
+            self._send_times(nodeid, kernel.state.files[number].fh)
+
+    def _send_times(self, nodeid: int, fh: int | None) -> None:
+        kernel = self.kernel
+        node = kernel.nodes.get(nodeid)
         valid = FATTR_MTIME | FATTR_CTIME | (FATTR_FH if fh is not None else 0)
         attr = node.attr
         times = (0, attr.mtime, attr.ctime, 0, attr.mtimensec, attr.ctimensec)
@@ -321,6 +330,11 @@ class CachedCalls(TransferCalls):
 def _settled(kernel: GuestKernel, nodeid: int) -> bool:
     kernel.poll()
     return kernel.pages is None or not kernel.pages.writing(nodeid)
+
+
+def _may_write(kernel: GuestKernel, nodeid: int) -> bool:
+    node = kernel.nodes.nodes.get(nodeid)
+    return _settled(kernel, nodeid) and (node is None or not node.truncating)
 
 
 def _frame_free(kernel: GuestKernel) -> bool:

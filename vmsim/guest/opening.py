@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from vmsim.fuse import opcodes as op
@@ -68,6 +70,12 @@ class OpenCalls(NameCalls):
             fail(errno.ENXIO)  # FIFOs, sockets and devices belong to the guest, not to the file system
         if not created:
             self._may_open(nodeid, flags)
+        if flags & os.O_TRUNC:
+            with self._truncating(nodeid):
+                return self._open_sent(nodeid, flags, directory)
+        return self._open_sent(nodeid, flags, directory)
+
+    def _open_sent(self, nodeid: int, flags: int, directory: bool) -> int:
         fh, open_flags = self._send_open(nodeid, flags, directory)
         fd = self._new_file(nodeid, fh, flags & ~(NOT_SENT | os.O_TRUNC), open_flags, directory)
         try:
@@ -144,12 +152,25 @@ class OpenCalls(NameCalls):
 
     def _truncate_node(self, nodeid: int, size: int, fh: int | None) -> None:
         """SETATTR of the size."""
+        with self._truncating(nodeid):
+            valid = FATTR_SIZE | (FATTR_FH if fh is not None else 0)
+            version = self.kernel.state.attr_version
+            request = self._call(op.SETATTR, nodeid, (valid, 0, fh or 0, size, *(0,) * 12))
+            self._set_size(nodeid, size)
+            self._take_attr(nodeid, request.reply, max(version, self._node(nodeid).attr_version))
+
+    @contextmanager
+    def _truncating(self, nodeid: int) -> Iterator[None]:
+        """Nothing of the node is under write-out from here to the end: what lies behind the new end of the
+        file must not reach the server after the truncation (Linux: fuse_set_nowrite)."""
         self._before_truncate(nodeid)
-        valid = FATTR_SIZE | (FATTR_FH if fh is not None else 0)
-        version = self.kernel.state.attr_version
-        request = self._call(op.SETATTR, nodeid, (valid, 0, fh or 0, size, *(0,) * 12))
-        self._set_size(nodeid, size)
-        self._take_attr(nodeid, request.reply, max(version, self._node(nodeid).attr_version))
+        self._node(nodeid).truncating += 1
+        try:
+            yield
+        finally:
+            node = self._cell.kernel.nodes.nodes.get(nodeid)
+            if node is not None and node.truncating:
+                node.truncating -= 1
 
     def _before_truncate(self, nodeid: int) -> None:
         """Overridden where dirty pages may be under way."""

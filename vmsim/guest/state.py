@@ -99,7 +99,8 @@ class Node(msgspec.Struct, forbid_unknown_fields=True):
     ``parent`` and ``name`` are a directory's place (a directory has exactly one); other kinds keep 0.
     ``attr`` is valid until ``attr_expiry_ns``; a reply that was asked for before ``attr_version`` is older
     than what we know. ``dirty_size`` and ``dirty_mtime`` say that the guest, not the server, owns these
-    (writeback); ``error`` is a write-out failure that the next fsync or close reports.
+    (writeback); ``error`` is a write-out failure that the next fsync or close reports. While anybody is
+    ``truncating`` the file, its pages are not written out.
     """
 
     id: int
@@ -116,6 +117,7 @@ class Node(msgspec.Struct, forbid_unknown_fields=True):
     dirty_mtime: bool = False
     error: int = 0
     pages_epoch: int = 0
+    truncating: int = 0
     device_number: int = 0
 
 

@@ -283,6 +283,8 @@ class FuseTransport:
         """All programs are gone (a snapshot was restored without their stacks)."""
         for unique in list(self.requests):
             self.abandon(unique)
+        for node in self.state.nodes.values():
+            node.truncating = 0
         if self.pages is not None:
             self.pages.abandon()
 
