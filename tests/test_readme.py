@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_the_two_commands_are_there():
 
 @pytest.mark.parametrize("command", commands())
 def test_command(command):
-    words = command.split()
+    words = shlex.split(command)
     assert (ROOT / words[0]).exists(), "commands of the README begin with a file of this repository"
     if words[0] == "tools/test":
         run([*words, "--help"], ROOT)  # it is what runs this test
@@ -74,6 +75,6 @@ def test_python(block, tmp_path):
     run([sys.executable, "-c", block.text], tmp_path)
 
 
-@pytest.mark.parametrize("name", re.findall(r"\S+/README\.md", README.read_text()))
+@pytest.mark.parametrize("name", re.findall(r"[\w/]+/README\.md", README.read_text()))
 def test_what_it_points_to_exists(name):
     assert (ROOT / name).is_file()

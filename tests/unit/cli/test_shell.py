@@ -198,8 +198,9 @@ def test_names_are_safe_on_a_terminal(shell, share):
 
 ODD = (
     "ls -z", "cat", "read x", "read 99", "chmod 8 hello.txt", "open hello.txt q", "seek 0 0 middle",
-    "exit x", "head -n 1", "nonsense", "help nonsense", "cp a", "xattr", "close", "cd hello.txt", "cat docs", "ls \0", "truncate x hello.txt", "readlink hello.txt",
-    "migrate x", "save /nowhere/x", "pwd > /no/such/dir", "'open",
+    "exit x", "head -n 1", "nonsense", "help nonsense", "cp a", "xattr", "close", "cd hello.txt", "cat docs",
+    "ls \0", "truncate x hello.txt", "readlink hello.txt", "migrate x",
+    "save /nowhere/x", "pwd > /no/such/dir", "'open",
 )  # fmt: skip
 
 
