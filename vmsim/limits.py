@@ -54,3 +54,6 @@ MEMORY_REGIONS_MAX: Final = 509
 
 FUSE_INTERRUPTS_MAX: Final = 64
 """INTERRUPTs that a FUSE session remembers because their request has not come yet."""
+
+LOCK_RANGES_MAX: Final = 16384
+"""Byte ranges that a guest may hold locked altogether; beyond that ENOLCK."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
+
+from vmsim.limits import LOCK_RANGES_MAX
 
 from .handles import Handle
 
@@ -38,6 +41,10 @@ class Owner:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.ranges: list[HeldLock] = []
+
+    def splits(self, lock: HeldLock) -> bool:
+        """Whether ``lock`` lies inside a range that is held, and would leave two pieces of it."""
+        return any(held.start < lock.start and lock.end < held.end for held in self.ranges)
 
     def apply(self, lock: HeldLock) -> None:
         """Record that the host took this lock (or, with F_UNLCK, freed the range)."""
@@ -107,6 +114,13 @@ class LockTable:
         self.flocks.clear()
         self.waiting.clear()
         return dropped
+
+    def check_room(self, own: Owner, lock: HeldLock) -> None:
+        """ENOLCK if the guest holds as many ranges as it may and this lock would make it one more."""
+        if lock.kind == fcntl.F_UNLCK and not own.splits(lock):
+            return
+        if sum(len(owner.ranges) for owner in self.owners.values()) >= LOCK_RANGES_MAX:
+            raise OSError(errno.ENOLCK, "too many locks")
 
     def held(self) -> list[HeldLock]:
         """All POSIX locks, by inode, owner and start."""

@@ -26,6 +26,10 @@ from .lock_table import END, HeldLock, LockTable, Owner, Waiter
 FLOCKS: Final = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
 
 
+FEW_RANGES: Final = 64
+"""So many ranges does an owner get without being asked how many there are altogether."""
+
+
 class LockOps(AttrOps):
     """Byte-range and whole-file locks."""
 
@@ -103,8 +107,11 @@ class LockOps(AttrOps):
                 return True
         return False
 
-    def set_posix(self, handle: Handle, lock: HeldLock) -> None:
-        """Lock or unlock a range for its owner; EBADF unless the handle is open for that sort of lock."""
+    def set_posix(self, handle: Handle, lock: HeldLock, *, bounded: bool = True) -> None:
+        """Lock or unlock a range for its owner; EBADF unless the handle is open for that sort of lock.
+
+        ``bounded``: ENOLCK when the guest has too many ranges (they come back from a state in another order).
+        """
         key = (lock.inode_id, lock.owner)
         own = self.locks.owners.get(key)
         if own is None:
@@ -115,6 +122,8 @@ class LockOps(AttrOps):
             _check_access(handle, lock.kind)
             if lock.kind != fcntl.F_UNLCK and self.locks.conflict(*key, lock.start, lock.end, lock.kind):
                 raise BlockingIOError(errno.EAGAIN, "locked")  # the host may not know it: see suspend_locks
+            if bounded and len(own.ranges) >= FEW_RANGES:
+                self.locks.check_room(own, lock)
             self.host.set_lock(own.fd, lock.kind, lock.start, _length(lock.start, lock.end))
             own.apply(lock)
         except OSError as error:
@@ -212,7 +221,7 @@ class LockOps(AttrOps):
         """Hold a migrated lock again; BlockingIOError if it is taken, EBADF without a usable handle."""
         for handle in self.handles.of_inode(lock.inode_id):
             if handle.fd >= 0 and not handle.is_dir and _permits(handle, lock.kind):
-                self.set_posix(handle, lock)
+                self.set_posix(handle, lock, bounded=False)
                 return
         raise OSError(errno.EBADF, f"no handle of node {lock.inode_id} for a lock")
 

@@ -295,3 +295,17 @@ def test_ranges_against_a_model(steps):
 
 def test_struct_flock_is_the_hosts():
     assert struct.calcsize("hhxxxxqqixxxx") == struct.calcsize("@hhqqi0q")
+
+
+def test_the_number_of_ranges_is_bounded(locker, monkeypatch):
+    """However a guest goes about it, by many locks or by punching holes into one."""
+    monkeypatch.setattr("devices.virtio_fs.passthrough.lock_table.LOCK_RANGES_MAX", 100)
+    fh = locker.open()
+    answers = [locker.lock(fh, 1, at * 2, at * 2, WR) for at in range(102)]
+    assert answers == [0] * 100 + [errno.ENOLCK] * 2
+    assert locker.lock(fh, 1, 0, END, UN) == 0, "room again"
+    assert locker.lock(fh, 2, 0, END, WR) == 0
+    answers = [locker.lock(fh, 2, at * 2 + 1, at * 2 + 1, UN) for at in range(102)]
+    assert answers == [0] * 99 + [errno.ENOLCK] * 3
+    assert locker.lock(fh, 2, 0, 0, UN) == 0, "what frees a range is always possible"
+    assert locker.lock(fh, 2, 0, END, UN) == 0
