@@ -112,27 +112,27 @@ class Below:
 
 
 class Trouble(FaultPlan):
-    """The faults of one machine's seams: none unless a hop asks for one."""
+    """The faults of one machine's seams: none unless a hop asks for one. What is cut stays cut."""
 
-    def __init__(self, trace: Source) -> None:
+    def __init__(self, trace: Source = NOWHERE) -> None:
         super().__init__(trace=trace)
-        self._connections = itertools.count(1)
+        self._numbers_given = itertools.count(1)
 
-    def arm(self, fault: Fault) -> None:
+    def arm(self, *faults: Fault) -> None:
         """From now on, count the operations, and let this happen."""
-        FaultPlan.__init__(self, [fault], trace=self._trace)
-
-    def disarm(self) -> None:
-        """Everything works again."""
-        FaultPlan.__init__(self, trace=self._trace)
+        cut = self._cut
+        FaultPlan.__init__(self, faults, trace=self._trace)
+        self._cut = cut
 
     def wrap(self, seams: Seams) -> Seams:
-        """``seams`` with this around them; every connection is a seam of its own, as after a reconnect."""
+        """``seams`` with this around them; every connection and channel is a seam of its own."""
         transport, channel = seams.transport, seams.channel
         seams.transport = lambda inner: FaultyTransport(
-            transport(inner), self, f"vhost {next(self._connections)}"
+            transport(inner), self, f"vhost {next(self._numbers_given)}"
         )
-        seams.channel = lambda inner, side: FaultyChannel(channel(inner, side), self, f"channel {side}")
+        seams.channel = lambda inner, side: FaultyChannel(
+            channel(inner, side), self, f"channel {side} {next(self._numbers_given)}"
+        )
         return seams
 
 
@@ -270,8 +270,8 @@ class Voyage:
             self.trouble = there
             self.hops.append(f"{kind}: went")
         finally:
-            here.disarm()
-            there.disarm()
+            here.arm()
+            there.arm()
         return machine
 
     def _parameters(self) -> MigrationParameters:

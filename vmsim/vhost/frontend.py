@@ -78,6 +78,7 @@ class VhostFrontend:
         self.queue_max = 0
         self.memory_slots = p.MEMORY_TABLE_REGIONS_MAX
         self.log: SharedBuffer | None = None
+        self._log_unsure = False
         self.keeps_session = False
         """The back-end has a session that the guest goes on with: a transfer that fails must not end it."""
         self._transport_features = 0
@@ -363,7 +364,7 @@ class VhostFrontend:
     def start_log(self, memory: GuestMemory) -> memoryview:
         """Switch dirty logging on; the bitmap that the back-end fills from now on (vhost layout).
 
-        After a failure logging is off.
+        After a failure logging is off, or ``stop_log`` will tell that the back-end cannot be reached.
         """
         if self.log is not None:
             raise StateError(f"{self.device}: the dirty log is on already")
@@ -377,8 +378,8 @@ class VhostFrontend:
             self.log = log
             self._set_logging(True)
         except BaseException:
-            if self.log is not None:
-                self._stop_log_quietly()
+            begun, self.log = self.log is not None, None
+            self._log_unsure = not (begun and self._stop_log_quietly())
             log.close()
             raise
         return log.view
@@ -386,24 +387,26 @@ class VhostFrontend:
     def stop_log(self) -> None:
         """Switch dirty logging off; take what the bitmap holds before. Nothing happens if it is off."""
         log, self.log = self.log, None
-        if log is None:
+        unsure, self._log_unsure = self._log_unsure, False
+        if log is None and not unsure:
             return
         try:
             self._set_logging(False)
         finally:
-            log.close()
+            if log is not None:
+                log.close()
 
     def _set_logging(self, log: bool) -> None:
         self.exchange("SET_FEATURES", p.Number(self._feature_word()))
         for ring in self._rings:
             self.exchange("SET_VRING_ADDR", self._addr(ring, log))
 
-    def _stop_log_quietly(self) -> None:
-        self.log = None
+    def _stop_log_quietly(self) -> bool:
         try:
             self._set_logging(False)
         except PeerError:
-            pass
+            return False
+        return True
 
     # -- device state
 
