@@ -211,7 +211,9 @@ class AttrCalls(FileCalls):
         self, path: Path | int, mode: int, *, dir_fd: int | None = None, effective_ids: bool = False,
         follow_symlinks: bool = True,
     ) -> bool:  # fmt: skip
-        """Whether the process may do ``mode`` (F_OK, R_OK | W_OK | X_OK)."""
+        """Whether the process may do ``mode`` (F_OK, R_OK | W_OK | X_OK; other bits never)."""
+        if mode & ~7:
+            return False
         try:
             nodeid, fh, fresh = self._target(path, dir_fd, follow_symlinks)
             with self._holding(nodeid):

@@ -130,6 +130,8 @@ class FileCalls(CachedCalls):
             if start + len(data) > OFFSET_MAX:
                 fail(errno.EFBIG)
             file = self.kernel.state.files[number]
+            self._remove_privs(file.nodeid, delegated=not (self._is_cached(file) and self.kernel.writeback))
+            file = self.kernel.state.files[number]
             if self._is_cached(file):
                 done = self._write_cached(number, start, data)
             else:

@@ -23,7 +23,7 @@ from vmsim.guest.dentries import DentryCache
 from vmsim.guest.driver import MmioBus, VirtioDriver
 from vmsim.guest.knowledge import Knowledge
 from vmsim.guest.pagecache import PageCache
-from vmsim.guest.state import STATE_VERSION, Attr, KernelState, Process, Segments
+from vmsim.guest.state import STATE_VERSION, Attr, KernelState, LocalLock, Process, Segments
 from vmsim.memory import PAGE_SIZE, GuestMemory
 from vmsim.schedule import Schedule
 
@@ -34,14 +34,16 @@ if TYPE_CHECKING:
 class KernelCell:
     """Where programs look their kernel up; the machine re-points it when a migration commits.
 
-    ``waiting`` counts the programs that wait in a call.
+    ``waiting`` counts the programs that wait in a call, ``lock_waits`` are the guest-local locks that some of
+    them wait for.
     """
 
-    __slots__ = ("kernel", "waiting")
+    __slots__ = ("kernel", "lock_waits", "waiting")
 
     def __init__(self, kernel: GuestKernel) -> None:
         self.kernel = kernel
         self.waiting = 0
+        self.lock_waits: list[LocalLock] = []
 
 
 class GuestKernel(Knowledge):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
 from typing import Final
 
 from vmsim.guest.state import LocalLock
@@ -10,16 +11,33 @@ from vmsim.guest.state import LocalLock
 END_MAX: Final = (1 << 63) - 1
 
 
-def conflict(locks: list[LocalLock], wanted: LocalLock) -> LocalLock | None:
-    """The first lock of somebody else that ``wanted`` cannot live with."""
+def conflicts(locks: list[LocalLock], wanted: LocalLock) -> Iterator[LocalLock]:
+    """The locks of others that ``wanted`` cannot live with."""
     for lock in locks:
         if (
             lock.nodeid == wanted.nodeid and lock.flock == wanted.flock and lock.owner != wanted.owner
             and lock.start <= wanted.end and wanted.start <= lock.end
             and fcntl.F_WRLCK in (lock.kind, wanted.kind)
         ):  # fmt: skip
-            return lock
-    return None
+            yield lock
+
+
+def conflict(locks: list[LocalLock], wanted: LocalLock) -> LocalLock | None:
+    """The first of them."""
+    return next(conflicts(locks, wanted), None)
+
+
+def deadlock(locks: list[LocalLock], waits: list[LocalLock], wanted: LocalLock) -> bool:
+    """Whether those in the way of ``wanted`` wait, directly or not, for its owner; never with flock(2)."""
+    seen: set[int] = set()
+    wishes = [] if wanted.flock else [wanted]
+    while wishes:
+        found = {lock.owner for lock in conflicts(locks, wishes.pop())} - seen
+        if wanted.owner in found:
+            return True
+        seen |= found
+        wishes += [wish for wish in waits if wish.owner in found and not wish.flock]
+    return False
 
 
 def release(locks: list[LocalLock], gone: LocalLock) -> None:

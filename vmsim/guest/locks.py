@@ -12,7 +12,7 @@ from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.flags import LK_FLOCK
 from vmsim.guest.calls import fail
 from vmsim.guest.kernel import GuestKernel
-from vmsim.guest.lock_table import END_MAX, acquire, conflict, release
+from vmsim.guest.lock_table import END_MAX, acquire, conflict, deadlock, release
 from vmsim.guest.space import SpaceCalls
 from vmsim.guest.state import LocalLock, OpenFile
 
@@ -63,7 +63,8 @@ class LockCalls(SpaceCalls):
         """Set or release a POSIX lock (F_RDLCK, F_WRLCK, F_UNLCK) as fcntl(2); EAGAIN if it is taken.
 
         ``length`` 0 reaches to the end of the file, wherever that is; a negative one lies before ``start``.
-        With ``wait`` the call waits, and EINTR tells that ``interrupt`` ended that.
+        With ``wait`` the call waits, and EINTR tells that ``interrupt`` ended that; EDEADLK if who is in the
+        way waits for us, directly or not.
         """
         file = self._usable(fd)
         access = file.flags & 3
@@ -132,7 +133,7 @@ class LockCalls(SpaceCalls):
             self._wait_local(kernel, wanted)
 
     def _wait_local(self, kernel: GuestKernel, wanted: LocalLock) -> None:
-        """Wait until the lock may be had; EINTR when interrupted."""
+        """Wait until the lock may be had; EINTR when interrupted, EDEADLK if that would never be."""
         interrupts = kernel.state.interrupts.get(self.pid, 0)
         pid = self.pid
 
@@ -140,7 +141,14 @@ class LockCalls(SpaceCalls):
             interrupted = now.state.interrupts.get(pid, 0) != interrupts
             return interrupted or conflict(now.state.local_locks, wanted) is None
 
-        self._until(may_go_on, "a lock")
+        waits = self._cell.lock_waits
+        if deadlock(kernel.state.local_locks, waits, wanted):
+            fail(errno.EDEADLK)
+        waits.append(wanted)
+        try:
+            self._until(may_go_on, "a lock")
+        finally:
+            waits.remove(wanted)
         if self.kernel.state.interrupts.get(pid, 0) != interrupts:
             fail(errno.EINTR)
 

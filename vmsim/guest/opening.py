@@ -11,7 +11,15 @@ from typing import Final
 
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import init_flags
-from vmsim.fuse.abi.flags import FATTR_FH, FATTR_SIZE, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, OPEN_KILL_SUIDGID
+from vmsim.fuse.abi.flags import (
+    FATTR_FH,
+    FATTR_KILL_SUIDGID,
+    FATTR_MODE,
+    FATTR_SIZE,
+    FOPEN_KEEP_CACHE,
+    FOPEN_NOFLUSH,
+    OPEN_KILL_SUIDGID,
+)
 from vmsim.guest import permissions
 from vmsim.guest.calls import O_ACCMODE, O_PATH, Path, encode_path, fail, names_file
 from vmsim.guest.names import NameCalls
@@ -136,6 +144,7 @@ class OpenCalls(NameCalls):
         if flags & os.O_TRUNC and stat.S_ISREG(node.attr.mode):
             if kernel.state.session.flags & init_flags.ATOMIC_O_TRUNC:
                 self._set_size(nodeid, 0)
+                self._remove_privs(nodeid)
             else:
                 self._truncate_node(nodeid, 0, self._file(fd).fh)
 
@@ -154,8 +163,14 @@ class OpenCalls(NameCalls):
         """SETATTR of the size."""
         with self._truncating(nodeid):
             valid = FATTR_SIZE | (FATTR_FH if fh is not None else 0)
+            attr = self._node(nodeid).attr
+            mode = permissions.kept_mode(self.process, attr)
+            if mode != attr.mode:
+                killpriv = self.kernel.state.session.flags & init_flags.HANDLE_KILLPRIV_V2
+                valid |= FATTR_KILL_SUIDGID if killpriv else FATTR_MODE
             version = self.kernel.state.attr_version
-            request = self._call(op.SETATTR, nodeid, (valid, 0, fh or 0, size, *(0,) * 12))
+            args = (valid, 0, fh or 0, size, 0, 0, 0, 0, 0, 0, 0, mode, 0, 0, 0, 0)
+            request = self._call(op.SETATTR, nodeid, args)
             self._set_size(nodeid, size)
             self._take_attr(nodeid, request.reply, max(version, self._node(nodeid).attr_version))
 

@@ -11,6 +11,7 @@ from vmsim.guest.state import Attr, Process
 R_OK = os.R_OK
 W_OK = os.W_OK
 X_OK = os.X_OK
+SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
 
 
 def allowed(process: Process, attr: Attr, mask: int) -> bool:
@@ -25,6 +26,21 @@ def allowed(process: Process, attr: Attr, mask: int) -> bool:
     else:
         bits = mode
     return bits & mask == mask
+
+
+def kept_mode(process: Process, attr: Attr) -> int:
+    """The mode after the process has changed the content: set-user-ID and set-group-ID bits do not survive.
+
+    As Linux' setattr_should_drop_suidgid: user 0 keeps both; a group bit that marks no program stays where
+    the process is in the group.
+    """
+    mode = attr.mode
+    if process.uid == 0 or not mode & SPECIAL_BITS or not stat.S_ISREG(mode):
+        return mode
+    mode &= ~stat.S_ISUID
+    if mode & stat.S_IXGRP or attr.gid not in (process.gid, *process.groups):
+        mode &= ~stat.S_ISGID
+    return mode
 
 
 def check(process: Process, attr: Attr, mask: int) -> None:

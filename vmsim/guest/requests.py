@@ -54,6 +54,8 @@ class SubmitCalls(LockCalls):
         """Begin a ``pwrite``; the result is the number of bytes written."""
         file = self._writable(fd)
         view = flat(data)
+        self._remove_privs(file.nodeid)
+        file = self._writable(fd)
         kernel = self._running()
         gpa, size = self._buffer(min(len(view), kernel.max_write))
         kernel = self.kernel

@@ -46,6 +46,7 @@ class SpaceCalls(XattrCalls):
         with self._held(file) as number:
             nodeid = file.nodeid
             self._write_out(nodeid)
+            self._remove_privs(nodeid, delegated=False)
             try:
                 self._call(op.FALLOCATE, nodeid, (file.fh, offset, length, mode, 0))
             except OSError as error:
@@ -81,6 +82,7 @@ class SpaceCalls(XattrCalls):
                 fail(errno.EINVAL)
             self._write_out(source.nodeid)
             self._write_out(target.nodeid)
+            self._remove_privs(target.nodeid, delegated=False)
             copied = self._copy(first, second, begin, end, min(count, COPY_MAX))
             files = self.kernel.state.files
             if offset_src is None:

@@ -177,6 +177,7 @@ class TransferCalls(OpenCalls):
         """WRITE from (address, bytes) pieces of guest memory, past any cache; bytes written."""
         with self._held(self._writable(fd)) as number:
             total = sum(size for _, size in segments)
+            self._remove_privs(self.kernel.state.files[number].nodeid)
             self._sync_range(number, offset, total)
             done = self._write_pages(number, offset, list(segments))
             self._wrote(number, offset, done)

@@ -8,7 +8,9 @@ import stat
 from typing import Final, NamedTuple
 
 from vmsim.fuse import opcodes as op
+from vmsim.fuse.abi.flags import FATTR_MODE
 from vmsim.fuse.abi.headers import FUSE_ROOT_ID
+from vmsim.fuse.abi.init_flags import HANDLE_KILLPRIV_V2
 from vmsim.fuse.abi.replies import ATTR_OUT
 from vmsim.guest import permissions
 from vmsim.guest.calls import O_PATH, Calls, Path, encode_path, fail
@@ -214,6 +216,23 @@ class PathWalk(Calls):
         if process.uid == 0 or not self.kernel.config.default_permissions:
             return
         permissions.check(process, self._attr(nodeid), mask)
+
+    def _remove_privs(self, nodeid: int, delegated: bool = True) -> None:
+        """Before the content changes: take away the bits that must not survive that.
+
+        With HANDLE_KILLPRIV_V2 the server does it, if the request that follows tells it to (``delegated``).
+        """
+        attr = self._node(nodeid).attr
+        if not attr.mode & permissions.SPECIAL_BITS:
+            return
+        mode = permissions.kept_mode(self.process, attr)
+        kernel = self.kernel
+        if mode == attr.mode or (delegated and kernel.state.session.flags & HANDLE_KILLPRIV_V2):
+            return
+        version = kernel.state.attr_version
+        args = (FATTR_MODE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, mode, 0, 0, 0, 0)
+        reply = self._call(op.SETATTR, nodeid, args).reply
+        self._take_attr(nodeid, reply, max(version, self._node(nodeid).attr_version))
 
     def _stat_of(self, nodeid: int, fh: int | None = None, fresh: bool = False) -> os.stat_result:
         attr = self._attr(nodeid, fh, fresh)

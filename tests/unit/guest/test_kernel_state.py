@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.contract.guest_rig import GuestRig, make_memory
-from vmsim.errors import StreamError
+from vmsim.errors import StallError, StreamError
 from vmsim.guest.kernel import GuestKernel
 from vmsim.guest.state import KernelState
 
@@ -178,6 +179,29 @@ def test_local_locks_and_waiters_survive(rig):
     made.schedule.join(task)
     with pytest.raises(BlockingIOError):
         fs.setlk(fd, fcntl.F_RDLCK, 0, 0)
+
+
+def test_a_local_deadlock_is_told(rig):
+    made = rig(remote_locks=False)
+    fs, other, third = made.fs, made.fs.fork(), made.fs.fork()
+    fds = [side.open("/f", os.O_CREAT | os.O_RDWR) for side in (fs, other, third)]
+    for at, side in enumerate((fs, other, third)):
+        side.setlk(fds[at], fcntl.F_WRLCK, at, 1)
+    first = made.schedule.spawn("first", lambda: fs.setlk(fds[0], fcntl.F_WRLCK, 1, 1, wait=True))
+    second = made.schedule.spawn("second", lambda: other.setlk(fds[1], fcntl.F_RDLCK, 2, 1, wait=True))
+    made.schedule.settle()
+    with pytest.raises(OSError) as caught:
+        third.setlk(fds[2], fcntl.F_RDLCK, 0, 1, wait=True)
+    assert caught.value.errno == errno.EDEADLK
+    third.setlk(fds[2], fcntl.F_UNLCK, 0, 0)
+    made.schedule.join(second)
+    other.setlk(fds[1], fcntl.F_UNLCK, 0, 0)
+    made.schedule.join(first)
+    assert made.kernel.cell.lock_waits == []
+    one, two = (fs.open("/g", os.O_CREAT | os.O_RDWR) for _ in range(2))
+    fs.flock(one, fcntl.LOCK_EX)
+    with pytest.raises(StallError):
+        fs.flock(two, fcntl.LOCK_EX)
 
 
 # -- hostile states
