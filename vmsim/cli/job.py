@@ -37,7 +37,7 @@ STEPS_BETWEEN_HOPS: Final = 40
 SETTLING_TURNS: Final = 10_000
 """In which a request that arrived with the machine has to wait for its lock again."""
 
-LIVE: Final = MigrationParameters(bandwidth=1 << 30, downtime_limit_ns=70_000, part_bytes=16 << 10)
+LIVE: Final = MigrationParameters(bandwidth=1 << 30, downtime_limit_ns=48_000, part_bytes=16 << 10)
 """In virtual time, in which a turn takes a microsecond: the guest works a lot while memory is sent."""
 
 ELSEWHERE: Final = ", and perhaps not at the destination either"
@@ -66,7 +66,6 @@ class JobOptions(msgspec.Struct, frozen=True):
         """UsageError for what cannot be, before anything has been done."""
         self.machine.check()
         if self.save is not None:
-            check_target(self.save)
             if self.machine.migration == "external":
                 raise UsageError(
                     "a saved machine cannot keep a back-end of this process",
@@ -77,6 +76,7 @@ class JobOptions(msgspec.Struct, frozen=True):
                     "unlinked files have no file handle any more once a saved machine has ended",
                     hint="with --save, use --migration-mode find-paths: their contents travel then",
                 )
+            check_target(self.save)
         if self.machine.memory > MEMORY_MAX:
             raise UsageError(
                 f"--memory {size_text(self.machine.memory)} is too much",
