@@ -247,7 +247,8 @@ MISUSES = [
 
 
 @pytest.mark.parametrize(("options", "hint"), MISUSES, ids=lambda value: " ".join(value)[:30])
-def test_misuse_is_one_line_a_hint_and_status_2(vmsim, share, options, hint):
+def test_misuse_is_one_line_a_hint_and_status_2(vmsim, share, tmp_path, monkeypatch, options, hint):
+    monkeypatch.chdir(tmp_path)
     ended = vmsim("migrate", *options, share)
     assert (ended.status, ended.out) == (2, "")
     told = [line for line in ended.err.splitlines() if not line.startswith("boot")]
