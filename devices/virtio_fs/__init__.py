@@ -58,11 +58,15 @@ class VirtioFs:
         return not self.check_options(options)[1].empty_state
 
     def backend(
-        self, host: HostFs, share: str, options: Mapping[str, Any], *, request_queues: int = 1
-    ) -> VirtioFsBackend:
+        self, host: HostFs, share: str, options: Mapping[str, Any], *,
+        request_queues: int = 1, notification: bool = False,
+    ) -> VirtioFsBackend:  # fmt: skip
         """A back-end that serves ``share``; UsageError or OSError if it cannot."""
         file_options, state_options = self.check_options(options)
-        return VirtioFsBackend(host, share, file_options, state_options, request_queues=request_queues)
+        return VirtioFsBackend(
+            host, share, file_options, state_options,
+            request_queues=request_queues, notification=notification,
+        )  # fmt: skip
 
     def device(
         self, options: Mapping[str, Any], memory: GuestMemory, host: FrontendHost, dialect: Dialect

@@ -40,8 +40,8 @@ FS_CONFIG: Final = Layout(FsConfig)
 class FsDeviceOptions:
     """The device as its user asks for it; names and defaults are those of QEMU's vhost-user-fs.
 
-    ``features`` limits what is offered to the driver. ``path`` names the device in messages, ``bus`` in
-    the migration stream. ``migration`` is described in :mod:`.section`.
+    ``features`` limits what is offered to the driver of rings. ``path`` names the device in messages, ``bus``
+    in the migration stream. ``migration`` is described in :mod:`.section`.
     """
 
     tag: str = "vmsim"
@@ -49,7 +49,7 @@ class FsDeviceOptions:
     queue_size: int = 128
     notification: bool = False
     notify_buf_size: int = 4096
-    features: int = RING_FEATURES | VIRTIO_FS_F_NOTIFICATION
+    features: int = RING_FEATURES
     migration: MigrationKind = "internal"
     path: str = "/machine/peripheral/fs0"
     bus: str = "virtio-mmio@00000000feb00000"

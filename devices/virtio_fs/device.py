@@ -19,8 +19,6 @@ from vmsim.virtio.constants import DEVICE_ID_FS, RING_FEATURES
 from vmsim.virtio.device import VirtioDevice
 from vmsim.virtio.mmio import MmioRegisters
 
-FEATURES = RING_FEATURES | VIRTIO_FS_F_NOTIFICATION
-
 
 class VirtioFsDevice:
     """One virtio-fs device of a machine.
@@ -45,7 +43,7 @@ class VirtioFsDevice:
         self._host = host
         self._frontend_options = frontend_options
         sizes = [options.queue_size] * options.queue_count
-        self.virtio = VirtioDevice(DEVICE_ID_FS, self._offer(FEATURES), options.config_space(), sizes)
+        self.virtio = VirtioDevice(DEVICE_ID_FS, self._offer(-1), options.config_space(), sizes)
         self.virtio.on_activate = self._activate
         self.virtio.on_reset = self._reset
         self.virtio.on_queue_reset = self._queue_reset
@@ -158,10 +156,8 @@ class VirtioFsDevice:
         return self.frontend
 
     def _offer(self, backend_features: int) -> int:
-        wanted = self.options.features & FEATURES
-        if not self.options.notification:
-            wanted &= ~VIRTIO_FS_F_NOTIFICATION
-        return backend_features & wanted
+        notification = VIRTIO_FS_F_NOTIFICATION if self.options.notification else 0
+        return backend_features & (self.options.features & RING_FEATURES | notification)
 
     def _setup(self, index: int) -> RingSetup:
         queue = self.virtio.queues[index]

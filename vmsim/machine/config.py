@@ -32,7 +32,8 @@ class MachineConfig(msgspec.Struct, forbid_unknown_fields=True):
     """One machine; addresses and sizes in bytes.
 
     ``memory`` lists the regions as (guest-physical address, size). ``options`` are the back-end's options by
-    name, ``migration`` the device property of that name, ``dialect`` how the back-end's state is transferred.
+    name, ``notification`` has the device offer a notification queue, ``migration`` is the device property of
+    that name, ``dialect`` how the back-end's state is transferred.
     """
 
     memory: list[tuple[int, int]]
@@ -42,6 +43,7 @@ class MachineConfig(msgspec.Struct, forbid_unknown_fields=True):
     ring: str = "split"
     queues: int = 1
     queue_size: int = 128
+    notification: bool = False
     dialect: str = "upstream"
     migration: str = "internal"
     policy: str = "strict"

@@ -55,9 +55,10 @@ class Machine:
     """One virtual machine with a virtio-fs device that shares the directory ``share``.
 
     ``memory`` is a size (``"64M"``, bytes) or a list of (guest-physical address, bytes) regions; ``ring`` is
-    ``split`` or ``packed``; ``options`` are the back-end's (see ``FsOptions`` and ``StateOptions`` of the
-    device), ``guest`` the guest's (``GuestConfig``). ``backend`` attaches a back-end that is there already
-    instead of starting one. Raises UsageError for what cannot be, OSError if the share cannot be opened.
+    ``split`` or ``packed``; ``notification`` offers the driver a notification queue; ``options`` are the
+    back-end's (``FsOptions`` and ``StateOptions`` of the device), ``guest`` the guest's (``GuestConfig``).
+    ``backend`` attaches a back-end that is there already instead of starting one. Raises UsageError for what
+    cannot be, OSError if the share cannot be opened.
 
     A machine is a context manager; ``close`` gives everything back.
     """
@@ -71,7 +72,8 @@ class Machine:
 
     def __init__(
         self, share: str | os.PathLike[str], *, memory: int | str | list[tuple[int, int]] = "64M",
-        ring: str = "split", queues: int = 1, queue_size: int = 128, tag: str = "vmsim",
+        ring: str = "split", queues: int = 1, queue_size: int = 128, notification: bool = False,
+        tag: str = "vmsim",
         dialect: str = "upstream", migration: str = "internal", policy: str = "strict",
         options: Mapping[str, Any] | None = None, guest: GuestConfig | None = None,
         schedule: Schedule | None = None, seams: Seams | None = None, backend: Backend | None = None,
@@ -82,8 +84,9 @@ class Machine:
         if not guest.realtime_ns:
             guest = msgspec.structs.replace(guest, realtime_ns=wall_clock_ns() - schedule.now_ns())
         config = MachineConfig(
-            memory=regions, ring=ring, queues=queues, queue_size=queue_size, tag=tag, dialect=dialect,
-            migration=migration, policy=policy, options=dict(options or {}), guest=guest,
+            memory=regions, ring=ring, queues=queues, queue_size=queue_size, notification=notification,
+            tag=tag, dialect=dialect, migration=migration, policy=policy,
+            options=dict(options or {}), guest=guest,
         )  # fmt: skip
         self._build(config, os.fspath(share), schedule, seams or Seams(), backend)
         try:
@@ -141,7 +144,7 @@ class Machine:
         features = RING_FEATURES if config.ring == "packed" else RING_FEATURES & ~F_RING_PACKED
         options = {
             "tag": config.tag, "num_request_queues": config.queues, "queue_size": config.queue_size,
-            "features": features, "migration": config.migration,
+            "notification": config.notification, "features": features, "migration": config.migration,
         }  # fmt: skip
         return self.backend.type.device(options, self.memory, self.backend.host, DIALECTS[config.dialect])
 

@@ -106,8 +106,9 @@ class DeviceType(Protocol):
         ...
 
     def backend(
-        self, host: Any, share: str, options: Mapping[str, Any], *, request_queues: int = 1
-    ) -> ServingDevice:
+        self, host: Any, share: str, options: Mapping[str, Any], *,
+        request_queues: int = 1, notification: bool = False,
+    ) -> ServingDevice:  # fmt: skip
         """The half that does the work."""
         ...
 
@@ -177,8 +178,9 @@ class Backend:
         self._schedule = schedule
         self._seams = seams
         self.served = self.type.backend(
-            seams.host_fs(LinuxFs()), share, config.options, request_queues=config.queues
-        )
+            seams.host_fs(LinuxFs()), share, config.options,
+            request_queues=config.queues, notification=config.notification,
+        )  # fmt: skip
         try:
             self.vhost = VhostBackend(
                 seams.backend(self.served), self.host, schedule, DIALECTS[config.dialect],
