@@ -18,6 +18,7 @@ from vmsim.cli.migrate import migrate
 from vmsim.cli.restore import restore
 from vmsim.cli.shell import shell
 from vmsim.errors import UsageError
+from vmsim.host.rlimit import raise_fd_limit
 
 __all__ = ["cli", "main", "run"]
 
@@ -60,6 +61,7 @@ def main() -> None:
     ):  # fmt: skip
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)  # names of files are any bytes
+    raise_fd_limit()
     sys.exit(run(sys.argv[1:]))
 
 
