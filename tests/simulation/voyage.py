@@ -14,6 +14,7 @@ import os
 import random
 from typing import Any, Final, NamedTuple
 
+from tests.contract.machine_rig import HANDLES_ALLOWED
 from vmsim.errors import MigrationError, StateError
 from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
 from vmsim.machine import Machine, Seams
@@ -59,7 +60,7 @@ def draw_plan(numbers: random.Random) -> Plan:
     cache = choose(("none", "none", "writethrough", "writeback"))
     ring = choose(("split", "packed"))
     size = choose((8, 16, 64))
-    mode = choose(("find-paths", "find-paths", "file-handles"))
+    mode = choose(("find-paths", "find-paths", "file-handles" if HANDLES_ALLOWED else "find-paths"))
     paths = mode == "find-paths"
     options = {
         "migration_mode": mode, "writeback": cache == "writeback",
