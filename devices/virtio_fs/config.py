@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Final, Literal, NamedTuple
 
 from vmsim.errors import UsageError
-from vmsim.virtio.constants import RING_FEATURES
+from vmsim.virtio.constants import F_RING_PACKED, RING_FEATURES
 from vmsim.wire.layout import U32, Layout
 
 VIRTIO_FS_F_NOTIFICATION: Final = 1 << 0
@@ -60,8 +60,10 @@ class FsDeviceOptions:
             raise UsageError(f"tag {self.tag!r}", hint=f"1 to {TAG_BYTES} bytes without NUL and newline")
         if not 1 <= self.num_request_queues <= REQUEST_QUEUES_MAX:
             raise UsageError(f"{self.num_request_queues} request queues", hint=f"1 to {REQUEST_QUEUES_MAX}")
-        if not 1 <= self.queue_size <= QUEUE_SIZE_MAX or self.queue_size & (self.queue_size - 1):
-            raise UsageError(f"queue size {self.queue_size}", hint=f"a power of 2 up to {QUEUE_SIZE_MAX}")
+        odd = self.queue_size & (self.queue_size - 1) and not self.features & F_RING_PACKED
+        if not 1 <= self.queue_size <= QUEUE_SIZE_MAX or odd:
+            hint = f"up to {QUEUE_SIZE_MAX}, and a power of 2 where there are only split rings"
+            raise UsageError(f"queue size {self.queue_size}", hint=hint)
         check_migration_kind(self.migration)
 
     @property

@@ -83,7 +83,8 @@ def test_config_space():
     "bad",
     [
         {"tag": ""}, {"tag": "x" * 37}, {"tag": "é" * 19}, {"tag": "a\nb"}, {"num_request_queues": 0},
-        {"queue_size": 0}, {"queue_size": 100}, {"queue_size": 2048}, {"migration": "sometimes"},
+        {"queue_size": 0}, {"queue_size": 100, "features": F_VERSION_1}, {"queue_size": 2048},
+            {"migration": "sometimes"},
     ],
     ids=str,
 )
