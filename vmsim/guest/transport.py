@@ -92,6 +92,7 @@ class FuseTransport:
         """Let go of guest memory; a program that still calls us gets StateError."""
         self.queues = _Closed()
         self.pages = self.dentries = None
+        self.paused = False  # nobody is to wait for a machine that does not come back
 
     # Requests
 

@@ -261,6 +261,7 @@ class Machine:
         self._require_idle()
         told = MigrationTrace(self.seams.trace, progress)
         stats = self._send(lines.outgoing(channel, self.schedule), told, Source(self), parameters)
+        self._release_if_finished()
         told.committed(stats)
         return stats
 
@@ -297,6 +298,7 @@ class Machine:
         outgoing, self.outgoing = self.outgoing, None
         self.state = RUNNING
         outgoing.settle(destination_runs=destination_runs)
+        self._release_if_finished()
 
     @classmethod
     def receive(
@@ -426,6 +428,11 @@ class Machine:
         self.device.detach()
         self.device.stop_log(self.dirty)
         self.dirty.stop()
+
+    def _release_if_finished(self) -> None:
+        """What runs elsewhere needs no memory here, and its guest's functions say that they have moved."""
+        if self.state == FINISHED:
+            self._release_memory()
 
     def _release_memory(self) -> None:
         """Unmap guest memory, even if somebody keeps this object."""

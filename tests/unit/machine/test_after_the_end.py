@@ -38,3 +38,16 @@ def test_a_closed_machine(tmp_path, options, call):
 def test_a_machine_that_cannot_be_built_keeps_nothing(tmp_path):
     with no_leaks(), pytest.raises(UsageError):
         Machine(tmp_path, memory="8M", guest=GuestConfig(heap=[(0, -4096)]))
+
+
+def test_a_machine_that_was_saved_for_good(tmp_path):
+    share = tmp_path / "share"
+    share.mkdir()
+    with no_leaks(), Machine(share, memory="8M") as vm:
+        fs = vm.mount()
+        fd = fs.open("/f", os.O_CREAT | os.O_RDWR)
+        vm.save(tmp_path / "saved", keep_running=False)
+        with pytest.raises(StateError):
+            fs.pread(fd, 1, 0)
+        with pytest.raises(StateError):
+            vm.mount()
