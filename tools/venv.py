@@ -21,6 +21,8 @@ HOME = ROOT / ".venv"
 PYTHON = HOME / "bin" / "python"
 STAMP = HOME / "vmsim-installed.json"
 OLDEST = (3, 11)
+INTERRUPTED = 130
+"""The exit status of a command that SIGINT ended."""
 
 
 def say(text: str) -> None:
@@ -51,7 +53,12 @@ def is_ready(extra: str) -> bool:
     want = wanted(extra)
     if not extra:
         stamp["extra"] = ""
-    return stamp == want and PYTHON.exists()
+    return stamp == want and is_usable()
+
+
+def is_usable() -> bool:
+    """Whether we may run the environment's interpreter; it can be in another user's home folder."""
+    return os.access(PYTHON, os.X_OK)
 
 
 def run(command: list[str], doing: str) -> None:
@@ -79,7 +86,7 @@ def install(extra: str) -> None:
     """Make or complete the environment. The caller holds the lock."""
     began = time.monotonic()
     STAMP.unlink(missing_ok=True)
-    works = PYTHON.exists() and subprocess.run(
+    works = is_usable() and subprocess.run(
         [str(PYTHON), "-m", "pip", "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=False
     ).returncode == 0
     if not works:
@@ -104,7 +111,8 @@ def ensure(extra: str = "") -> Path:
     if is_ready(extra):
         return PYTHON
     if not os.access(ROOT, os.W_OK):
-        give_up(f"the environment .venv has to be made, and {ROOT} is not writable")
+        problem = "cannot be used by you" if HOME.exists() else "has to be made"
+        give_up(f"the environment .venv {problem}, and {ROOT} is not writable", "use a copy of your own")
     lock = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -114,6 +122,9 @@ def ensure(extra: str = "") -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_ready(extra):
             install(extra or installed_extra())
+    except KeyboardInterrupt:
+        say("interrupted; the next start goes on")
+        raise SystemExit(INTERRUPTED) from None
     finally:
         os.close(lock)
     return PYTHON

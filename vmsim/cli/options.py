@@ -60,7 +60,7 @@ def machine_options(command: F) -> F:
         click.option("--ring", type=click.Choice(RINGS), default="split", show_default=True,
                      help="Format of the virtqueues."),
         click.option("--transport", type=click.Choice(["inproc", "vhost-user"]), default="inproc",
-                     show_default=True, help="How the device reaches its back-end."),
+                     show_default=True, help="How the device reaches its back-end; this version has inproc."),
         click.option("--migration", type=click.Choice(MIGRATIONS), default="internal", show_default=True,
                      help="Back-end state in the stream, kept by a back-end that stays, or blocked."),
         click.option("--migration-mode", type=click.Choice(["find-paths", "file-handles"]),

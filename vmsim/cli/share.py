@@ -37,7 +37,8 @@ def existing(share: str) -> str:
         with os.scandir(share):
             return os.path.realpath(share)
     except FileNotFoundError:
-        raise UsageError(f"{share} does not exist", hint="name the directory to share") from None
+        name = share or repr(share)
+        raise UsageError(f"{name} does not exist", hint="name the directory to share") from None
     except NotADirectoryError:
         raise UsageError(f"{share} is not a directory", hint="name the directory to share") from None
     except OSError as error:

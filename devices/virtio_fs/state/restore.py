@@ -166,7 +166,8 @@ class _Load:
             raise RestoreError(
                 f"{what}: {why}", step="load back-end state", side="destination", spec=SPEC,
                 errno=error.errno or errno.EIO,
-                hint=hint or "migration-on-error=guest-error would go on and give the guest EIO there",
+                hint=hint or "is this the right directory, and as it was? "
+                "migration-on-error guest-error would go on and give the guest EIO there",
                 **details,
             ) from error
         self._report.losses.append(Loss(details.get("inode", 0), f"{what}: {why}"))

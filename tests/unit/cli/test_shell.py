@@ -160,6 +160,26 @@ def test_a_saved_machine_goes_on_in_another_shell(vmsim, share, tmp_path):
     assert vmsim("shell", "--restore", tmp_path / "s").status == 2
 
 
+def test_options_of_a_restored_machine_are_used_or_refused(vmsim, share, tmp_path):
+    assert vmsim("shell", share, "-c", f"open hello.txt; save {tmp_path}/s").status == 0
+    again = ("shell", share, "--restore", tmp_path / "s")
+    refused = vmsim(*again, "--ring", "split", "-c", "pwd")
+    assert refused.status == 2
+    assert "--ring cannot be changed" in refused.err
+    blocked = vmsim(*again, "--migration", "none", "-c", "migrate")
+    assert "blocked" in blocked.err
+    (share / "hello.txt").unlink()
+    lost = vmsim(*again, "-c", "pwd")
+    assert lost.status == 1
+    assert "right directory" in lost.err
+    assert vmsim(*again, "--migration-on-error", "guest-error", "-c", "pwd").status == 0
+
+
+def test_saving_a_machine_on_a_temporary_directory_says_so(vmsim, share, tmp_path):
+    assert "goes when you leave" in vmsim("shell", "-c", f"save {tmp_path}/s").out
+    assert "goes when you leave" not in vmsim("shell", share, "-c", f"save {tmp_path}/s").out
+
+
 @pytest.mark.parametrize("ring", ["split", "packed"])
 def test_rings_show_where_both_sides_stand(shell, ring):
     out = shell("ls > /x; rm /x; rings; migrate; rings", options=("--ring", ring, "--queues", "2"))

@@ -87,14 +87,29 @@ def test_an_interrupted_installation_is_done_again(checkout, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkout, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as ended:
         checkout.ensure()
+    assert ended.value.code == checkout.INTERRUPTED
     assert not checkout.STAMP.exists()
     monkeypatch.setattr(checkout, "run", whole)
     made(checkout)
     checkout.ensure()
     assert made(checkout)[-1] == "."
     assert json.loads(checkout.STAMP.read_text())["checkout"] == str(checkout.ROOT)
+
+
+def test_the_environment_of_another_user_whose_interpreter_is_out_of_reach(checkout, monkeypatch, capsys):
+    checkout.ensure()
+    allowed = os.access
+
+    def access(path, mode):
+        return path not in (checkout.PYTHON, checkout.ROOT) and allowed(path, mode)
+
+    monkeypatch.setattr(os, "access", access)
+    with pytest.raises(SystemExit) as ended:
+        checkout.ensure()
+    assert ended.value.code == 2
+    assert "cannot be used by you" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["half a stamp", "interpreter gone", "moved"])

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from vmsim.cli.common import error_hint, error_line, printable
 from vmsim.cli.interrupts import Interrupted, only_this_line
@@ -48,30 +49,46 @@ def shell(
     open across migrate; rings and inodes show what is inside: type help. Commands may come from standard
     input; then the exit status is 1 if any of them failed.
     """
+    given = _given(options) if restore is not None else {}
     choice = choice_of(options)
     with ExitStack() as stack:
         if restore is not None and directory is None:
             raise UsageError("--restore needs DIR", hint="name the directory that the saved machine shared")
+        temporary = directory is None
         if directory is None:
             directory = tempfile.mkdtemp(prefix="vmsim-share-")
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
         directory = existing(directory)
         schedule = ImmediateSchedule()
         seams = traced_seams(tracer_for(trace, schedule), "vm") if trace else None
-        readonly = {"readonly": True} if read_only else {}
+        readonly: dict[str, Any] = {"readonly": True} if read_only else {}
         if restore is not None:
             guest = Machine.restore(
-                restore, share=directory, schedule=schedule, seams=seams, options=readonly or None
-            )
+                restore, share=directory, schedule=schedule, seams=seams,
+                migration=given.pop("migration", None), options=given | readonly or None,
+            )  # fmt: skip
         else:
             arguments = choice.arguments()
             arguments["options"].update(readonly)
             guest = Machine(directory, schedule=schedule, seams=seams, **arguments)
-        session = Session(guest)
+        session = Session(guest, temporary=temporary)
         stack.callback(session.close)
         if script is not None:
             return _run_lines(session, script.splitlines())
         return _interact(session) if sys.stdin.isatty() else _run_lines(session, sys.stdin)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """What was said about a restored machine; UsageError for what only its file can say."""
+    context = click.get_current_context()
+    said = {
+        name: value for name, value in options.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }  # fmt: skip
+    for name in said:
+        if not name.startswith("migration"):
+            raise UsageError(f"--{name} cannot be changed by --restore", hint="leave it out: FILE says it")
+    return said
 
 
 def _interact(session: Session) -> int:

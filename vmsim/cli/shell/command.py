@@ -30,10 +30,12 @@ class Session:
     """The machine that the shell is in; ``migrate`` puts another in its place.
 
     ``out`` is where the present command's output goes: a file of the guest, or None for standard output.
+    ``temporary``: the share is removed when the shell ends.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, *, temporary: bool = False) -> None:
         self.machine = machine
+        self.temporary = temporary
         self.out: IO[Any] | None = None
 
     @property

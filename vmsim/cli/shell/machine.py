@@ -48,6 +48,8 @@ def save(session: Session, words: list[str]) -> None:
     path = arguments("save", words, 1, 1)[0]
     stats = session.machine.save(path)
     session.say(f"saved: {printable(path)}, {human_bytes(stats.stream_bytes)}")
+    if session.temporary:
+        session.say("note: its directory goes when you leave; to keep it, start with: vmsim shell DIR")
 
 
 @command("rings", "the virtqueues: where they are, indices of both sides, what is in flight")
