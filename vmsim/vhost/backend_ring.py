@@ -46,7 +46,7 @@ class BackendRing:
         self.has_kick = False
         self.started = False
         self.enabled = False
-        self.broken: VmsimError | None = None
+        self.broken = ""
         self.ring: DeviceRing | None = None
         self.live: DeviceRing | None = None
         self._device = device
@@ -203,7 +203,7 @@ class BackendRing:
             self.base = ring.base_word()
         self.started = self.has_kick = self._fresh = False
         self.ring = self.live = None
-        self.broken = None
+        self.broken = ""
         return self.base
 
     def reset(self) -> None:
@@ -214,7 +214,7 @@ class BackendRing:
         self._outstanding.clear()
         self.started = self.enabled = self.has_kick = self._fresh = False
         self.ring = self.live = None
-        self.broken = None
+        self.broken = ""
         self.base = 0
 
     @property
@@ -224,7 +224,7 @@ class BackendRing:
 
     def _first_kick(self) -> None:
         """Start the ring; once it is enabled as well, go on with what was parked."""
-        if not self.has_kick or self.broken is not None:
+        if not self.has_kick or self.broken:
             return
         try:
             if not self.started:
@@ -287,12 +287,12 @@ class BackendRing:
             raise MessageError(f"{message}: ring {self.index} is started", spec=SPEC)
 
     def _update(self) -> None:
-        usable = self.started and self.enabled and self.broken is None
+        usable = self.started and self.enabled and not self.broken
         self.live = self.ring if usable else None
 
     def _fail(self, error: VmsimError) -> None:
         """Stop working on the ring and tell the front-end; only a reset brings it back."""
-        self.broken = error
+        self.broken = str(error)  # not the error, whose frames would keep guest memory mapped
         self.live = None
         if self.link is not None:
             self.link.ring_error(self.index, str(error))

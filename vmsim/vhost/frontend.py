@@ -245,7 +245,9 @@ class VhostFrontend:
         self.kick(ring.number)
 
     def stop_ring(self, index: int) -> int:
-        """Stop one ring (queue reset); its base word."""
+        """Stop one ring (queue reset); its base word, 0 if it was not started."""
+        if all(ring.number != index for ring in self._rings):
+            return 0
         self._enable(index, False)
         base = self._stop_ring(index)
         self._rings = tuple(ring for ring in self._rings if ring.number != index)

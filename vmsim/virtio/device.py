@@ -83,9 +83,9 @@ class VirtioDevice:
     """One device between its driver and its owner.
 
     Hooks of the owner: ``on_activate()`` when DRIVER_OK is set, ``on_reset()`` before everything is cleared,
-    ``on_queue_reset(queue)`` before one queue is cleared, ``on_queue_ready(queue)`` when a queue becomes
-    ready while the device is live, ``on_notify(queue, data)`` for available-buffer notifications (data: the
-    upper 16 bits of NOTIFICATION_DATA), ``on_interrupt()`` when the driver should look.
+    ``on_queue_reset(queue)`` before a queue that is ready is cleared, ``on_queue_ready(queue)`` when a queue
+    becomes ready while the device is live, ``on_notify(queue, data)`` for available-buffer notifications
+    (data: the upper 16 bits of NOTIFICATION_DATA), ``on_interrupt()`` when the driver should look.
     """
 
     __slots__ = (
@@ -190,8 +190,8 @@ class VirtioDevice:
             self.on_queue_ready(index)
 
     def reset_queue(self, index: int) -> None:
-        """Take one queue out of use (section 2.6.1)."""
-        if self.live and self.queues[index].ready:
+        """Take one queue out of use (section 2.6.1), also in a device that needs a reset."""
+        if self.queues[index].ready:
             self.on_queue_reset(index)
         self.queues[index].reset()
 

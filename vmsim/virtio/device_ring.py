@@ -226,7 +226,7 @@ class DeviceRingBase:
         self.broken = violation(key, **details)
         self._in_flight.clear()
         self._completed.clear()
-        raise self.broken
+        self._raise_broken()  # another one: this has no frames that would keep guest memory mapped
 
     def _raise_broken(self) -> NoReturn:
         assert self.broken is not None

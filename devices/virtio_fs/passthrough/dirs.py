@@ -22,13 +22,14 @@ class DirOps(FileOps):
     """Handles of directories."""
 
     def opendir(self, ctx: Context, nodeid: int, flags: int) -> OpenReply:
-        """OPENDIR."""
+        """OPENDIR; directories are read, whatever access mode the guest names."""
         inode = self.require_dir(nodeid)
         self.handles.check_room()
-        wanted = flags & KEPT_FLAGS & ~(os.O_ACCMODE | os.O_TRUNC | os.O_DIRECT) | os.O_DIRECTORY
+        flags &= ~os.O_ACCMODE
+        wanted = flags & KEPT_FLAGS & ~(os.O_TRUNC | os.O_DIRECT) | os.O_DIRECTORY
         if not self.options.preserve_noatime:
             wanted &= ~os.O_NOATIME
-        fd, effective = self.open_inode(inode, wanted, flags & ~os.O_ACCMODE)
+        fd, effective = self.open_inode(inode, wanted, flags)
         handle = self.handles.add(inode, fd, effective, flags, True)
         return handle.id, self.open_reply_flags(True), 0
 
