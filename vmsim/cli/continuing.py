@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from vmsim.cli.interrupts import undisturbed
+from vmsim.cli.interrupts import clearing_up
 from vmsim.cli.programs import Work, Worker, check
 from vmsim.cli.report import Stage, Stages, Watcher
 from vmsim.cli.share import FOLDER, existing, remove_tree
@@ -93,15 +93,8 @@ class ContinuedJob:
 
     def run(self) -> ContinuedReport:
         """Do it; UsageError if the machine was not saved by this command line."""
-        try:
-            try:
-                return self._run()
-            finally:
-                self.stages.end()
-                with undisturbed():
-                    self._stack.close()
-        finally:
-            self._stack.close()
+        with clearing_up(self._stack, self.stages.end):
+            return self._run()
 
     def so_far(self) -> dict[str, Any]:
         """The facts up to now, for a job that did not get to its report."""

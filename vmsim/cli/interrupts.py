@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Final
 
@@ -75,3 +75,17 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def clearing_up(stack: ExitStack, before: Callable[[], None]) -> Iterator[None]:
+    """At the end call ``before()`` and close ``stack``, undisturbed, whatever happened."""
+    try:
+        try:
+            yield
+        finally:
+            before()
+            with undisturbed():
+                stack.close()
+    finally:
+        stack.close()  # if the signal came just before we were undisturbed

@@ -15,7 +15,7 @@ import msgspec
 
 from vmsim.cli.common import size_text
 from vmsim.cli.continuing import NOTE, Note
-from vmsim.cli.interrupts import undisturbed
+from vmsim.cli.interrupts import clearing_up
 from vmsim.cli.options import MachineChoice
 from vmsim.cli.programs import Contender, Work, Worker, check
 from vmsim.cli.report import Hop, HopWatch, JobReport, Stages, Watcher
@@ -111,15 +111,8 @@ class Job:
 
     def run(self) -> JobReport:
         """Do all stages; VmsimError or OSError if one cannot be done."""
-        try:
-            try:
-                return self._run()
-            finally:
-                self.stages.end()
-                with undisturbed():
-                    self._stack.close()
-        finally:
-            self._stack.close()  # if the signal came just before we were undisturbed
+        with clearing_up(self._stack, self.stages.end):
+            return self._run()
 
     def so_far(self) -> dict[str, Any]:
         """The facts up to now, for a job that did not get to its report."""
