@@ -11,9 +11,13 @@ import os
 
 import pytest
 
+from devices.virtio_fs.device import VirtioFsDevice
+from devices.virtio_fs.passthrough.locks import LockOps
 from tests.simulation.voyage import Voyage
+from vmsim.guest.kernel import GuestKernel
+from vmsim.memory import DirtyLog
 
-USUAL = range(240)
+USUAL = range(360)
 
 
 def seeds():
@@ -38,3 +42,44 @@ def test_voyage(seed, tmp_path):
     share = tmp_path / "share"
     share.mkdir()
     Voyage(seed, share).run()
+
+
+def loses_pages(monkeypatch):
+    """The last rounds of memory."""
+    monkeypatch.setattr(DirtyLog, "harvest", lambda log: [])
+
+
+def loses_locks(monkeypatch):
+    monkeypatch.setattr(LockOps, "restore_lock", lambda fs, lock: None)
+
+
+def loses_requests(monkeypatch):
+    """Nobody looks at the rings after a migration."""
+    monkeypatch.setattr(VirtioFsDevice, "kick", lambda device: None)
+
+
+def loses_offsets(monkeypatch):
+    restore = GuestKernel.restore
+
+    def forgetful(kernel, saved):
+        restore(kernel, saved)
+        for file in kernel.state.files.values():
+            file.offset = 0
+
+    monkeypatch.setattr(GuestKernel, "restore", forgetful)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("defect", [loses_pages, loses_locks, loses_requests, loses_offsets])
+def test_a_voyage_finds_what_is_lost(defect, tmp_path, monkeypatch):
+    """And says how to see it again."""
+    defect(monkeypatch)
+    for seed in range(60):
+        share = tmp_path / str(seed)
+        share.mkdir()
+        try:
+            Voyage(seed, share).run()
+        except Exception as error:
+            assert f"VMSIM_SEEDS={seed} tools/test" in "".join(error.__notes__)  # noqa: PT017
+            return
+    pytest.fail("sixty voyages, and nobody has missed anything")

@@ -332,7 +332,8 @@ class Voyage:
         fd = fs.open("/counter", os.O_RDONLY)
         found = int(fs.pread(fd, 20, 0) or b"0")
         fs.close(fd)
-        assert found == sum(locker.added for locker in self.lockers)
+        added = sum(locker.added for locker in self.lockers)
+        assert found == added, f"the counter is {found}, after {added} additions under a lock"
 
     def _end(self, machine: Machine) -> None:
         """Everything is as the models say, as the host sees it; nothing stays behind in the server."""
