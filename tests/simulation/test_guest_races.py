@@ -101,3 +101,38 @@ def test_times_are_not_sent_through_a_file_that_is_being_closed(guest):
     for task in (syncing, closing):
         schedule.join(task)
     other.close(theirs)  # would report it
+
+
+@pytest.mark.parametrize("writes", [1, 20])
+def test_attributes_that_came_too_late_are_asked_for_again(writes, tmp_path):
+    """A reply from before somebody's write is older in its size, and yet newer than what was known before."""
+    rig = GuestRig(
+        tmp_path, schedule=SeededSchedule(1), cache="writethrough", cache_pages=16, dentries=16,
+        max_transfer=PAGE, options={"cache": "always"},
+    )  # fmt: skip
+    fs, other, schedule, device = rig.fs, rig.kernel.mount(2), rig.schedule, rig.device
+    fd = fs.open("/f", os.O_RDWR | os.O_CREAT)
+    theirs = other.open("/f", os.O_RDWR)
+    assert fs.fstat(fd).st_nlink == 1
+    fs.unlink("/f")
+    device.hold = True
+    looking = schedule.spawn("looking", lambda: fs.fstat(fd))
+    writing = schedule.spawn("writing", lambda: [other.write(theirs, b"x" * PAGE) for _ in range(writes)])
+    schedule.settle()
+    assert sorted(in_flight(rig)) == [op.GETATTR, op.WRITE]
+    while not looking.done:
+        getattr_first = sorted(device.held, key=lambda held: bytes(held[1].readable[0][4:8]))
+        device.held = []
+        for index, chain in getattr_first:
+            device.answer(index, chain)
+        while not (looking.done or device.held):
+            schedule.settle()
+    found = looking.result()
+    assert found.st_nlink == 0
+    assert found.st_size % PAGE == 0
+    serve_all(rig)
+    schedule.join(writing)
+    device.hold = False
+    assert fs.fstat(fd).st_size == writes * PAGE
+    schedule.close()
+    rig.close()

@@ -20,6 +20,7 @@ from vmsim.limits import NAME_MAX, PATH_MAX
 
 SYMLINKS_MAX: Final = 40
 _S_IFMT: Final = 0o170000
+ATTR_TRIES: Final = 4
 _ATTR_BYTES: Final = ATTR_OUT.size
 _unpack_attr: Final = ATTR_OUT.unpack_from
 DOTS: Final = (b".", b"..", b"")
@@ -191,12 +192,25 @@ class PathWalk(Calls):
             fail(errno.ESTALE)
         if fresh or (node.attr_expiry_ns and node.attr_expiry_ns > kernel.schedule.now_ns()):
             return node.attr
-        version = kernel.state.attr_version
         args = (0, 0, 0) if fh is None else (1, 0, fh)
-        return self._take_attr(nodeid, self._ask(op.GETATTR, nodeid, args), version)
+        tries = 0
+        while True:
+            version = kernel.state.attr_version
+            reply = self._ask(op.GETATTR, nodeid, args)
+            kernel = self._cell.kernel
+            if self._take_attr(nodeid, reply, version):
+                return kernel.nodes.nodes[nodeid].attr
+            # Somebody changed the file meanwhile: what we know of its size is newer, of the rest older.
+            if tries == ATTR_TRIES:
+                known = kernel.nodes.nodes[nodeid].attr
+                attr = Attr(*_unpack_attr(reply)[3:])
+                attr.size, attr.mtime, attr.mtimensec = known.size, known.mtime, known.mtimensec
+                return attr
+            tries += 1
 
-    def _take_attr(self, nodeid: int, reply: bytes, version: int) -> Attr:
-        """Attributes out of an ``fuse_attr_out``; EIO if the file turned into another kind."""
+    def _take_attr(self, nodeid: int, reply: bytes, version: int) -> bool:
+        """Attributes out of an ``fuse_attr_out``, unless they are out of date already; EIO if the file turned
+        into another kind."""
         if len(reply) < _ATTR_BYTES:
             fail(errno.EIO)
         raw = _unpack_attr(reply)
@@ -204,8 +218,7 @@ class PathWalk(Calls):
         node = kernel.nodes.nodes.get(nodeid)
         if node is None or (raw[12] ^ node.attr.mode) & _S_IFMT:
             fail(errno.EIO)
-        kernel.apply_attr(node, raw[3:], raw[0], raw[1], version)
-        return node.attr
+        return kernel.apply_attr(node, raw[3:], raw[0], raw[1], version)
 
     def _may(self, nodeid: int, mask: int) -> None:
         """ENOTDIR for X_OK on what is no directory; EACCES if the mode forbids ``mask``."""
