@@ -74,7 +74,7 @@ class FsSection:
                 f"{device.describe()} has no back-end to save the state of", step="save device", side="source"
             )
         with out.opaque("virtio", "virtio"):
-            virtio_save(out, device.virtio.save_state())
+            virtio_save(out, device.virtio.save_state(device.memory))
         if device.migration_save != "internal":
             return
         if device.dialect.subsection:

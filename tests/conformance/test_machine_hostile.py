@@ -341,6 +341,24 @@ def test_the_used_ring_is_the_devices_alone(victim):
     assert works(victim.machine)
 
 
+def test_a_guest_that_spoils_its_used_ring_cannot_keep_its_machine_from_moving(victim):
+    """Nor does it wait for ever afterwards: the device needs a reset, or goes on, and the guest is told."""
+    vm = victim.machine
+    works(vm)
+    for index in range(3):
+        vm.memory.store_u16(vm.kernel.state.queues[index].device + 2, 0x8C00)
+    with vm.migrate() as moved:
+        try:
+            moved.mount().stat("/f")
+        except OSError as error:
+            code = error.errno
+        else:
+            code = 0
+        assert code == (0 if victim.packed else errno.EIO)
+        moved.kernel.recover()
+        assert works(moved)
+
+
 def test_requests_in_guest_memory_that_change_while_they_are_worked_on(victim):
     """Readable and writable parts may be the same memory: the reply overwrites the request, and no more."""
     data = request(op.GETATTR, bytes(16))

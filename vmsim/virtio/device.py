@@ -251,9 +251,12 @@ class VirtioDevice:
 
     # -- migration
 
-    def save_state(self) -> VirtioState:
-        """The device as plain data; its rings must be stopped and ``base`` of each queue be true."""
-        return device_state.save_state(self)
+    def save_state(self, memory: GuestMemory | None = None) -> VirtioState:
+        """The device as plain data; its rings must be stopped and ``base`` of each queue be true.
+
+        With ``memory``, a device whose rings the driver has broken there is saved as one that needs a reset.
+        """
+        return device_state.save_state(self, memory)
 
     def load_state(self, state: VirtioState, memory: GuestMemory | None = None) -> None:
         """Become what ``state`` says, checked field by field; no hook is called.

@@ -9,6 +9,7 @@ from vmsim.limits import QUEUE_SIZE_MAX, VIRTIO_QUEUE_MAX
 from vmsim.memory import GuestMemory
 from vmsim.virtio.constants import (
     F_RING_PACKED,
+    ISR_CONFIG_CHANGE,
     STATUS_DEVICE_NEEDS_RESET,
     STATUS_DRIVER_OK,
     STATUS_FAILED,
@@ -29,10 +30,10 @@ def base_word(queue: VirtioQueueState, packed: bool) -> int:
     return avail | (queue.used_idx | queue.used_wrap << 15) << 16
 
 
-def save_state(device: VirtioDevice) -> VirtioState:
+def save_state(device: VirtioDevice, memory: GuestMemory | None = None) -> VirtioState:
     """The device as plain data."""
     packed = bool(device.features_accepted & F_RING_PACKED)
-    return VirtioState(
+    state = VirtioState(
         status=device.status,
         isr=device.isr,
         queue_sel=device.queue_sel,
@@ -45,6 +46,12 @@ def save_state(device: VirtioDevice) -> VirtioState:
         broken=bool(device.status & STATUS_DEVICE_NEEDS_RESET),
         started=bool(device.status & STATUS_DRIVER_OK),
     )
+    if memory is not None and device.live and not packed:
+        # Here we know that the indices were right: if they are not, it was the driver. The destination could
+        # only suspect that memory or state have come through wrong.
+        for queue in state.queues:
+            state.broken |= bool(queue.enabled) and _used_is_wrong(queue, memory)
+    return state
 
 
 def _save_queue(queue: QueueConfig, packed: bool) -> VirtioQueueState:
@@ -72,7 +79,8 @@ def load_state(device: VirtioDevice, state: VirtioState, memory: GuestMemory | N
     packed = bool(state.guest_features & F_RING_PACKED)
     broken = state.broken
     stopped = STATUS_DEVICE_NEEDS_RESET | STATUS_FAILED
-    will_run = bool(state.status & STATUS_DRIVER_OK) and not broken and not state.status & stopped
+    will_run_as_saved = bool(state.status & STATUS_DRIVER_OK) and not state.status & stopped
+    will_run = will_run_as_saved and not broken
     for index, queue in enumerate(used):
         _check_queue(index, queue, packed, bool(state.status & STATUS_FEATURES_OK))
         # What a driver says about rings that do not run is its own affair; a migration does not fail for it.
@@ -80,7 +88,8 @@ def load_state(device: VirtioDevice, state: VirtioState, memory: GuestMemory | N
             broken |= _check_rings(index, queue, state.guest_features, memory)
     device.status = state.status | (STATUS_DEVICE_NEEDS_RESET if broken else 0)
     device.reset_reason = "the state says so" if broken else ""
-    device.isr = state.isr
+    news = broken and will_run_as_saved
+    device.isr = state.isr | (ISR_CONFIG_CHANGE if news else 0)
     device.queue_sel = state.queue_sel
     device.device_features_sel = state.host_features_sel
     device.driver_features_sel = state.guest_features_sel
@@ -163,8 +172,16 @@ def _check_rings(index: int, queue: VirtioQueueState, features: int, memory: Gue
         avail_idx, used_idx = memory.load_u16(queue.avail + 2), memory.load_u16(queue.used + 2)
     except MemoryAccessError as error:
         raise _refuse(f"VQ {index}: {error.message}", field) from error
-    in_use = (queue.last_avail_idx - used_idx) & 0xFFFF
-    if in_use > queue.num:
+    if _used_is_wrong(queue, memory):
         indices = f"last_avail_idx {queue.last_avail_idx:#x} - used_idx {used_idx:#x}"
         raise _refuse(f"VQ {index} size {queue.num:#x} < {indices}", field)
     return (avail_idx - queue.last_avail_idx) & 0xFFFF > queue.num
+
+
+def _used_is_wrong(queue: VirtioQueueState, memory: GuestMemory) -> bool:
+    """Whether a split ring's used index cannot be where the device has got to; or is not in memory."""
+    try:
+        used_idx = memory.load_u16(queue.used + 2)
+    except MemoryAccessError:
+        return True
+    return (queue.last_avail_idx - used_idx) & 0xFFFF > queue.num
