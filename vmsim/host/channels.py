@@ -11,48 +11,15 @@ import os
 import select
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from typing import Final
 
 from vmsim.errors import HostError, StateError
+from vmsim.host.waits import PATIENCE_NS, FdWaits
 from vmsim.migration.channel import ChannelBase
 from vmsim.migration.errors import ChannelError
 from vmsim.schedule import Schedule
 
 READ_BYTES: Final = 1 << 20
-PATIENCE_NS: Final = 60_000_000_000
-"""How long a silent other end outside this process is waited for."""
-
-
-class FdWaits:
-    """The descriptors that somebody waits for; :meth:`idle` is how a schedule waits for the outside.
-
-    ``now_ns`` is the clock that the schedule's deadlines belong to.
-    """
-
-    def __init__(self, patience_ns: int = PATIENCE_NS, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self._patience_ns = patience_ns
-        self._now_ns = now_ns
-        self._waiting: dict[int, int] = {}
-
-    def add(self, fd: int, events: int) -> None:
-        """Somebody waits for one of ``events`` (of select.poll) on ``fd``."""
-        self._waiting[fd] = events
-
-    def remove(self, fd: int) -> None:
-        """Nobody waits for ``fd`` any more."""
-        self._waiting.pop(fd, None)
-
-    def idle(self, deadline_ns: int | None) -> bool:
-        """Wait for one of the descriptors, at most until ``deadline_ns``; whether one of them is ready."""
-        if not self._waiting:
-            return False
-        poll = select.poll()
-        for fd, events in self._waiting.items():
-            poll.register(fd, events)
-        limit_ns = self._patience_ns if deadline_ns is None else deadline_ns - self._now_ns()
-        return bool(poll.poll(max(limit_ns, 0) / 1e6))
 
 
 class FdChannel(ChannelBase):

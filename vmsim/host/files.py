@@ -8,7 +8,8 @@ import tempfile
 from typing import Final
 
 from vmsim.errors import HostError, StateError, UsageError
-from vmsim.host.channels import CommandReader, CommandWriter, FdWaits, SocketChannel, accept, connect
+from vmsim.host.channels import CommandReader, CommandWriter, SocketChannel, accept, connect
+from vmsim.host.waits import FdWaits
 from vmsim.migration.channel import Channel, ChannelBase
 from vmsim.schedule import Schedule
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmsim.host.channels import FdWaits
 from vmsim.host.files import incoming_channel, outgoing_channel
+from vmsim.host.waits import FdWaits
 from vmsim.migration.channel import Channel
 from vmsim.schedule import Schedule
 from vmsim.sim.tasks import TurnTaking

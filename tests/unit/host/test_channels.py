@@ -10,8 +10,9 @@ import pytest
 
 from tests.contract.channel import DUPLEX_CHECKS, ONE_WAY_CHECKS
 from vmsim.errors import HostError, UsageError, VmsimError
-from vmsim.host.channels import CommandReader, CommandWriter, FdWaits, SocketChannel
+from vmsim.host.channels import CommandReader, CommandWriter, SocketChannel
 from vmsim.host.files import FileReader, FileWriter, incoming_channel, outgoing_channel
+from vmsim.host.waits import FdWaits
 from vmsim.sim.immediate import ImmediateSchedule
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from tests.contract.migration_rig import Machine
 from vmsim.errors import MigrationError
-from vmsim.host.channels import CommandWriter, FdWaits, SocketChannel
+from vmsim.host.channels import CommandWriter, SocketChannel
 from vmsim.host.files import FileWriter, incoming_channel, outgoing_channel
+from vmsim.host.waits import FdWaits
 from vmsim.migration.destination import IncomingMigration
 from vmsim.migration.source import OutgoingMigration
 from vmsim.sim.immediate import ImmediateSchedule

@@ -1,0 +1,55 @@
+"""Waiting for the world outside this process: descriptors, and what to do when one of them is ready."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+from typing import Final
+
+PATIENCE_NS: Final = 60_000_000_000
+"""How long a silent other end outside this process is waited for."""
+
+
+class FdWaits:
+    """The descriptors that somebody waits for; :meth:`idle` is how a schedule waits for the outside.
+
+    ``now_ns`` is the clock that the schedule's deadlines belong to.
+    """
+
+    def __init__(self, patience_ns: int = PATIENCE_NS, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._patience_ns = patience_ns
+        self._now_ns = now_ns
+        self._ready: dict[int, Callable[[], object] | None] = {}
+        self._poll = select.poll()
+
+    def add(self, fd: int, events: int, ready: Callable[[], object] | None = None) -> None:
+        """Wait for one of ``events`` (of select.poll) on ``fd``; ``idle`` then calls ``ready``."""
+        self._ready[fd] = ready
+        self._poll.register(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Nobody waits for ``fd`` any more; nothing happens if nobody did."""
+        if fd in self._ready:
+            del self._ready[fd]
+            self._poll.unregister(fd)
+
+    def idle(self, deadline_ns: int | None) -> bool:
+        """Wait for one of the descriptors, at most until ``deadline_ns``; whether one of them was ready."""
+        if not self._ready:
+            return False
+        limit_ns = self._patience_ns if deadline_ns is None else deadline_ns - self._now_ns()
+        return self._serve(max(limit_ns, 0) / 1e6)
+
+    def settle(self) -> None:
+        """Serve what is ready now, until nothing is."""
+        while self._ready and self._serve(0):
+            pass
+
+    def _serve(self, timeout_ms: float) -> bool:
+        found = self._poll.poll(timeout_ms)
+        for fd, _ in found:
+            ready = self._ready.get(fd)
+            if ready is not None:
+                ready()
+        return bool(found)
