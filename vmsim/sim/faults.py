@@ -160,11 +160,11 @@ class FaultyTransport:
         if self._plan.cross(self._seam, "kick") is None:
             self._inner.kick(ring)
 
-    def progress(self) -> None:
+    def progress(self, fd: int, *, writing: bool) -> None:
         """Let the peer work; PeerError if it is gone."""
         if self._plan.is_cut(self._seam):
             raise PeerError("the peer is gone", errno=codes.EPIPE)
-        self._inner.progress()
+        self._inner.progress(fd, writing=writing)
 
 
 class FaultyChannel(ChannelBase):

@@ -430,9 +430,9 @@ class VhostFrontend:
         if self._rings:
             raise StateTransferError(f"{what} while the device's rings run", errno=errno.EBUSY)
 
-    def progress(self) -> None:
-        """Let the back-end work on its end of the channel."""
-        self.transport.progress()
+    def progress(self, fd: int, *, writing: bool) -> None:
+        """Let the back-end work on its end of the channel whose end here is ``fd``."""
+        self.transport.progress(fd, writing=writing)
 
     def abandon_load(self) -> None:
         """Make the back-end drop what it has received, without having applied it.

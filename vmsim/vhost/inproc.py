@@ -59,7 +59,7 @@ class InProcessTransport:
         """There is none: what a back-end would ask for over it, it says to its link."""
         return -1
 
-    def progress(self) -> None:
+    def progress(self, fd: int, *, writing: bool) -> None:
         """Let the back-end move a state transfer on."""
         if not self._backend("state transfer").progress():
             raise PeerError("the state transfer is stuck: neither side can go on")

@@ -127,8 +127,11 @@ class Transport(Protocol):
         """The descriptor to send with SET_BACKEND_REQ_FD; -1: this transport has no such channel."""
         ...
 
-    def progress(self) -> None:
-        """Let the peer work while we wait on a transfer channel; PeerError if it cannot get any further."""
+    def progress(self, fd: int, *, writing: bool) -> None:
+        """Let the peer work while we wait to read from or write to the transfer channel ``fd``.
+
+        PeerError if it cannot get any further.
+        """
         ...
 
     def reason(self) -> tuple[str, str]:

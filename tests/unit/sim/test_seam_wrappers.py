@@ -52,7 +52,7 @@ class Peer:
     def reason(self):
         return "", ""
 
-    def progress(self):
+    def progress(self, fd, *, writing):
         self.trail.append("progress")
 
     def close(self):
@@ -147,7 +147,7 @@ class TestTraced:
         assert transport.request(GET_FEATURES).payload.value == 0x30
         assert transport.request(SET_OWNER) is None
         transport.kick(1)
-        transport.progress()
+        transport.progress(0, writing=False)
         assert peer.trail == ["GET_FEATURES", "SET_OWNER", "kick 1", "progress"]
         assert called == [1, "bad ring"]
         assert kinds(history) == [
@@ -248,14 +248,16 @@ class TestFaults:
         assert len(peer.trail) == arrived + 1
         assert [str(step) for step, _ in plan.injected] == ["transport 3 (SET_OWNER)"]
         if kind == "cut":
-            for act in (lambda: transport.request(GET_FEATURES), transport.progress):
+            for act in (
+                lambda: transport.request(GET_FEATURES), lambda: transport.progress(0, writing=False)
+            ):
                 with pytest.raises(PeerError, match="gone"):
                     act()
             transport.kick(0)
             assert len(peer.trail) == arrived + 1
         else:
             assert transport.request(GET_FEATURES) is not None
-            transport.progress()
+            transport.progress(0, writing=False)
 
     def test_a_lost_reply_leaks_no_descriptor(self):
         read_end, write_end = os.pipe()

@@ -47,8 +47,8 @@ class StateLink(Protocol):
         """StateTransferError(EBUSY) while any ring runs."""
         ...
 
-    def progress(self) -> None:
-        """Let the back-end work on its end of the channel."""
+    def progress(self, fd: int, *, writing: bool) -> None:
+        """Let the back-end work on its end of the channel whose end here is ``fd``."""
         ...
 
     def abandon_load(self) -> None:
@@ -70,6 +70,10 @@ class BackendTransfer(Protocol):
 
     def progress(self) -> bool:
         """Move what can be moved through the channel now; whether anything moved."""
+        ...
+
+    def waits_for(self) -> tuple[int, bool] | None:
+        """The descriptor whose readiness makes ``progress`` move, and whether to write; None: there is none."""
         ...
 
     def abandon(self) -> None:

@@ -282,6 +282,10 @@ class Rfc2023Transfer:
             why = f"FS_SET_STATE_FD: cannot apply the state: {error}"
             raise MessageError(why, errno=errno.EIO) from error
 
+    def waits_for(self) -> tuple[int, bool] | None:
+        """Nothing: the state goes through shared memory, message by message."""
+        return None
+
     def progress(self) -> bool:
         """Nothing moves by itself in this dialect."""
         return False

@@ -173,7 +173,7 @@ def _receive(link: StateLink, fd: int) -> bytes:
     """The next bytes of the state; empty at its end."""
     try:
         while (data := link.host.read(fd, CHUNK_BYTES)) is None:
-            link.progress()
+            link.progress(fd, writing=False)
     except HostError as error:
         raise StateTransferError(f"Failed to receive state: {error.message}", errno=error.errno) from error
     return data
@@ -188,7 +188,7 @@ def _send(link: StateLink, fd: int, data: bytes) -> None:
             cause = ": Connection is closed" if error.errno == errno.EPIPE else f": {error.message}"
             raise StateTransferError(f"Failed to send state{cause}", errno=error.errno) from error
         if written is None:
-            link.progress()
+            link.progress(fd, writing=True)
         else:
             rest = rest[written:]
 
@@ -244,6 +244,10 @@ class UpstreamTransfer:
         self._direction = asked.direction
         self._source = source
         return reply
+
+    def waits_for(self) -> tuple[int, bool] | None:
+        """Our end of the channel, while it is open."""
+        return (self._fd, self._direction == STATE_SAVE) if self._fd >= 0 else None
 
     def progress(self) -> bool:
         """Write or read what the pipe takes or gives; a failure is kept for CHECK."""
