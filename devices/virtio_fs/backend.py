@@ -124,6 +124,11 @@ class VirtioFsBackend:
             self.collector.step(STEP)
         self._note_business()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something goes on beside the plain serving of requests, so that ``idle`` has work."""
+        return self._busy
+
     def look(self) -> bool:
         """When nobody in this process can go on: try again what somebody outside it held up; is there any?"""
         outside = self.fs.waits_outside()

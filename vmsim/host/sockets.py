@@ -1,0 +1,218 @@
+"""Unix stream sockets that carry file descriptors beside their bytes (SCM_RIGHTS)."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import grp
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from typing import Final, Self
+
+from vmsim.errors import HostError, UsageError
+from vmsim.vhost.constants import MESSAGE_FDS_MAX
+
+FD_BYTES: Final = array.array("i").itemsize
+ROOM_FOR_FDS: Final = socket.CMSG_SPACE((MESSAGE_FDS_MAX + 1) * FD_BYTES)
+BACKLOG: Final = 4
+ADDRESS_MAX: Final = 107
+"""Bytes of a path in a socket address (unix(7))."""
+
+
+class UnixSocket:
+    """A connected, non-blocking stream socket; ``fd`` may be polled. HostError when the system refuses."""
+
+    __slots__ = ("_socket", "fd")
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self.fd = connection.fileno()
+
+    @classmethod
+    def pair(cls) -> tuple[Self, Self]:
+        """Two connected ends."""
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        return cls(one), cls(other)
+
+    @classmethod
+    def adopt(cls, fd: int) -> Self:
+        """A connected socket that was inherited or sent by a peer; the descriptor is ours from now on."""
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                raise HostError(f"descriptor {fd} is no socket", errno=errno.ENOTSOCK)
+            os.set_inheritable(fd, False)
+            return cls(socket.socket(fileno=fd))
+        except OSError as error:
+            raise HostError(f"socket {fd}", errno=error.errno or errno.EBADF) from error
+
+    @classmethod
+    def connect(cls, path: str) -> Self:
+        """Connect to the socket file ``path``."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _reachable(path) as name:
+                connection.connect(name)
+        except OSError as error:
+            connection.close()
+            raise HostError(f"connecting to {path}", errno=error.errno or errno.EIO) from error
+        return cls(connection)
+
+    def send(self, data: bytes | memoryview, fds: tuple[int, ...] = ()) -> int | None:
+        """Send what the socket takes, the descriptors with the first byte; how much, None when it is full."""
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            return self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise HostError("sending", errno=error.errno or errno.EIO) from error
+
+    def receive(self, size_bytes: int) -> tuple[bytes, list[int]] | None:
+        """Up to ``size_bytes`` and the descriptors that came with them; b"" at the end; None: nothing yet.
+
+        HostError(EMSGSIZE) if there were more descriptors than fit; those that came are closed.
+        """
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                size_bytes, ROOM_FOR_FDS, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return b"", []
+        except OSError as error:
+            raise HostError("receiving", errno=error.errno or errno.EIO) from error
+        fds: list[int] = []
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                numbers = array.array("i")
+                numbers.frombytes(content[: len(content) // FD_BYTES * FD_BYTES])
+                fds.extend(numbers)
+        if flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise HostError("descriptors were lost: too many came, or none is left", errno=errno.EMSGSIZE)
+        return data, fds
+
+    def close(self) -> None:
+        """Close it; may be called twice."""
+        self._socket.close()
+
+
+class Listener:
+    """A listening socket file; ``fd`` is readable when somebody connects."""
+
+    def __init__(self, path: str, *, group: str = "", mode: int | None = None) -> None:
+        """Listen on ``path``; a stale socket file is replaced, one that somebody listens on is not.
+
+        ``group`` owns the file then (mode 0660 as with virtiofsd). HostError or UsageError if it cannot be.
+        """
+        self.path = path
+        _remove_stale(path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _reachable(path) as name:
+                listening.bind(name)
+            if group:
+                os.chown(path, -1, _group_id(group))
+                os.chmod(path, 0o660)
+            if mode is not None:
+                os.chmod(path, mode)
+            listening.listen(BACKLOG)
+            listening.setblocking(False)
+        except OSError as error:
+            listening.close()
+            raise HostError(f"listening on {path}", errno=error.errno or errno.EIO) from error
+        self._socket = listening
+        self._file = _identity(path)
+        self.fd = listening.fileno()
+
+    @classmethod
+    def adopt(cls, fd: int) -> Self:
+        """A listening socket that was inherited."""
+        listener = cls.__new__(cls)
+        listener.path = ""
+        listener._file = None
+        try:
+            listening = socket.socket(fileno=fd)
+            os.set_inheritable(fd, False)
+            listening.setblocking(False)
+            listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError as error:
+            raise HostError(f"descriptor {fd} is no socket", errno=error.errno or errno.ENOTSOCK) from error
+        listener._socket = listening
+        listener.fd = fd
+        return listener
+
+    @property
+    def listens(self) -> bool:
+        """Whether it is a listening socket (an inherited one may be connected already)."""
+        return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+    def accept(self) -> UnixSocket | None:
+        """The next connection; None if there is none (any more)."""
+        try:
+            connection, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+        except OSError as error:
+            raise HostError(f"accepting on {self.path}", errno=error.errno or errno.EIO) from error
+        return UnixSocket(connection)
+
+    def close(self) -> None:
+        """Stop listening and remove our socket file; may be called twice."""
+        self._socket.close()
+        if self._file is not None and _identity(self.path) == self._file:
+            os.unlink(self.path)
+        self._file = None
+
+
+@contextlib.contextmanager
+def _reachable(path: str) -> Iterator[str]:
+    """A name for ``path`` that fits into a socket address, however long the path is."""
+    if len(os.fsencode(path)) <= ADDRESS_MAX:
+        yield path
+        return
+    folder, name = os.path.split(path)
+    fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{name}"
+    finally:
+        os.close(fd)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise UsageError(f"{path} exists and is no socket", hint="choose another path for the socket")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HostError(f"socket {path}", errno=error.errno or errno.EIO) from error
+    try:
+        UnixSocket.connect(path).close()
+    except HostError as error:
+        if error.errno != errno.ECONNREFUSED:
+            raise
+        os.unlink(path)
+        return
+    raise UsageError(f"somebody listens on {path} already", hint="choose another path for the socket")
+
+
+def _group_id(group: str) -> int:
+    try:
+        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise UsageError(f"no group {group!r}", hint="see: getent group") from None

@@ -1,0 +1,1 @@
+"""vhost-user over Unix sockets: seam S1 between two processes."""

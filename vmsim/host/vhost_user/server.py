@@ -1,0 +1,227 @@
+"""The back-end's end of a vhost-user connection: messages, kicks and transfers, from one poller."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Callable
+from typing import Final
+
+from vmsim.errors import HostError, PeerError, VmsimError
+from vmsim.host.sockets import UnixSocket
+from vmsim.host.vhost_user.channel import ChannelClient
+from vmsim.host.waits import FdWaits
+from vmsim.vhost.backend import VhostBackend
+from vmsim.vhost.constants import F_INBAND_NOTIFICATIONS, F_REPLY_ACK, FLAG_NEED_REPLY
+from vmsim.vhost.framing import MessageBuffer, RawMessage
+from vmsim.vhost.messages import (
+    SPEC,
+    MessageError,
+    Reply,
+    Row,
+    decode_request,
+    encode_reply,
+)
+from vmsim.vhost.payloads import Number
+
+REPLY_TIMEOUT_MS: Final = 10_000
+
+
+class VhostUserServer:
+    """Serves one front-end with ``backend`` until it goes away or breaks the protocol.
+
+    ``ended`` then says why (and is empty before). Everything happens in callbacks of ``waits``. The server
+    owns ``connection``. ``log`` is told of refusals, ring errors and the end.
+    """
+
+    def __init__(
+        self, backend: VhostBackend, connection: UnixSocket, waits: FdWaits,
+        log: Callable[[str], object] = lambda line: None,
+    ) -> None:  # fmt: skip
+        if backend.link is not None:
+            raise PeerError("the back-end is connected already")
+        self.backend = backend
+        self.ended = ""
+        self.failure: VmsimError | None = None
+        """What the front-end did wrong, if that ended the connection."""
+        self._connection = connection
+        self._waits = waits
+        self._log = log
+        self._buffer = MessageBuffer(os.close)
+        self._link = _Link(backend, waits, log)
+        self._transfer_fd = -1
+        backend.link = self._link
+        waits.add(connection.fd, select.POLLIN, self._readable)
+
+    def close(self, why: str = "closed") -> None:
+        """End the connection; the device keeps its session. May be called twice."""
+        if self.ended:
+            return
+        self.ended = why
+        self._waits.remove(self._connection.fd)
+        self._watch_transfer(None)
+        self._buffer.discard()
+        self.backend.close()
+        self.backend.link = None
+        self._link.close()
+        self._connection.close()
+
+    def _readable(self) -> None:
+        try:
+            while not self.ended and (found := self._connection.receive(self._buffer.needed)) is not None:
+                data, fds = found
+                if not data:
+                    self.close("the front-end closed the connection")
+                    return
+                message = self._buffer.feed(data, fds)
+                if message is not None:
+                    self._handle(message)
+        except VmsimError as error:
+            self.failure = error
+            self._log(f"connection ended: {error}")
+            self.close(str(error))
+
+    def _handle(self, message: RawMessage) -> None:
+        header = message.header
+        try:
+            request = decode_request(self.backend.dialect.messages, header, message.body, message.fds)
+        except MessageError as error:
+            for fd in message.fds:
+                os.close(fd)
+            acks = self.backend.protocol_features >> F_REPLY_ACK & 1
+            row = self.backend.dialect.messages.by_id.get(header.request) or Row(header.request, "unknown")
+            if not acks or not header.flags & FLAG_NEED_REPLY or row.answered:
+                raise
+            self._log(f"refused: {error}")
+            self._reply(row, Reply(Number(errno.EINVAL)))
+            return
+        reply = self.backend.handle(request)
+        if reply is not None:
+            if request.need_reply and not request.row.answered and reply.payload.value:
+                self._log(f"refused: {request.row.name}: {self.backend.refusal}")
+            self._reply(request.row, reply)
+        self._watch_transfer(self.backend.transfer.waits_for())
+
+    def _reply(self, row: Row, reply: Reply) -> None:
+        data = memoryview(encode_reply(row, reply))
+        fds = reply.fds
+        try:
+            while data:
+                sent = self._connection.send(data, fds)
+                if sent is not None:
+                    data, fds = data[sent:], ()
+                    continue
+                poll = select.poll()
+                poll.register(self._connection.fd, select.POLLOUT)
+                if not poll.poll(REPLY_TIMEOUT_MS):
+                    raise MessageError(f"{row.name}: the front-end does not read its replies", spec=SPEC)
+        finally:
+            for fd in reply.fds:
+                os.close(fd)
+
+    def _watch_transfer(self, wanted: tuple[int, bool] | None) -> None:
+        fd, writing = wanted or (-1, False)
+        if fd == self._transfer_fd:
+            return
+        if self._transfer_fd >= 0:
+            self._waits.remove(self._transfer_fd)
+        self._transfer_fd = fd
+        if fd >= 0:
+            self._waits.add(fd, select.POLLOUT if writing else select.POLLIN, self._transfer)
+
+    def _transfer(self) -> None:
+        # It may close its descriptor, whose number may be taken again at once: forget it first.
+        self._watch_transfer(None)
+        self.backend.progress()
+        self._watch_transfer(self.backend.transfer.waits_for())
+
+
+class _Link:
+    """The way back: call and error eventfds, or messages on the back-end's channel."""
+
+    def __init__(self, backend: VhostBackend, waits: FdWaits, log: Callable[[str], object]) -> None:
+        self._backend = backend
+        self._waits = waits
+        self._log = log
+        self._fds: dict[tuple[str, int], int] = {}
+        self._calls: dict[int, int] = {}
+        self._channel: ChannelClient | None = None
+
+    @property
+    def _inband(self) -> bool:
+        return bool(self._backend.protocol_features >> F_INBAND_NOTIFICATIONS & 1)
+
+    def call(self, ring: int) -> None:
+        """Signal the ring's call eventfd, or send VRING_CALL."""
+        fd = self._calls.get(ring)
+        if fd is not None:
+            self._signal(fd)
+        elif self._inband and self._channel is not None:
+            self._channel.tell("VRING_CALL", ring)
+
+    def ring_error(self, ring: int, why: str) -> None:
+        """Signal the ring's error eventfd, or send VRING_ERR."""
+        self._log(f"ring {ring} is given up: {why}")
+        fd = self._fds.get(("SET_VRING_ERR", ring))
+        if fd is not None:
+            self._signal(fd)
+        elif self._inband and self._channel is not None:
+            self._channel.tell("VRING_ERR", ring)
+
+    @staticmethod
+    def _signal(fd: int) -> None:
+        try:
+            os.eventfd_write(fd, 1)
+        except (BlockingIOError, OSError):
+            pass  # full is signalled; a peer's odd descriptor is the peer's loss
+
+    def set_notifier(self, message: str, ring: int, fd: int) -> None:
+        """Use the descriptor from now on; without one there are no kicks (or calls) but in-band ones."""
+        self._drop(message, ring)
+        if fd < 0:
+            return
+        try:
+            os.set_blocking(fd, False)
+        except OSError as error:
+            os.close(fd)
+            raise HostError(f"{message}: descriptor", errno=error.errno or errno.EBADF) from error
+        self._fds[message, ring] = fd
+        if message == "SET_VRING_CALL":
+            self._calls[ring] = fd
+        elif message == "SET_VRING_KICK":
+            self._waits.add(fd, select.POLLIN, lambda: self._kicked(ring, fd))
+
+    def _kicked(self, ring: int, fd: int) -> None:
+        try:
+            os.eventfd_read(fd)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._log(f"ring {ring}: its kick descriptor is of no use: {error}")
+            self._waits.remove(fd)
+            return
+        self._backend.kicked(ring)
+
+    def _drop(self, message: str, ring: int) -> None:
+        fd = self._fds.pop((message, ring), -1)
+        if fd < 0:
+            return
+        if message == "SET_VRING_CALL":
+            self._calls.pop(ring, None)
+        self._waits.remove(fd)
+        os.close(fd)
+
+    def set_channel(self, fd: int) -> None:
+        """Use the channel from now on."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = ChannelClient(fd)
+
+    def close(self) -> None:
+        """Close everything."""
+        for message, ring in list(self._fds):
+            self._drop(message, ring)
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None

@@ -1,0 +1,95 @@
+"""A back-end as a service: one front-end after the other, requests and everything beside them in one loop."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from vmsim.errors import VmsimError
+from vmsim.host.sockets import Listener, UnixSocket
+from vmsim.host.vhost_user.server import VhostUserServer
+from vmsim.host.waits import FdWaits
+from vmsim.vhost.backend import VhostBackend
+
+LOOK_NS: Final = 1_000_000
+"""Between two looks at what no descriptor announces, such as a lock that somebody outside holds."""
+
+
+class Background(Protocol):
+    """What goes on beside requests."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is any."""
+        ...
+
+    def idle(self) -> None:
+        """Do a little of it."""
+        ...
+
+
+class Service:
+    """Serves ``backend`` until ``stop``; ``background`` gets its turns when no descriptor is ready."""
+
+    def __init__(
+        self, backend: VhostBackend, background: Background, waits: FdWaits,
+        log: Callable[[str], object] = lambda line: None,
+    ) -> None:  # fmt: skip
+        self.backend = backend
+        self.server: VhostUserServer | None = None
+        self._background = background
+        self._waits = waits
+        self._log = log
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Have ``run`` return soon."""
+        self._stopped = True
+
+    def serve(self, connection: UnixSocket) -> VhostUserServer:
+        """Serve one front-end until it is gone; the server, which says why it ended."""
+        self.server = VhostUserServer(self.backend, connection, self._waits, self._log)
+        try:
+            self._loop(self.server)
+        finally:
+            self.server.close("the service stops")
+        return self.server
+
+    def listen(self, listener: Listener, *, reconnect: bool) -> VmsimError | None:
+        """Serve who connects: the first one only, or one after the other (``reconnect``) until ``stop``.
+
+        What the last front-end did wrong, if that ended its connection. A second one that connects meanwhile
+        waits for its turn.
+        """
+        while not self._stopped:
+            connection = self._accept(listener)
+            if connection is None:
+                break
+            server = self.serve(connection)
+            self._log(f"front-end gone: {server.ended}")
+            if not reconnect:
+                return server.failure
+        return None
+
+    def _accept(self, listener: Listener) -> UnixSocket | None:
+        poll = select.poll()
+        poll.register(listener.fd, select.POLLIN)
+        while not self._stopped:
+            busy = self._background.busy
+            if poll.poll(LOOK_NS / 1e6 if busy else 1000):
+                connection = listener.accept()
+                if connection is not None:
+                    return connection
+            if busy:
+                self._background.idle()
+        return None
+
+    def _loop(self, server: VhostUserServer) -> None:
+        idle, background = self._waits.idle, self._background
+        while not server.ended and not self._stopped:
+            if not background.busy:
+                idle(None)
+            elif not idle(time.monotonic_ns() + LOOK_NS):
+                background.idle()
