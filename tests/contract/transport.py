@@ -79,7 +79,7 @@ def check_messages_need_their_feature(make):
     with make() as rig:
         assert refused(rig, "SET_STATUS", p.Number(1)) == errno.EINVAL
         assert refused(rig, "SET_CONFIG", p.ConfigSpace(0, 0, b"x")) == errno.EINVAL
-        with pytest.raises(PeerError, match="INFLIGHT_SHMFD"):
+        with pytest.raises(PeerError, match="INFLIGHT_SHMFD" if rig.tells_reasons else "closed"):
             send(rig, "GET_INFLIGHT_FD", p.Inflight(0, 0, 2, 128))
 
 
@@ -94,7 +94,8 @@ def check_wrong_order(make):
         assert refused(rig, "SET_FEATURES", p.Number(1 << 30)) == errno.EINVAL
         assert rig.driver.call(b"still") == b"llits"
     with make() as rig:
-        send(rig, "SET_VRING_KICK", p.Number(0x101))
+        fd = rig.transport.notifier("SET_VRING_KICK", 1)
+        send(rig, "SET_VRING_KICK", p.Number(1 if fd >= 0 else 0x101), (fd,) if fd >= 0 else ())
         send(rig, "SET_VRING_ENABLE", p.VringState(1, 1)) if rig.backend.features else None
         rig.transport.kick(1)
         assert rig.device.virtio.status & STATUS_DEVICE_NEEDS_RESET
@@ -189,6 +190,13 @@ def check_undrainable_is_an_error(make):
         with pytest.raises((StallError, PeerError)):
             rig.device.pause()
         rig.echo.defer.clear()
+        if not rig.tells_reasons:
+            # GET_VRING_BASE has no reply that says no: the connection ends, and the next one finds a device.
+            rig.device.detach()
+            rig.attach()
+            rig.boot()
+            assert rig.driver.call(b"new") == b"wen"
+            return
         assert rig.driver.call(b"hiprio", 0) == b"oirpih"
         rig.driver.send(b"next", slot=1)
         assert rig.driver.reap() is not None
@@ -253,7 +261,8 @@ def check_ring_violation(make):
         rig.memory.store_u16(rig.driver.base(1) + 0x1002, 5000)
         rig.driver.kick()
         assert rig.device.virtio.status & STATUS_DEVICE_NEEDS_RESET
-        assert "avail.idx 5000" in rig.device.virtio.reset_reason
+        if rig.tells_reasons:
+            assert "avail.idx 5000" in rig.device.virtio.reset_reason
         assert rig.interrupts == interrupts + 1
         assert rig.device.registers.read(0x60, 4) == 3
         rig.boot()

@@ -234,6 +234,8 @@ class Rig:
     """One machine's worth of device: memory as in the golden logs, an echo device, a recording transport."""
 
     USER = (0x7FBF8FFFF000, 0x7FBF900FF000)
+    tells_reasons = True
+    """Whether the front-end learns why the back-end refused something, beyond a number."""
 
     def __init__(
         self, dialect: str = "upstream", *, echo: EchoDevice | None = None,
