@@ -16,6 +16,7 @@ from vmsim.cli.common import Invocation, error_facts, print_json, report_error
 from vmsim.cli.interrupts import Interrupted, interruptible
 from vmsim.cli.migrate import migrate
 from vmsim.cli.restore import restore
+from vmsim.cli.serve import serve
 from vmsim.cli.shell import shell
 from vmsim.errors import UsageError
 from vmsim.host.rlimit import raise_fd_limit
@@ -51,6 +52,7 @@ def cli(context: click.Context, /, debug: bool) -> None:
 
 cli.add_command(migrate)
 cli.add_command(restore)
+cli.add_command(serve)
 cli.add_command(shell)
 
 

@@ -75,6 +75,15 @@ class FrontDevice(Protocol):
 class ServingDevice(BackendDevice, Protocol):
     """The device behind a back-end, as a machine uses it."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether ``idle`` has work: something goes on beside the serving of requests."""
+        ...
+
+    def idle(self) -> None:
+        """A little of that."""
+        ...
+
     def look(self) -> bool:
         """Whether a request waits for somebody outside this process; it is tried again first."""
         ...

@@ -73,7 +73,7 @@ class BackendTransfer(Protocol):
         ...
 
     def waits_for(self) -> tuple[int, bool] | None:
-        """The descriptor whose readiness makes ``progress`` move, and whether to write; None: there is none."""
+        """The descriptor that ``progress`` waits for, and whether to write to it; None: there is none."""
         ...
 
     def abandon(self) -> None:
