@@ -112,23 +112,24 @@ class Listener:
         ``group`` owns the file then (mode 0660 as with virtiofsd). HostError or UsageError if it cannot be.
         """
         self.path = path
+        owner = _group_id(group) if group else -1
         _remove_stale(path)
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._file: tuple[int, int] | None = None
+        self._socket = listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with _reachable(path) as name:
                 listening.bind(name)
+            self._file = _identity(path)
             if group:
-                os.chown(path, -1, _group_id(group))
+                os.chown(path, -1, owner)
                 os.chmod(path, 0o660)
             if mode is not None:
                 os.chmod(path, mode)
             listening.listen(BACKLOG)
             listening.setblocking(False)
         except OSError as error:
-            listening.close()
+            self.close()
             raise HostError(f"listening on {path}", errno=error.errno or errno.EIO) from error
-        self._socket = listening
-        self._file = _identity(path)
         self.fd = listening.fileno()
 
     @classmethod
