@@ -40,14 +40,11 @@ class UnixSocket:
 
     @classmethod
     def adopt(cls, fd: int) -> Self:
-        """A connected socket that was inherited or sent by a peer; the descriptor is ours from now on."""
-        try:
-            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                raise HostError(f"descriptor {fd} is no socket", errno=errno.ENOTSOCK)
-            os.set_inheritable(fd, False)
-            return cls(socket.socket(fileno=fd))
-        except OSError as error:
-            raise HostError(f"socket {fd}", errno=error.errno or errno.EBADF) from error
+        """A connected socket that was inherited or sent by a peer; the descriptor is ours from now on.
+
+        HostError if it is none; it is closed then.
+        """
+        return cls(_as_socket(fd))
 
     @classmethod
     def connect(cls, path: str) -> Self:
@@ -138,14 +135,8 @@ class Listener:
         listener = cls.__new__(cls)
         listener.path = ""
         listener._file = None
-        try:
-            listening = socket.socket(fileno=fd)
-            os.set_inheritable(fd, False)
-            listening.setblocking(False)
-            listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        except OSError as error:
-            raise HostError(f"descriptor {fd} is no socket", errno=error.errno or errno.ENOTSOCK) from error
-        listener._socket = listening
+        listener._socket = _as_socket(fd)
+        listener._socket.setblocking(False)
         listener.fd = fd
         return listener
 
@@ -170,6 +161,17 @@ class Listener:
         if self._file is not None and _identity(self.path) == self._file:
             os.unlink(self.path)
         self._file = None
+
+
+def _as_socket(fd: int) -> socket.socket:
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise HostError(f"descriptor {fd} is no socket", errno=errno.ENOTSOCK)
+        os.set_inheritable(fd, False)
+        return socket.socket(fileno=fd)
+    except OSError as error:
+        raise HostError(f"descriptor {fd}", errno=error.errno or errno.EBADF) from error
 
 
 @contextlib.contextmanager
