@@ -80,11 +80,11 @@ class VhostUserTransport:
         row = request.row
         if row.name == "SET_PROTOCOL_FEATURES":
             self._inband = bool(request.payload.value >> F_INBAND_NOTIFICATIONS & 1)
-        self._send(row, encode_request(request), request.fds)
-        if not row.answered and not request.need_reply:
-            return None
         self._asking = True
         try:
+            self._send(row, encode_request(request), request.fds)
+            if not row.answered and not request.need_reply:
+                return None
             self._wait(lambda: self._answer is not None, row.name)
         finally:
             self._asking = False
