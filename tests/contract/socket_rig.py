@@ -18,7 +18,8 @@ class SocketRig(Rig):
     def __init__(self, *arguments, schedule=None, **options):
         self.waits = FdWaits(patience_ns=5_000_000_000)
         schedule = schedule or ImmediateSchedule(idle=self.waits.idle)
-        super().__init__(*arguments, schedule=schedule, **options)
+        # In a process of its own a back-end waits for nobody.
+        super().__init__(*arguments, schedule=schedule, backend_schedule=ImmediateSchedule(), **options)
 
     def attach(self, *, reset=True):
         ours, theirs = UnixSocket.pair()

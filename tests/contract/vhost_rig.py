@@ -240,7 +240,7 @@ class Rig:
     def __init__(
         self, dialect: str = "upstream", *, echo: EchoDevice | None = None,
         options: FsDeviceOptions | None = None, backend: BackendOptions | None = None, schedule=None,
-        user=USER, attach: bool = True, reset: bool = True,
+        user=USER, attach: bool = True, reset: bool = True, backend_schedule=None,
     ) -> None:
         self.schedule = schedule or ImmediateSchedule()
         self.host = HostServices()
@@ -252,7 +252,9 @@ class Rig:
             Region("high", 0x100000, high, self.ram.view[0x100000:], self.ram.fd, 0x100000, user[1]),
         ])
         self.echo = echo or EchoDevice()
-        self.backend = VhostBackend(self.echo, self.host, self.schedule, self.dialect, backend)
+        self.backend = VhostBackend(
+            self.echo, self.host, backend_schedule or self.schedule, self.dialect, backend
+        )
         self.options = options or FsDeviceOptions(tag="myfs")
         self.device = VirtioFsDevice(self.options, self.memory, self.host, self.dialect)
         self.interrupts = 0

@@ -38,7 +38,7 @@ def serve(
         raise UsageError("where to serve?", hint="give either --socket-path or --fd")
     host = HostServices()
     waits = FdWaits()
-    schedule = ImmediateSchedule(idle=waits.idle)
+    schedule = ImmediateSchedule()  # a request that cannot be ended now waits for nobody in this process
     with ExitStack() as stack:
         served = find_device("virtio-fs").backend(LinuxFs(), shared_dir, options)
         stack.callback(served.close)

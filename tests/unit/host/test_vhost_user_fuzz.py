@@ -1,4 +1,4 @@
-"""Whatever a front-end sends, the server ends the connection or answers; nothing else happens, nothing leaks."""
+"""Whatever a front-end sends, the server answers or ends the connection, and nothing leaks."""
 
 import os
 
@@ -70,7 +70,7 @@ def lasting(check):
 raw = st.one_of(
     st.binary(max_size=80),
     st.builds(
-        lambda number, flags, body, size: HEADER.pack(number, flags, len(body) if size is None else size) + body,
+        lambda number, flags, body, size: HEADER.pack(number, flags, size or len(body)) + body,
         st.one_of(st.sampled_from(MEANT), st.integers(0, 2**32 - 1)),
         st.one_of(st.sampled_from([1, 9, 5, 13]), st.integers(0, 2**32 - 1)),
         st.one_of(st.binary(max_size=48), st.sampled_from([bytes(8), bytes(16), bytes(24), bytes(40)])),

@@ -56,8 +56,9 @@ def test_too_many_descriptors():
     assert sorted(closed) == list(range(33))
 
 
-@pytest.mark.parametrize("header", [HEADER.pack(1, 2, 0), HEADER.pack(1, 1, 4085), HEADER.pack(1, 1, 1 << 31)])
-def test_bad_headers(header):
+@pytest.mark.parametrize("facts", [(1, 2, 0), (1, 1, 4085), (1, 1, 1 << 31)])
+def test_bad_headers(facts):
+    header = HEADER.pack(*facts)
     collector, closed = buffer()
     with pytest.raises(MessageError):
         collector.feed(header, [5])
