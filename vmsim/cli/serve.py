@@ -15,7 +15,7 @@ from vmsim.host.fs import LinuxFs
 from vmsim.host.services import HostServices
 from vmsim.host.sockets import Listener, UnixSocket
 from vmsim.host.vhost_user.service import Service
-from vmsim.host.waits import FdWaits
+from vmsim.host.waits import SPIN_NS, FdWaits
 from vmsim.machine.parts import find_device
 from vmsim.sim.immediate import ImmediateSchedule
 from vmsim.vhost.backend import IMPLEMENTED, BackendOptions, VhostBackend
@@ -37,7 +37,7 @@ def serve(
     if (socket_path is None) == (fd is None):
         raise UsageError("where to serve?", hint="give either --socket-path or --fd")
     host = HostServices()
-    waits = FdWaits()
+    waits = FdWaits(spin_ns=SPIN_NS)
     schedule = ImmediateSchedule()  # a request that cannot be ended now waits for nobody in this process
     with ExitStack() as stack:
         served = find_device("virtio-fs").backend(LinuxFs(), shared_dir, options)

@@ -9,19 +9,30 @@ from typing import Final
 
 PATIENCE_NS: Final = 60_000_000_000
 """How long a silent other end outside this process is waited for."""
+SPIN_NS: Final = 60_000
+"""How long it pays to look again and again before sleeping: somewhat more than waking another CPU costs."""
+MISSES_MAX: Final = 8
+RETRY: Final = 64
+"""After MISSES_MAX vain tries only each 64th wait begins by looking."""
 
 
 class FdWaits:
     """The descriptors that somebody waits for; :meth:`idle` is how a schedule waits for the outside.
 
-    ``now_ns`` is the clock that the schedule's deadlines belong to.
+    ``now_ns`` is the clock that the schedule's deadlines belong to. With ``spin_ns`` a wait begins by looking
+    for that long without sleeping, as long as that is worth while: a peer on another CPU answers sooner then.
     """
 
-    def __init__(self, patience_ns: int = PATIENCE_NS, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self, patience_ns: int = PATIENCE_NS, now_ns: Callable[[], int] = time.monotonic_ns, *,
+        spin_ns: int = 0,
+    ) -> None:  # fmt: skip
         self._patience_ns = patience_ns
         self._now_ns = now_ns
         self._ready: dict[int, Callable[[], object] | None] = {}
         self._poll = select.poll()
+        self.spin_ns = spin_ns
+        self._misses = 0
 
     def add(self, fd: int, events: int, ready: Callable[[], object] | None = None) -> None:
         """Wait for one of ``events`` (of select.poll) on ``fd``; ``idle`` then calls ``ready``."""
@@ -41,15 +52,35 @@ class FdWaits:
         limit_ns = self._patience_ns if deadline_ns is None else deadline_ns - self._now_ns()
         return self._serve(max(limit_ns, 0) / 1e6)
 
+    def idle_for(self, limit_ns: int) -> bool:
+        """Wait for one of the descriptors, at most ``limit_ns`` of real time; whether one of them was ready."""
+        return self._serve(max(limit_ns, 0) / 1e6)
+
     def settle(self) -> None:
         """Serve what is ready now, until nothing is."""
         while self._ready and self._serve(0):
             pass
 
     def _serve(self, timeout_ms: float) -> bool:
-        found = self._poll.poll(timeout_ms)
+        found = self._look(timeout_ms) if self.spin_ns and timeout_ms else []
+        found = found or self._poll.poll(timeout_ms)
         for fd, _ in found:
             ready = self._ready.get(fd)
             if ready is not None:
                 ready()
         return bool(found)
+
+    def _look(self, timeout_ms: float) -> list[tuple[int, int]]:
+        """What became ready while we looked, without sleeping."""
+        if self._misses >= MISSES_MAX:
+            self._misses += 1
+            if self._misses % RETRY:
+                return self._poll.poll(0)
+        poll, now_ns = self._poll.poll, time.monotonic_ns
+        end_ns = now_ns() + min(self.spin_ns, int(timeout_ms * 1e6))
+        while not (found := poll(0)):
+            if now_ns() >= end_ns:
+                self._misses += 1
+                return found
+        self._misses = 0
+        return found
