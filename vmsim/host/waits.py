@@ -53,7 +53,7 @@ class FdWaits:
         return self._serve(max(limit_ns, 0) / 1e6)
 
     def idle_for(self, limit_ns: int) -> bool:
-        """Wait for one of the descriptors, at most ``limit_ns`` of real time; whether one of them was ready."""
+        """Wait for one of the descriptors, at most ``limit_ns`` of real time; whether one was ready."""
         return self._serve(max(limit_ns, 0) / 1e6)
 
     def settle(self) -> None:

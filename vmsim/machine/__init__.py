@@ -2,6 +2,7 @@
 
 from vmsim.machine.config import MachineConfig
 from vmsim.machine.machine import Machine
-from vmsim.machine.parts import Backend, Seams
+from vmsim.machine.parts import Backend, MachineBackend, Seams
+from vmsim.machine.remote import RemoteBackend
 
-__all__ = ["Backend", "Machine", "MachineConfig", "Seams"]
+__all__ = ["Backend", "Machine", "MachineBackend", "MachineConfig", "RemoteBackend", "Seams"]

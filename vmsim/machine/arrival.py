@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsim.errors import UsageError, VmsimError
 from vmsim.machine.config import MachineConfig
-from vmsim.machine.parts import Backend, Seams
+from vmsim.machine.parts import MachineBackend, Seams
 from vmsim.machine.roles import Destination
 from vmsim.migration.channel import Channel
 from vmsim.migration.destination import IncomingMigration
@@ -17,7 +17,7 @@ from vmsim.schedule import Schedule
 if TYPE_CHECKING:
     from vmsim.machine.machine import Machine
 
-Build = Callable[[MachineConfig, str, Schedule, Seams, "Backend | None"], "Machine"]
+Build = Callable[[MachineConfig, str, Schedule, Seams, "MachineBackend | None"], "Machine"]
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Arrival:
     seams: Seams
     options: Mapping[str, Any] | None = None
     migration: str | None = None
-    backend: Backend | None = None
+    backend: MachineBackend | None = None
 
     def receive(self, channel: Channel) -> Machine:
         """The machine that comes through ``channel``, ready to run; MigrationError if none does."""

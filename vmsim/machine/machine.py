@@ -15,11 +15,14 @@ from vmsim.guest.config import GuestConfig
 from vmsim.guest.kernel import GuestKernel
 from vmsim.guest.posix import GuestFs
 from vmsim.host.files import FileReader, FileWriter
+from vmsim.host.processes import Command
 from vmsim.host.shm import SharedMemory
 from vmsim.machine import lines
 from vmsim.machine.arrival import Arrival
 from vmsim.machine.config import MachineConfig, memory_layout, parse_size
-from vmsim.machine.parts import Backend, FrontDevice, Seams
+from vmsim.machine.guest_facts import guest_facts
+from vmsim.machine.parts import Backend, FrontDevice, MachineBackend, Seams
+from vmsim.machine.remote import seams_for
 from vmsim.machine.roles import Source
 from vmsim.machine.sections import GuestSection, ProgramsSection
 from vmsim.machine.told import MigrationTrace
@@ -57,13 +60,14 @@ class Machine:
     ``memory`` is a size (``"64M"``, bytes) or a list of (guest-physical address, bytes) regions; ``ring`` is
     ``split`` or ``packed``; ``notification`` offers the driver a notification queue; ``options`` are the
     back-end's (``FsOptions`` and ``StateOptions`` of the device), ``guest`` the guest's (``GuestConfig``).
-    ``backend`` attaches a back-end that is there already instead of starting one. Raises UsageError for what
-    cannot be, OSError if the share cannot be opened.
+    ``backend`` attaches a back-end that is there already instead of starting one; ``transport`` "vhost-user"
+    starts it as a process of its own, by ``backend_command`` with ``{socket}`` and ``{dir}`` in it (default:
+    ``vmsim serve``). Raises UsageError for what cannot be, OSError if the share cannot be opened.
 
     A machine is a context manager; ``close`` gives everything back.
     """
 
-    backend: Backend
+    backend: MachineBackend
     memory: GuestMemory
     dirty: DirtyLog
     device: FrontDevice
@@ -76,7 +80,8 @@ class Machine:
         tag: str = "vmsim",
         dialect: str = "upstream", migration: str = "internal", policy: str = "strict",
         options: Mapping[str, Any] | None = None, guest: GuestConfig | None = None,
-        schedule: Schedule | None = None, seams: Seams | None = None, backend: Backend | None = None,
+        schedule: Schedule | None = None, seams: Seams | None = None, backend: MachineBackend | None = None,
+        transport: str | None = None, backend_command: Command | None = None,
     ) -> None:  # fmt: skip
         regions = memory if isinstance(memory, list) else memory_layout(parse_size(memory))
         schedule = schedule or ImmediateSchedule()
@@ -88,7 +93,8 @@ class Machine:
             tag=tag, dialect=dialect, migration=migration, policy=policy,
             options=dict(options or {}), guest=guest,
         )  # fmt: skip
-        self._build(config, os.fspath(share), schedule, seams or Seams(), backend)
+        seams = seams_for(seams, transport, backend_command)
+        self._build(config, os.fspath(share), schedule, seams, backend)
         try:
             self.device.attach(self.backend.connect())
             self.kernel.boot()
@@ -98,8 +104,9 @@ class Machine:
         self.state = RUNNING
 
     def _build(
-        self, config: MachineConfig, share: str, schedule: Schedule, seams: Seams, backend: Backend | None
-    ) -> None:
+        self, config: MachineConfig, share: str, schedule: Schedule, seams: Seams,
+        backend: MachineBackend | None,
+    ) -> None:  # fmt: skip
         """Make all parts; nothing runs yet."""
         config.check()
         if not Path(share).is_dir():
@@ -118,7 +125,8 @@ class Machine:
         self.outgoing: OutgoingMigration | None = None
         self._memfds: list[SharedMemory] = []
         self.owns_backend = backend is None
-        self.backend = backend or Backend(config, share, schedule, seams)
+        start = seams.start or Backend
+        self.backend = backend or start(config, share, schedule, seams)
         try:
             self.memory = self._make_memory()
             self.dirty = DirtyLog(self.memory)
@@ -207,8 +215,9 @@ class Machine:
         self._require_idle()
         there, here = MemoryChannel.pair(self.schedule)
         arrival = Arrival(
-            type(self).built, os.fspath(share or self.share), self.schedule, seams or self.seams, options,
-            migration, self.backend if self.keeps_backend else None,
+            type(self).built, os.fspath(share or self.share), self.schedule,
+            seams_for(seams, None, source=self.seams), options, migration,
+            self.backend if self.keeps_backend else None,
         )  # fmt: skip
         task = self.schedule.spawn("incoming migration", lambda: arrival.receive(here))
 
@@ -304,20 +313,22 @@ class Machine:
     def receive(
         cls, channel: Channel | str, share: str | os.PathLike[str], *,
         options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
-        seams: Seams | None = None, backend: Backend | None = None, migration: str | None = None,
-        realtime_ns: int | None = None,
+        seams: Seams | None = None, backend: MachineBackend | None = None, migration: str | None = None,
+        realtime_ns: int | None = None, transport: str | None = None, backend_command: Command | None = None,
     ) -> Machine:  # fmt: skip
         """Take over the machine that ``send`` sends; it runs when this returns.
 
         ``channel`` may be a URI as for ``send``; with ``unix:`` and ``tcp:`` this end listens. ``backend`` is
-        one that was kept (migration ``external``). What programs were waiting for is given up: they stay
+        one that was kept (migration ``external``); ``transport`` and ``backend_command`` as for a new
+        machine. What programs were waiting for is given up: they stay
         where they are, only the guest that they ran on comes here. ``realtime_ns`` is the guest's wall clock
         time when the schedule's clock read zero (default: the host's).
         """
         schedule = schedule or ImmediateSchedule()
         arrival = Arrival(
-            cls.built, os.fspath(share), schedule, seams or Seams(), options, migration, backend
-        )
+            cls.built, os.fspath(share), schedule, seams_for(seams, transport, backend_command), options,
+            migration, backend,
+        )  # fmt: skip
         machine = arrival.receive(lines.incoming(channel, schedule))
         if realtime_ns is None:
             realtime_ns = wall_clock_ns() - schedule.now_ns()
@@ -345,19 +356,21 @@ class Machine:
     def restore(
         cls, path: str | os.PathLike[str], *, share: str | os.PathLike[str],
         options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
-        seams: Seams | None = None, backend: Backend | None = None, migration: str | None = None,
-        realtime_ns: int | None = None,
+        seams: Seams | None = None, backend: MachineBackend | None = None, migration: str | None = None,
+        realtime_ns: int | None = None, transport: str | None = None, backend_command: Command | None = None,
     ) -> Machine:  # fmt: skip
         """The machine saved to ``path``, running, with ``share`` as its directory (see ``receive``)."""
         return cls.receive(
             FileReader(path), share, options=options, schedule=schedule, seams=seams, backend=backend,
-            migration=migration, realtime_ns=realtime_ns,
+            migration=migration, realtime_ns=realtime_ns, transport=transport,
+            backend_command=backend_command,
         )  # fmt: skip
 
     @classmethod
     def built(
-        cls, config: MachineConfig, share: str, schedule: Schedule, seams: Seams, backend: Backend | None
-    ) -> Machine:
+        cls, config: MachineConfig, share: str, schedule: Schedule, seams: Seams,
+        backend: MachineBackend | None,
+    ) -> Machine:  # fmt: skip
         """A machine for a stream to be loaded into: nothing has booted. A given ``backend`` comes later."""
         machine = cls.__new__(cls)
         machine._build(config, share, schedule, seams, backend)
@@ -378,7 +391,7 @@ class Machine:
     def preflight(self) -> list[Any]:
         """Would it survive a migration? The findings of the device, the worst first; the guest works on."""
         self._require(RUNNING, PAUSED)
-        return self.backend.type.preflight(self.backend.served)
+        return self.backend.preflight()
 
     def sections(self) -> list[Section]:
         """All sections of a stream besides configuration and memory, in their order."""
@@ -391,13 +404,17 @@ class Machine:
         self.kernel.resume()
 
     def facts(self) -> dict[str, int]:
-        """What the machine holds, in numbers: rings, requests in flight, and what its back-end says."""
+        """What the machine holds, in numbers: rings, requests in flight, and what its back-end says.
+
+        What a back-end in another process does not say is what the guest knows of it.
+        """
         rings = sum(queue.ready for queue in self.device.virtio.queues)
-        return {"rings": rings, "requests": len(self.kernel.requests), **self.backend.facts()}
+        own = {"rings": rings, "requests": len(self.kernel.requests)}
+        return own | guest_facts(self.kernel) | self.backend.facts()
 
     def notes(self) -> list[str]:
         """What the load of the back-end's state found worth saying."""
-        return self.backend.type.notes(self.backend.served)
+        return self.backend.notes()
 
     # Ending
 

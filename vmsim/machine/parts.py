@@ -23,6 +23,7 @@ from vmsim.vhost.inproc import InProcessTransport
 from vmsim.vhost.seams import BackendDevice, FrontendHost, Transport
 from vmsim.virtio.device import VirtioDevice
 from vmsim.virtio.mmio import MmioRegisters
+from vmsim.virtio.ring_types import RingState
 
 ENTRY_POINTS = "vmsim.devices"
 
@@ -162,12 +163,67 @@ def _unchanged(inner: Any, *_: Any) -> Any:
     return inner
 
 
+class MachineBackend(Protocol):
+    """What a machine asks of its back-end, wherever that runs; one machine after the other may use it."""
+
+    share: str
+
+    @property
+    def type(self) -> DeviceType:
+        """The kind of device."""
+        ...
+
+    @property
+    def host(self) -> FrontendHost:
+        """The host services for the half that the guest sees."""
+        ...
+
+    @property
+    def connected(self) -> bool:
+        """Whether a machine is connected to it."""
+        ...
+
+    def connect(self) -> Transport:
+        """A new connection, the one before must be closed; PeerError or HostError if there is none."""
+        ...
+
+    def facts(self) -> dict[str, int]:
+        """What it holds, in numbers; only those that it tells."""
+        ...
+
+    def describe(self) -> Iterator[str]:
+        """What it holds, line by line."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What its load of a state found worth saying."""
+        ...
+
+    def preflight(self) -> list[Any]:
+        """What would not survive a migration, or not without further ado, the worst first."""
+        ...
+
+    def ring(self, index: int) -> RingState | None:
+        """Where its side of a ring stands; None if the ring is not started, or nobody can tell."""
+        ...
+
+    def close(self) -> None:
+        """End serving; may be called twice."""
+        ...
+
+
+Start = Callable[[MachineConfig, str, Schedule, "Seams"], MachineBackend]
+"""How a machine starts its back-end."""
+
+
 @dataclass(slots=True)
 class Seams:
     """Wrappers around a machine's seams, for tracing and faults; each gets the thing and returns what to use.
 
     ``transport`` S1, ``channel`` S2 (with the side, ``source`` or ``destination``), ``host_fs`` S3,
-    ``backend`` the requests of a back-end's rings. ``trace`` is told what the machine itself goes through.
+    ``backend`` the requests of a back-end's rings; the latter two only reach a back-end in this process.
+    ``trace`` is told what the machine itself goes through. ``start`` starts the back-end: by default one in
+    this process, or for the destination of a migration one as its source has.
     """
 
     transport: Callable[[Transport], Transport] = _unchanged
@@ -175,6 +231,7 @@ class Seams:
     host_fs: Callable[[Any], Any] = _unchanged
     backend: Callable[[BackendDevice], BackendDevice] = _unchanged
     trace: Source = NOWHERE
+    start: Start | None = None
 
 
 class Backend:
@@ -212,6 +269,23 @@ class Backend:
     def facts(self) -> dict[str, int]:
         """What the back-end holds, in numbers."""
         return self.type.facts(self.served)
+
+    def describe(self) -> Iterator[str]:
+        """What it holds, line by line."""
+        return self.type.describe(self.served)
+
+    def notes(self) -> list[str]:
+        """What its load of a state found worth saying."""
+        return self.type.notes(self.served)
+
+    def preflight(self) -> list[Any]:
+        """What would not survive a migration, the worst first."""
+        return self.type.preflight(self.served)
+
+    def ring(self, index: int) -> RingState | None:
+        """Where its side of a ring stands; None if the ring is not started."""
+        ring = self.vhost.rings[index].ring
+        return None if ring is None else ring.save()
 
     def close(self) -> None:
         """End serving; may be called twice."""

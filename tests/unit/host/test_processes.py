@@ -132,7 +132,7 @@ def test_forgotten_it_ends(own_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "import os; os.kill(os.getpid(), 9)", "pass"])
-def test_it_never_outlives_its_parent(end: str, tmp_path: Path) -> None:
+def test_it_never_outlives_its_parent(end: str, own_folder: Path) -> None:
     script = textwrap.dedent(f"""
         from vmsim.host.processes import BackendProcess
         process = BackendProcess("/", {LISTEN!r})
@@ -140,6 +140,9 @@ def test_it_never_outlives_its_parent(end: str, tmp_path: Path) -> None:
         print(process.pid, flush=True)
         {end}
     """)
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    environment = os.environ | {"TMPDIR": str(own_folder)}
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
     pid = int(ran.stdout)
     assert gone(pid)
+    if "kill" not in end:
+        assert list(own_folder.iterdir()) == []

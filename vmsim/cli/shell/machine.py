@@ -77,11 +77,10 @@ def _position(machine: Machine, index: int, queue: QueueConfig, *, packed: bool)
     if not packed:
         avail, used = (machine.memory.load_u16(area + 2) for area in (queue.driver, queue.device))
         yield f"in memory: avail.idx {avail}, used.idx {used}"
-    ring = machine.backend.vhost.rings[index].ring
-    if ring is None:
-        yield f"not started yet, base {queue.base:#x}"
+    state = machine.backend.ring(index)
+    if state is None:
+        yield f"where the back-end stands is not known here, base {queue.base:#x}"
         return
-    state = ring.save()
     if packed:
         wraps = f" (wrap {state.avail_wrap})", f" (wrap {state.used_wrap})"
     else:
@@ -96,7 +95,7 @@ def _position(machine: Machine, index: int, queue: QueueConfig, *, packed: bool)
 def inodes(session: Session, words: list[str]) -> None:
     """Print the back-end's tables."""
     arguments("inodes", words, 0, 0)
-    for line in session.machine.backend.type.describe(session.machine.backend.served):
+    for line in session.machine.backend.describe():
         session.say(printable(line))
 
 

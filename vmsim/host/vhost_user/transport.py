@@ -48,14 +48,16 @@ class VhostUserTransport:
     """Implements ``Transport`` of :mod:`vmsim.vhost.seams` over ``connection``, which it owns.
 
     ``messages`` are those of the dialect in use. ``waits`` has to be what the schedule idles in: calls of the
-    back-end arrive there. ``timeout_ns`` bounds every wait for an answer (PeerSilent).
+    back-end arrive there. ``timeout_ns`` bounds every wait for an answer (PeerSilent). ``explain`` is asked
+    once why the back-end has gone.
     """
 
     shares_process = False
 
     def __init__(
-        self, connection: UnixSocket, messages: MessageSet, waits: FdWaits, *, timeout_ns: int = TIMEOUT_NS
-    ) -> None:
+        self, connection: UnixSocket, messages: MessageSet, waits: FdWaits, *, timeout_ns: int = TIMEOUT_NS,
+        explain: Callable[[], str] = lambda: "",
+    ) -> None:  # fmt: skip
         self.on_call: Callable[[int], None] = _nobody
         self.on_ring_error: Callable[[int, str], None] = _nobody
         self.lost = ""
@@ -64,6 +66,7 @@ class VhostUserTransport:
         self._messages = messages
         self._waits = waits
         self._timeout_ns = timeout_ns
+        self._explain = explain
         self._buffer = MessageBuffer(os.close)
         self._answer: RawMessage | None = None
         self._events: dict[tuple[str, int], EventFd] = {}
@@ -107,7 +110,7 @@ class VhostUserTransport:
             except HostError as error:
                 if error.errno not in (errno.EPIPE, errno.ECONNRESET):
                     raise
-                self._lose("the back-end closed the connection")
+                self._lose_peer()
                 self._check(row.name)
                 return
             if sent is None:
@@ -121,7 +124,7 @@ class VhostUserTransport:
             while (found := self._connection.receive(self._buffer.needed)) is not None:
                 data, fds = found
                 if not data:
-                    self._lose("the back-end closed the connection")
+                    self._lose_peer()
                     return
                 message = self._buffer.feed(data, fds)
                 if message is None:
@@ -141,7 +144,7 @@ class VhostUserTransport:
             if time.monotonic_ns() >= deadline_ns:
                 self._lose(f"no answer within {self._timeout_ns / 1e9:g} s")
                 raise PeerSilent(f"{what}: {self.lost}", request=what, errno=errno.ETIMEDOUT)
-            self._waits.idle(deadline_ns)
+            self._waits.idle_for(deadline_ns - time.monotonic_ns())
 
     def _wait_writable(self, what: str) -> None:
         poll = select.poll()
@@ -153,6 +156,10 @@ class VhostUserTransport:
     def _check(self, what: str) -> None:
         if self.lost:
             raise ConnectionLost(f"{what}: {self.lost}", request=what, errno=errno.EPIPE)
+
+    def _lose_peer(self) -> None:
+        why = self._explain()
+        self._lose("the back-end closed the connection" + (f": {why}" if why else ""))
 
     def _lose(self, why: str) -> None:
         if self.lost:

@@ -1,0 +1,202 @@
+"""A machine's back-end in another process: any vhost-user-fs back-end behind a Unix socket.
+
+Such a back-end tells nothing but its answers. What it holds is what the guest knows; why it refused
+something, or ended, is what its process says, if it was started here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from vmsim.errors import UsageError
+from vmsim.host.processes import BackendProcess, Command
+from vmsim.host.services import HostServices
+from vmsim.host.sockets import UnixSocket
+from vmsim.host.vhost_user.transport import VhostUserTransport
+from vmsim.machine.config import MachineConfig
+from vmsim.machine.lines import wire
+from vmsim.machine.parts import Seams, Start, find_device
+from vmsim.schedule import Schedule
+from vmsim.vhost.dialects import DIALECTS
+from vmsim.vhost.seams import Transport
+from vmsim.virtio.ring_types import RingState
+
+TRANSPORTS: Final = ("inproc", "vhost-user")
+EXTERNAL: Final = "external"
+DEFAULTS: Final = {"migration_mode": "find-paths", "migration_on_error": "abort"}
+"""Options that need not be said."""
+ENDING_S: Final = 1.0
+"""A process whose connection has ended is given this long to end as well, so that we can say how."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What a pre-flight check says of a back-end that it cannot look into; shaped as the device's own."""
+
+    why: str
+    what: str
+    severity: str = "info"
+    inode: int = 0
+    fh: int | None = None
+    name: str = ""
+
+
+class RemoteBackend:
+    """A back-end of ``share`` behind ``where``, a socket's path or a process; the latter ends with ``close``.
+
+    ``schedule`` is that of the machines that use it: their guests wait for this back-end in its ``idle``.
+    ``seams`` may wrap the transport. UsageError if the schedule cannot wait for the outside.
+    """
+
+    def __init__(
+        self, where: str | BackendProcess, share: str, schedule: Schedule, *, dialect: str = "upstream",
+        device: str = "virtio-fs", seams: Seams | None = None,
+    ) -> None:  # fmt: skip
+        self.share = share
+        self.type = find_device(device)
+        self.host = HostServices()
+        self.process = where if isinstance(where, BackendProcess) else None
+        self._where = where
+        self._messages = DIALECTS[dialect].messages
+        self._seams = seams or Seams()
+        self._transport: VhostUserTransport | None = None
+        _, waits = wire(schedule)
+        if waits is None:
+            raise UsageError(
+                "this schedule cannot wait for a back-end in another process",
+                hint="use one of vmsim's schedules, with its idle unset or that of an FdWaits",
+            )
+        self._waits = waits
+
+    @classmethod
+    def start(
+        cls, config: MachineConfig, share: str, schedule: Schedule, seams: Seams,
+        command: Command | None = None,
+    ) -> RemoteBackend:  # fmt: skip
+        """Start one for a machine: by ``command`` (see ``words_of``), or ``vmsim serve``."""
+        find_device(config.device).check_options(config.options)
+        words = command_options(config, own=command is None)
+        process = BackendProcess(share, command, words)
+        try:
+            return cls(
+                process, share, schedule, dialect=config.dialect, device=config.device, seams=seams
+            )
+        except BaseException:
+            process.stop()
+            raise
+
+    @property
+    def connected(self) -> bool:
+        """Whether a machine of this process is connected to it."""
+        return self._transport is not None and not self._transport.lost
+
+    def connect(self) -> Transport:
+        """A new connection; HostError, with what the process said, if there is nobody to connect to."""
+        connection = (
+            UnixSocket.connect(self._where) if isinstance(self._where, str) else self._where.connect()
+        )
+        self._transport = VhostUserTransport(
+            connection, self._messages, self._waits, explain=self._ending
+        )
+        return self._seams.transport(self._transport)
+
+    def _ending(self) -> str:
+        """How the process behind a connection that broke has ended; empty if it goes on, or nobody knows."""
+        if self.process is None:
+            return ""
+        self.process.wait(ENDING_S)
+        said = self.process.said()
+        ending = self.process.ending()
+        return f"{ending}; it said last: {said.splitlines()[-1]}" if ending and said else ending
+
+    def facts(self) -> dict[str, int]:
+        """Nothing: it does not tell."""
+        return {}
+
+    def describe(self) -> Iterator[str]:
+        """How to reach it, which is all that there is to say."""
+        if self.process is None:
+            yield f"a back-end in another process, behind {self._where}: what it holds is its own business"
+        else:
+            yield f"a back-end in process {self.process.pid}: what it holds is its own business"
+
+    def notes(self) -> list[str]:
+        """Nothing: it does not tell."""
+        return []
+
+    def preflight(self) -> list[Any]:
+        """That nobody can know."""
+        return [
+            Finding(
+                "the back-end runs in another process and cannot be asked",
+                "try it: a migration that fails leaves the machine as it is",
+            )
+        ]
+
+    def ring(self, index: int) -> RingState | None:
+        """None: it only tells when it stops a ring."""
+        return None
+
+    def close(self) -> None:
+        """End the process, if it was started here; may be called twice."""
+        if self._transport is not None:
+            self._transport.close()
+        if self.process is not None:
+            self.process.stop()
+
+
+def command_options(config: MachineConfig, *, own: bool) -> list[str]:
+    """What a machine's back-end must be told on its command line, spelled as for virtiofsd.
+
+    Whatever is not the default is said; ``own`` back-ends are told a little more.
+    """
+    words = [word for name, value in config.options.items() for word in _option(name, value)]
+    if own or config.migration == EXTERNAL:
+        words.append("--reconnect")
+    if config.dialect != "upstream":
+        words.append(f"--dialect={config.dialect}")
+    if own and config.queues > 1:
+        words.append(f"--queues={config.queues}")
+    return words
+
+
+def _option(name: str, value: object) -> list[str]:
+    spelled = "--" + name.replace("_", "-")
+    if value is None or value is False or DEFAULTS.get(name) == value:
+        return []
+    if value is True:
+        return [spelled]
+    if isinstance(value, list | tuple):
+        return [f"{spelled}={each}" for each in value]
+    return [f"{spelled}={value}"]
+
+
+def seams_for(
+    seams: Seams | None, transport: str | None, command: Command | None = None, source: Seams | None = None
+) -> Seams:
+    """``seams`` (those of ``source`` if there are none) with the way to start a back-end.
+
+    ``transport`` None: as the seams say, or else as the source did. UsageError for what does not fit.
+    """
+    seams = seams or source or Seams()
+    if command is not None and transport != "vhost-user":
+        raise UsageError("backend_command is for back-ends in other processes", hint="transport='vhost-user'")
+    if transport is None:
+        if seams.start is None and source is not None:
+            return dataclasses.replace(seams, start=source.start)
+        return seams
+    if transport not in TRANSPORTS:
+        raise UsageError(f"transport={transport!r} is not known", hint=f"one of {', '.join(TRANSPORTS)}")
+    return dataclasses.replace(seams, start=started(command) if transport == "vhost-user" else None)
+
+
+def started(command: Command | None = None) -> Start:
+    """For ``Seams.start``: back-ends in processes of their own, started by ``command``."""
+
+    def start(config: MachineConfig, share: str, schedule: Schedule, seams: Seams) -> RemoteBackend:
+        return RemoteBackend.start(config, share, schedule, seams, command)
+
+    return start
