@@ -348,6 +348,22 @@ def check_reattach(make):
         assert rig.echo.events == []
 
 
+def check_a_kept_session_survives_the_reset_of_a_new_front_end(make):
+    """QEMU resets the device when it starts, also to take over a guest; once rings ran it is meant so."""
+    with make(backend=BackendOptions(keeps_session=True)) as rig:
+        rig.boot()
+        assert rig.echo.events == [], "no ring has run yet"
+        rig.driver.call(b"one")
+        rig.device.pause()
+        rig.device.detach()
+        rig.attach()
+        rig.device.resume()
+        assert rig.driver.call(b"two") == b"owt"
+        assert rig.echo.events == []
+        rig.boot()
+        assert rig.echo.events == ["reset"]
+
+
 def check_bad_descriptors_are_closed(make):
     """Descriptors of refused messages, and superfluous ones, do not stay open at the receiver."""
     with make() as rig:

@@ -44,7 +44,7 @@ def serve(
         stack.callback(served.close)
         backend = VhostBackend(
             served, host, schedule, DIALECTS[dialect],
-            BackendOptions(protocol_features=IMPLEMENTED, log_shared=True),
+            BackendOptions(protocol_features=IMPLEMENTED, log_shared=True, keeps_session=reconnect),
         )
         service = Service(backend, served, waits, _log)
         if fd is not None:

@@ -38,13 +38,16 @@ IMPLEMENTED = PROTOCOL_FEATURES | c.protocol_bits(c.F_STATUS, c.F_INBAND_NOTIFIC
 class BackendOptions:
     """What a back-end offers beyond its device.
 
-    ``log_shared``: another process harvests the dirty log. ``own_state_channel``: SET_DEVICE_STATE_FD is
+    ``log_shared``: another process harvests the dirty log. ``keeps_session``: front-ends come and go, and the
+    guest of one may go on with the next (external migration), which resets the device before its rings have
+    run: that leaves the session alone. ``own_state_channel``: SET_DEVICE_STATE_FD is
     answered with a channel of the back-end's own.
     """
 
     protocol_features: int = PROTOCOL_FEATURES
     policy: Policy = "strict"
     log_shared: bool = False
+    keeps_session: bool = False
     own_state_channel: bool = False
 
 
@@ -81,6 +84,8 @@ class VhostBackend:
         self._link: BackendLink | None = None
         self._fds: list[int] = []
         self._log_view: memoryview | None = None
+        self._used = False
+        """Whether this front-end has set up a ring."""
         self._handlers: dict[str, Callable[[Any], Any]] = {
             name: getattr(self, "_" + name.lower())
             for name in dialect.messages.by_name
@@ -147,6 +152,7 @@ class VhostBackend:
         self.memory.close()
         self._apply()
         self.protocol_features = 0
+        self._used = False
 
     @property
     def rings_stopped(self) -> bool:
@@ -313,7 +319,7 @@ class VhostBackend:
 
     def _set_vring_kick(self, payload: p.Number) -> None:
         ring = self._notifier("SET_VRING_KICK", payload)
-        ring.has_kick = True
+        ring.has_kick = self._used = True
         # A state transfer that nobody checked is not going to be: the device starts without it.
         self.transfer.abandon()
 
@@ -349,7 +355,8 @@ class VhostBackend:
         for ring in self.rings:
             ring.reset()
         self.status = 0
-        self.device.reset()
+        if self._used or not self.options.keeps_session:
+            self.device.reset()
 
     def _set_status(self, payload: p.Number) -> None:
         """Remembered only: 0 also means "stopped for now", which must not lose the session."""
