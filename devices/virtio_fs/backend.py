@@ -71,6 +71,7 @@ class VirtioFsBackend:
         self._kept: dict[int, RingState] = {}
         self._has_notification = False
         self._locks_suspended = False
+        self._collecting = False
         self._busy = False
         """Whether something beside the plain serving of requests is going on."""
 
@@ -110,19 +111,20 @@ class VirtioFsBackend:
             self._slot = slot
         return written
 
-    def idle(self) -> None:
+    def idle(self) -> bool:
         """A little of what goes on beside requests: call it now and then, also when no requests come.
 
-        Requests that wait for locks of third parties are tried again, the collection gets on, and locks that
+        Whether there is more to be done at once. Requests that wait for locks of third parties are tried again, the collection gets on, and locks that
         were let go for a migration that failed are taken back.
         """
         if self._locks_suspended:
             self._resume_locks()
         if not self._locks_suspended:
             self.fs.retry_waiting()
-        if self.collector.active:
-            self.collector.step(STEP)
+        if self._collecting:
+            self._collecting = not self.collector.step(STEP)
         self._note_business()
+        return self._collecting
 
     @property
     def busy(self) -> bool:
@@ -138,7 +140,7 @@ class VirtioFsBackend:
 
     def _note_business(self) -> None:
         waiting = bool(self.fs.locks.waiting)
-        self._busy = self.collector.active or self._locks_suspended or waiting
+        self._busy = self._collecting or self._locks_suspended or waiting
 
     def parked(self, ring: int) -> list[Chain]:
         """Give up the chains of one ring that wait; those of the other rings go on waiting."""
@@ -177,6 +179,7 @@ class VirtioFsBackend:
         self.session.reset()
         if self.collector.active:
             self.collector.start()
+            self._collecting = True
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -184,15 +187,18 @@ class VirtioFsBackend:
         """A migration begins: collect while the guest goes on."""
         if not self.collector.active:
             self.collector.start()
+            self._collecting = True
         self._note_business()
 
     def log_stopped(self) -> None:
         """It is over or cancelled."""
         self.collector.stop()
+        self._collecting = False
         self._note_business()
 
     def save_state(self) -> Iterator[bytes]:
         """The state; afterwards the locks are free for the destination, until a ring starts here again."""
+        self._collecting = False
         state = self.collector.save()
         if state:
             state += parked.encode(self._kept)

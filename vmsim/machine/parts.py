@@ -81,8 +81,8 @@ class ServingDevice(BackendDevice, Protocol):
         """Whether ``idle`` has work: something goes on beside the serving of requests."""
         ...
 
-    def idle(self) -> None:
-        """A little of that."""
+    def idle(self) -> bool:
+        """A little of that; whether there is more to be done at once."""
         ...
 
     def look(self) -> bool:

@@ -25,8 +25,8 @@ class Background(Protocol):
         """Whether there is any."""
         ...
 
-    def idle(self) -> None:
-        """Do a little of it."""
+    def idle(self) -> bool:
+        """Do a little of it; whether there is more to be done at once."""
         ...
 
 
@@ -88,8 +88,9 @@ class Service:
 
     def _loop(self, server: VhostUserServer) -> None:
         idle, background = self._waits.idle, self._background
+        more = False
         while not server.ended and not self._stopped:
             if not background.busy:
                 idle(None)
-            elif not idle(time.monotonic_ns() + LOOK_NS):
-                background.idle()
+            elif not idle(time.monotonic_ns() + (0 if more else LOOK_NS)):
+                more = background.idle()
