@@ -9,15 +9,13 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
 
 import click
 
 from vmsim.cli.common import Invocation, error_facts, print_json, report_error
 from vmsim.cli.interrupts import Interrupted, interruptible
-from vmsim.cli.migrate import migrate
-from vmsim.cli.restore import restore
-from vmsim.cli.serve import serve
-from vmsim.cli.shell import shell
 from vmsim.errors import UsageError
 from vmsim.host.rlimit import raise_fd_limit
 
@@ -27,7 +25,26 @@ FAILED = 1
 MISUSED = 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+COMMANDS: Final = ("migrate", "restore", "serve", "shell")
+"""Each in the module of its name, which is imported when the command is used: back-ends start quickly."""
+
+
+class Commands(click.Group):
+    """The commands, found when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name; None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = getattr(import_module(f"vmsim.cli.{cmd_name}"), cmd_name)
+        return found
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
              invoke_without_command=True)
 @click.version_option(package_name="vmsim", prog_name="vmsim")
 @click.option("--debug", is_flag=True, help="With an error, show its traceback.")
@@ -48,12 +65,6 @@ def cli(context: click.Context, /, debug: bool) -> None:
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-cli.add_command(migrate)
-cli.add_command(restore)
-cli.add_command(serve)
-cli.add_command(shell)
 
 
 def main() -> None:

@@ -8,14 +8,16 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from vmsim.cli.interrupts import Interrupted
 from vmsim.errors import HostError, MigrationError, UsageError, VmsimError
 from vmsim.machine.config import parse_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 REPORT_WIDTH = 110
 BUG = "a bug in vmsim: "
@@ -92,11 +94,15 @@ def _printable(character: str) -> str:
 
 def stderr_console() -> Console:
     """Progress and diagnosis go to standard error, so that standard output stays clean."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False)
 
 
 def report_console() -> Console:
     """Reports go to standard output; on a pipe they are as wide as they need to be."""
+    from rich.console import Console
+
     return Console(highlight=False, width=None if sys.stdout.isatty() else REPORT_WIDTH)
 
 

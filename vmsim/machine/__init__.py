@@ -1,8 +1,28 @@
-"""Machines: composition of everything below, and nothing else."""
+"""Machines: composition of everything below, and nothing else.
 
-from vmsim.machine.config import MachineConfig
-from vmsim.machine.machine import Machine
-from vmsim.machine.parts import Backend, MachineBackend, Seams
-from vmsim.machine.remote import RemoteBackend
+The parts are imported when they are first asked for: who only serves a device needs no guest.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from vmsim.machine.config import MachineConfig
+    from vmsim.machine.machine import Machine
+    from vmsim.machine.parts import Backend, MachineBackend, Seams
+    from vmsim.machine.remote import RemoteBackend
 
 __all__ = ["Backend", "Machine", "MachineBackend", "MachineConfig", "RemoteBackend", "Seams"]
+
+WHERE: Final = {
+    "Backend": "parts", "Machine": "machine", "MachineBackend": "parts", "MachineConfig": "config",
+    "RemoteBackend": "remote", "Seams": "parts",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{WHERE[name]}"), name)
