@@ -71,6 +71,9 @@ class VirtioFsBackend:
         self._kept: dict[int, RingState] = {}
         self._has_notification = False
         self._locks_suspended = False
+        """The host's locks are free for the destination."""
+        self._locks_wanted = False
+        """They were, and are to be taken back."""
         self._collecting = False
         self._busy = False
         """Whether something beside the plain serving of requests is going on."""
@@ -114,10 +117,10 @@ class VirtioFsBackend:
     def idle(self) -> bool:
         """A little of what goes on beside requests: call it now and then, also when no requests come.
 
-        Whether there is more to be done at once. Requests that wait for locks of third parties are tried again, the collection gets on, and locks that
-        were let go for a migration that failed are taken back.
+        Whether there is more to be done at once. Requests that wait for locks of third parties are tried
+        again, the collection gets on, and locks that were let go for a migration that failed are taken back.
         """
-        if self._locks_suspended:
+        if self._locks_wanted:
             self._resume_locks()
         if not self._locks_suspended:
             self.fs.retry_waiting()
@@ -140,7 +143,7 @@ class VirtioFsBackend:
 
     def _note_business(self) -> None:
         waiting = bool(self.fs.locks.waiting)
-        self._busy = self._collecting or self._locks_suspended or waiting
+        self._busy = self._collecting or self._locks_wanted or waiting and not self._locks_suspended
 
     def parked(self, ring: int) -> list[Chain]:
         """Give up the chains of one ring that wait; those of the other rings go on waiting."""
@@ -216,7 +219,7 @@ class VirtioFsBackend:
     def _suspend_locks(self) -> None:
         locks = self.fs.locks
         if locks.owners or locks.flocks:
-            self._locks_suspended = self._busy = True  # also if it fails half-way
+            self._locks_suspended = True  # also if it fails half-way
             self.fs.suspend_locks()
 
     def _resume_locks(self) -> None:
@@ -224,6 +227,6 @@ class VirtioFsBackend:
         try:
             self.fs.resume_locks()
         except OSError:
-            self._busy = True
+            self._locks_wanted = self._busy = True
         else:
-            self._locks_suspended = False
+            self._locks_suspended = self._locks_wanted = False

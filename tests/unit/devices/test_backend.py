@@ -190,6 +190,23 @@ def test_after_a_failed_migration_the_locks_are_ours_again(start, tmp_path):
     os.close(probe)
 
 
+def test_the_destination_finds_the_locks_free_however_often_the_source_idles(start, tmp_path):
+    source = start()
+    node, fh = opened(source)
+    source.lock(node, fh, 1, WR)
+    b"".join(source.backend.save_state())
+    for _ in range(3):
+        assert not source.backend.busy
+        source.backend.idle()
+    fd = os.open(tmp_path / "share" / "a", os.O_RDWR)
+    LinuxFs().set_lock(fd, WR, 0, 10)
+    source.backend.resume_parked(1)
+    assert source.backend.busy, "it wants them back"
+    os.close(fd)
+    source.backend.idle()
+    assert not source.backend.busy
+
+
 def test_cancelled_collection(start):
     driver = start()
     driver.init()
