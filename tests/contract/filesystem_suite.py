@@ -128,6 +128,17 @@ def check_directory_positions(make):
     rig.ok(op.RELEASEDIR, 1, (fh, 0, 0, 0))
 
 
+def check_a_buffer_without_room_for_one_entry(make):
+    """EINVAL as getdents(2): an empty reply would be the end of the directory."""
+    rig = Rig(fs=make())
+    rig.ok(op.MKDIR, 1, (0o755, 0), (b"a-directory",))
+    fh = rig.ok(op.OPENDIR, 1, (0, 0)).fh
+    for opcode in (op.READDIR, op.READDIRPLUS):
+        assert rig.error(opcode, 1, (fh, 0, 20, 0, 0, 0, 0), size=20) == errno.EINVAL
+        assert rig.ok(opcode, 1, (fh, 0, 0, 0, 0, 0, 0), size=0) == b""
+        assert b"a-directory" in rig.ok(opcode, 1, (fh, 0, 4096, 0, 0, 0, 0), size=4096)
+
+
 def check_readdirplus_looks_up(make):
     rig = Rig(fs=make())
     made = rig.ok(op.MKDIR, 1, (0o755, 0), (b"d",))

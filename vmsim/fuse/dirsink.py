@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from vmsim.fuse.abi.headers import rec_align
 from vmsim.fuse.abi.replies import DIRENT, ENTRY_OUT
 from vmsim.fuse.filesystem import EntryReply
@@ -11,6 +13,14 @@ _PLUS_SIZE = ENTRY_OUT.size + DIRENT.size
 _PADDING = (b"", *[bytes(n) for n in range(1, 8)])
 _pack_dirent = DIRENT.pack
 _pack_entry = ENTRY_OUT.pack
+
+
+def _full(count: int, limit: int) -> bool:
+    """False: the next entry does not fit. EINVAL as getdents(2) if it is the first: no entry at all means
+    the end of the directory."""
+    if limit and not count:
+        raise OSError(errno.EINVAL, f"no entry fits into {limit} bytes")
+    return False
 
 
 class DirentSink:
@@ -28,7 +38,7 @@ class DirentSink:
         length = len(name)
         padding = -length & 7
         if len(self.buffer) + _DIRENT_SIZE + length + padding > self.limit:
-            return False
+            return _full(self.count, self.limit)
         self.buffer += _pack_dirent(ino, off, length, kind) + name + _PADDING[padding]
         self.count += 1
         return True
@@ -46,7 +56,9 @@ class DirentPlusSink:
 
     def fits(self, name: bytes) -> bool:
         """See DirPlusSink."""
-        return len(self.buffer) + rec_align(_PLUS_SIZE + len(name)) <= self.limit
+        if len(self.buffer) + rec_align(_PLUS_SIZE + len(name)) <= self.limit:
+            return True
+        return _full(self.count, self.limit)
 
     def add(self, entry: EntryReply, off: int, kind: int, name: bytes) -> bool:
         """See DirPlusSink."""
