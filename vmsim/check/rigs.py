@@ -1,0 +1,297 @@
+"""What a case works with: a front-end alone, one with rings, a mounted guest, a pair to migrate between."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from vmsim.check.case import PAIR, SHARE, START, Case
+from vmsim.check.device import USUAL, Device
+from vmsim.check.frontend import PLAIN, Frontend
+from vmsim.check.outcome import NotOffered
+from vmsim.check.target import Instance, Target
+from vmsim.errors import HostError
+from vmsim.guest.config import GuestConfig
+from vmsim.guest.posix import GuestFs
+from vmsim.host.vhost_user.probe import Probe
+from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent, VhostUserTransport
+from vmsim.host.waits import FdWaits
+from vmsim.machine import Machine
+from vmsim.machine.parts import Seams
+from vmsim.machine.remote import RemoteBackend
+from vmsim.sim.immediate import ImmediateSchedule
+
+SLICE_NS: Final = 100_000_000
+"""Between two looks at the process while nothing happens."""
+ALTOGETHER: Final = 8
+"""A case takes no longer than so many time limits."""
+
+
+class Rig:
+    """The part that all rigs share: instances of the back-end, and how they end."""
+
+    def __init__(self, target: Target, case: Case) -> None:
+        self.target = target
+        self.case = case
+        self.timeout_s = target.aim.timeout_s
+        self.random = random.Random(f"{target.aim.seed}:{case.id}")
+        self.instances: list[Instance] = []
+        self._probes: list[tuple[Instance, Probe]] = []
+        self._closers: list[Callable[[], object]] = []
+
+    # -- instances
+
+    def instance(self) -> Instance:
+        """A fresh back-end, with the case's options."""
+        options = self.case.options
+        if options and self.target.aim.start and self.target.takes_options:
+            return self._started(self.target.take(options))
+        found = self.target.take()
+        self.instances.append(found)
+        return found
+
+    def another(self) -> Instance:
+        """A second process on the directory of the first."""
+        options = self.case.options if self.target.takes_options else ()
+        return self._started(self.target.another(self.instances[0], options))
+
+    def _started(self, instance: Instance) -> Instance:
+        self.instances.append(instance)
+        assert instance.process is not None
+        try:
+            instance.process.wait_ready()
+        except HostError as error:
+            instance.may_end = True
+            raise NotOffered(f"it does not start with {' '.join(self.case.options)}: {error.hint}") from error
+        return instance
+
+    def front(self, instance: Instance, protocol: int | None = PLAIN) -> Frontend:
+        """A connection to it; negotiated unless ``protocol`` is None."""
+        probe = Probe(instance.connect(), self.timeout_s, instance.panic)
+        self._probes.append((instance, probe))
+        front = Frontend(probe)
+        if protocol is not None:
+            front.negotiate(protocol)
+        return front
+
+    def on_close(self, act: Callable[[], object]) -> None:
+        """Have ``act`` called at the end, the last first."""
+        self._closers.append(act)
+
+    def hang_up(self, instance: Instance) -> None:
+        """Close our connections to it; it may end."""
+        instance.may_end = True
+        for owner, probe in self._probes:
+            if owner is instance:
+                probe.close()
+
+    # -- the shared directory
+
+    @property
+    def share(self) -> Path:
+        """The directory on this host in which the case may do what it likes."""
+        folder = self.instances[0].folder
+        if not folder:
+            raise NotOffered("the shared directory is not known: use --shared-dir, or --start")
+        return Path(folder)
+
+    @property
+    def home(self) -> str:
+        """The same directory as the guest sees it."""
+        return self.instances[0].home
+
+    # -- the end
+
+    @property
+    def lost(self) -> bool:
+        """Whether a connection that we did not close is gone."""
+        return any(probe.lost for instance, probe in self._probes if not instance.may_end)
+
+    def panic(self) -> str:
+        """What a thread of a back-end said that ended by a mistake; empty if none did."""
+        return next(filter(None, (instance.panic() for instance in self.instances)), "")
+
+    def deaths(self) -> str:
+        """Which back-ends ended that should not have; empty if none did."""
+        return "; ".join(filter(None, (instance.panic() or instance.death() for instance in self.instances)))
+
+    def said(self) -> str:
+        """What the back-ends printed last."""
+        return "\n".join(filter(None, (instance.said() for instance in self.instances)))
+
+    def close(self) -> None:
+        """Give everything back, and end the instances."""
+        while self._closers:
+            self._closers.pop()()
+        for _, probe in self._probes:
+            probe.close()
+        for instance in self.instances:
+            instance.close()
+        for folder in {instance.folder for instance in self.instances}:
+            self.target.drop(folder)
+
+
+class WireRig(Rig):
+    """A front-end alone: ``front`` is connected and, with ``negotiated``, past the beginning."""
+
+    negotiated: ClassVar[bool] = True
+
+    def __init__(self, target: Target, case: Case) -> None:
+        super().__init__(target, case)
+        self.wire = self.front(self.instance(), PLAIN if self.negotiated else None)
+
+
+class BareRig(WireRig):
+    """A front-end that is connected and has said nothing yet."""
+
+    negotiated = False
+
+
+class RingRig(WireRig):
+    """A front-end with rings: ``device()`` makes and starts them."""
+
+    def device(self, *, features: int = USUAL, size: int = 64, init: bool = True) -> Device:
+        """Rings that run, and a FUSE session."""
+        device = self.idle_device(features=features, size=size).start()
+        if init:
+            device.init()
+        return device
+
+    def idle_device(self, **kind: Any) -> Device:
+        """Memory and rings that the back-end has not heard of."""
+        device = Device(self.wire, **kind)
+        self.on_close(device.close)
+        return device
+
+
+class _Waits(FdWaits):
+    """Looks at the back-end while it waits, and ends a case that goes on for ever though it is answered."""
+
+    def __init__(self, timeout_s: float, trouble: Callable[[], str]) -> None:
+        super().__init__(patience_ns=int(timeout_s * 1e9))
+        self._trouble = trouble
+        self._until_ns = time.monotonic_ns() + int(ALTOGETHER * timeout_s * 1e9)
+        self._limit_ns = int(timeout_s * 1e9)
+
+    def idle(self, deadline_ns: int | None) -> bool:
+        """As any, in slices."""
+        now_ns = time.monotonic_ns()
+        limit_ns = min(now_ns + self._limit_ns if deadline_ns is None else deadline_ns, self._until_ns)
+        while True:
+            if super().idle(min(limit_ns, now_ns + SLICE_NS)):
+                return True
+            if trouble := self._trouble():
+                raise ConnectionLost(trouble)
+            now_ns = time.monotonic_ns()
+            if now_ns >= self._until_ns:
+                raise PeerSilent("the case takes too long")
+            if now_ns >= limit_ns:
+                return False
+
+
+class _Remote(RemoteBackend):
+    """A machine's back-end in another process, for not longer than the time limit."""
+
+    link: VhostUserTransport | None = None
+
+    def __init__(self, rig: GuestRig, instance: Instance) -> None:
+        super().__init__(instance.process or rig.target.aim.socket, instance.folder, rig.schedule)
+        self.rig = rig
+        self.instance = instance
+
+    def connect(self) -> VhostUserTransport:
+        """A new connection."""
+        self._transport = self.link = VhostUserTransport(
+            self.instance.connect(), self._messages, self.rig.waits, timeout_ns=int(self.rig.timeout_s * 1e9)
+        )
+        return self.link
+
+    def close(self) -> None:
+        """The rig ends the process."""
+
+
+class GuestRig(Rig):
+    """A mounted guest: ``fs`` has the functions of ``os``, in ``home``; ``vm`` is its machine."""
+
+    def __init__(self, target: Target, case: Case) -> None:
+        super().__init__(target, case)
+        self.waits = _Waits(self.timeout_s, self.panic)
+        self.schedule = ImmediateSchedule(idle=self.waits.idle)
+        self.remotes: list[_Remote] = []
+        self.vm: Any = None
+        self.instance()
+
+    def boot(self, *, guest: GuestConfig | None = None, ring: str = "split", **changes: Any) -> GuestFs:
+        """Start a machine on the back-end and mount; again in later calls is an error."""
+        remote = _Remote(self, self.instances[0])
+        self.remotes.append(remote)
+        self.vm = Machine(
+            self.share, schedule=self.schedule, backend=remote, guest=guest, ring=ring,
+            seams=Seams(start=lambda *_: self.next_remote()), **{"memory": "8M", **changes},
+        )  # fmt: skip
+        self.on_close(lambda: self.vm.close())
+        return self.mount()
+
+    def next_remote(self) -> _Remote:
+        """A back-end for a destination: only pairs have one."""
+        raise NotOffered("needs two instances: use --start")
+
+    def mount(self, pid: int = 1) -> GuestFs:
+        """The directory as a process of the guest sees it."""
+        fs: GuestFs = self.vm.mount(pid)
+        fs.chdir(self.home)
+        return fs
+
+    @property
+    def lost(self) -> bool:
+        """Whether a connection that we did not close is gone."""
+        closed = "the back-end closed the connection"
+        return super().lost or any(
+            remote.link is not None and remote.link.lost == closed and not remote.instance.may_end
+            for remote in self.remotes
+        )
+
+    def close(self) -> None:
+        """Give everything back."""
+        for instance in self.instances:
+            instance.may_end = True
+        super().close()
+
+
+class PairRig(GuestRig):
+    """A mounted guest and further instances on the same directory, into which it migrates."""
+
+    def __init__(self, target: Target, case: Case) -> None:
+        super().__init__(target, case)
+        self._next: Instance | None = self.another()
+
+    def next_remote(self) -> _Remote:
+        """The next instance."""
+        instance = self._next or self.another()
+        self._next = None
+        remote = _Remote(self, instance)
+        self.remotes.append(remote)
+        return remote
+
+    def migrate(self) -> GuestFs:
+        """Migrate into the next instance: the guest goes on there; MigrationError if it stays here."""
+        source = self.remotes[-1].instance
+        fs = self.mount()
+        self.vm = self.vm.migrate()
+        source.may_end = True
+        return fs
+
+
+def missing(case: Case, target: Target) -> str:
+    """Which of its needs cannot be met; empty if they all can."""
+    aim = target.aim
+    if START in case.needs and not aim.start:
+        return "needs instances of its own: use --start"
+    if PAIR in case.needs and not aim.start:
+        return "needs two instances: use --start"
+    if SHARE in case.needs and not (aim.start or aim.shared_dir):
+        return "the shared directory is not known: use --shared-dir, or --start"
+    return ""
