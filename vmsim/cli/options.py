@@ -10,7 +10,9 @@ import msgspec
 
 from vmsim.cli.common import SizeType
 from vmsim.errors import UsageError
+from vmsim.host.processes import words_of
 from vmsim.machine.config import DIALECTS, MIGRATIONS, RINGS
+from vmsim.machine.remote import TRANSPORTS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,6 +23,7 @@ class MachineChoice(msgspec.Struct, frozen=True):
     dialect: str = "upstream"
     ring: str = "split"
     transport: str = "inproc"
+    backend: str | None = None
     migration: str = "internal"
     migration_mode: str = "find-paths"
     migration_on_error: str = "abort"
@@ -30,12 +33,8 @@ class MachineChoice(msgspec.Struct, frozen=True):
     queues: int = 1
 
     def check(self) -> None:
-        """UsageError for what this version cannot do."""
-        if self.transport != "inproc":
-            raise UsageError(
-                f"--transport {self.transport} is not part of this version",
-                hint="back-ends in processes of their own come with the vhost-user transport; use inproc",
-            )
+        """UsageError for what contradicts itself."""
+        check_backend(self.transport, self.backend)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of ``Machine``."""
@@ -49,7 +48,29 @@ class MachineChoice(msgspec.Struct, frozen=True):
         return {
             "memory": self.memory, "ring": self.ring, "queues": self.queues, "dialect": self.dialect,
             "migration": self.migration, "options": options,
-        }
+            "transport": self.transport, "backend_command": self.backend,
+        }  # fmt: skip
+
+
+def check_backend(transport: str, backend: str | None) -> None:
+    """UsageError for a command that cannot start a back-end, or that nobody would use."""
+    if backend is None:
+        return
+    if transport == "inproc":
+        raise UsageError("--backend starts another process", hint="with --backend, use --transport vhost-user")
+    words_of(backend, "socket", "dir")
+
+
+def backend_options(command: F) -> F:
+    """Add the options that say where back-ends run."""
+    for add in reversed((
+        click.option("--transport", type=click.Choice(TRANSPORTS), default="inproc", show_default=True,
+                     help="Back-ends in this process, or in processes of their own behind a socket."),
+        click.option("--backend", metavar="COMMAND",
+                     help="How to start them, with {socket} and {dir} in it  [default: vmsim serve]"),
+    )):
+        command = add(command)
+    return command
 
 
 def machine_options(command: F) -> F:
@@ -59,8 +80,7 @@ def machine_options(command: F) -> F:
                      help="How the back-end's state is transferred: QEMU's messages, or the RFC's of 2023."),
         click.option("--ring", type=click.Choice(RINGS), default="split", show_default=True,
                      help="Format of the virtqueues."),
-        click.option("--transport", type=click.Choice(["inproc", "vhost-user"]), default="inproc",
-                     show_default=True, help="How the device reaches its back-end; this version has inproc."),
+        backend_options,
         click.option("--migration", type=click.Choice(MIGRATIONS), default="internal", show_default=True,
                      help="Back-end state in the stream, kept by a back-end that stays, or blocked."),
         click.option("--migration-mode", type=click.Choice(["find-paths", "file-handles"]),

@@ -42,7 +42,7 @@ def show_continued(report: ContinuedReport, console: Console) -> None:
         _line(console, f"  note: {note}")
     moved = report.moved
     _line(console, f"restored: {moved['rings']} rings, {moved['inodes']} inodes, {moved['handles']} handles, "
-                   f"{moved['locks']} locks")
+                   f"{_told(moved, 'locks')} locks")
     _stages(console, report.stages)
     _kept_alive(console, "kept alive", report.workload)
     _verdict(console, report.discrepancies, f"the guest's files are still in {report.share}")
@@ -50,6 +50,11 @@ def show_continued(report: ContinuedReport, console: Console) -> None:
 
 def _line(console: Console, text: str) -> None:
     console.print(printable(text), markup=False, soft_wrap=True)
+
+
+def _told(moved: dict[str, int], name: str) -> str:
+    """A number that a back-end in another process may keep to itself."""
+    return str(moved.get(name, "?"))
 
 
 def _kept_alive(console: Console, title: str, workload: dict[str, int]) -> None:
@@ -94,7 +99,7 @@ def _one_hop(hop: Hop) -> Table:
         ("vrings", f"{moved['rings']} rings, {hop.requests_in_flight} requests in flight"),
         ("inodes", str(moved["inodes"])),
         ("handles", str(moved["handles"])),
-        ("locks", f"{moved['locks']} held, {moved['waiting']} waited for"),
+        ("locks", f"{_told(moved, 'locks')} held, {moved['waiting']} waited for"),
         ("device and back-end state", human_bytes(hop.state_bytes)),
         ("guest state", human_bytes(hop.guest_bytes)),
         ("stream", human_bytes(hop.stream_bytes)),
@@ -115,7 +120,7 @@ def _what_moved(hops: Sequence[Hop]) -> Table:
         moved = hop.moved
         numbers = (
             number, hop.pages, hop.zero_pages, hop.requests_in_flight, moved["inodes"], moved["handles"],
-            moved["locks"], moved["waiting"],
+            _told(moved, "locks"), moved["waiting"],
         )
         sizes = (hop.state_bytes, hop.guest_bytes, hop.stream_bytes)
         table.add_row(*map(str, numbers), *map(human_bytes, sizes))

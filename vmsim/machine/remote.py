@@ -99,7 +99,7 @@ class RemoteBackend:
             UnixSocket.connect(self._where) if isinstance(self._where, str) else self._where.connect()
         )
         self._transport = VhostUserTransport(
-            connection, self._messages, self._waits, explain=self._ending
+            connection, self._messages, self._waits, explain=self._ending, told=self._last_words
         )
         return self._seams.transport(self._transport)
 
@@ -108,9 +108,13 @@ class RemoteBackend:
         if self.process is None:
             return ""
         self.process.wait(ENDING_S)
-        said = self.process.said()
-        ending = self.process.ending()
-        return f"{ending}; it said last: {said.splitlines()[-1]}" if ending and said else ending
+        ending, said = self.process.ending(), self._last_words()
+        return f"{ending}; {said}" if ending and said else ending
+
+    def _last_words(self) -> str:
+        """The last line that the process wrote, if it was started here and wrote any."""
+        said = "" if self.process is None else self.process.said()
+        return f"it said last: {said.splitlines()[-1]}" if said else ""
 
     def facts(self) -> dict[str, int]:
         """Nothing: it does not tell."""

@@ -24,7 +24,7 @@ def migrate(session: Session, words: list[str]) -> None:
         session.say(
             f"migrated in {human_ns(time.monotonic_ns() - began)}: {human_bytes(stats.stream_bytes)}, "
             f"{len(stats.rounds)} rounds, {facts['inodes']} inodes, {facts['handles']} handles, "
-            f"{facts['locks']} locks"
+            f"{facts.get('locks', '?')} locks"
         )
         for note in machine.notes():
             session.say(f"note: {printable(note)}")

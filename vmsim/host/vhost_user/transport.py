@@ -49,14 +49,14 @@ class VhostUserTransport:
 
     ``messages`` are those of the dialect in use. ``waits`` has to be what the schedule idles in: calls of the
     back-end arrive there. ``timeout_ns`` bounds every wait for an answer (PeerSilent). ``explain`` is asked
-    once why the back-end has gone.
+    once why the back-end has gone, ``told`` what it has said lately when it refused something.
     """
 
     shares_process = False
 
     def __init__(
         self, connection: UnixSocket, messages: MessageSet, waits: FdWaits, *, timeout_ns: int = TIMEOUT_NS,
-        explain: Callable[[], str] = lambda: "",
+        explain: Callable[[], str] = lambda: "", told: Callable[[], str] = lambda: "",
     ) -> None:  # fmt: skip
         self.on_call: Callable[[int], None] = _nobody
         self.on_ring_error: Callable[[int, str], None] = _nobody
@@ -67,6 +67,7 @@ class VhostUserTransport:
         self._waits = waits
         self._timeout_ns = timeout_ns
         self._explain = explain
+        self._told = told
         self._buffer = MessageBuffer(os.close)
         self._answer: RawMessage | None = None
         self._events: dict[tuple[str, int], EventFd] = {}
@@ -223,8 +224,8 @@ class VhostUserTransport:
             raise PeerSilent(f"the back-end {what}", errno=errno.ETIMEDOUT)
 
     def reason(self) -> tuple[str, str]:
-        """Nothing: a back-end in another process has no way to say why it refused something."""
-        return "", ""
+        """What the back-end has said elsewhere: messages have no way to say why it refused something."""
+        return self._told(), ""
 
     def close(self) -> None:
         """Close everything; may be called twice."""
