@@ -57,7 +57,8 @@ def check_backend(transport: str, backend: str | None) -> None:
     if backend is None:
         return
     if transport == "inproc":
-        raise UsageError("--backend starts another process", hint="with --backend, use --transport vhost-user")
+        hint = "with --backend, use --transport vhost-user"
+        raise UsageError("--backend starts processes of their own", hint=hint)
     words_of(backend, "socket", "dir")
 
 

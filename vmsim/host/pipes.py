@@ -17,9 +17,9 @@ class Pipes:
     """Pipes and raw descriptors; every refusal of the system is a HostError, EINTR is retried by Python."""
 
     def pipe(self) -> tuple[int, int]:
-        """A pipe's non-blocking (read end, write end)."""
+        """A pipe's (read end, write end). Whoever uses an end adopts it: the peer's may have to block."""
         try:
-            read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
         except OSError as error:
             raise _host_error("Failed to set up state transfer pipe", error) from error
         try:
@@ -29,7 +29,7 @@ class Pipes:
         return read_end, write_end
 
     def adopt(self, fd: int) -> None:
-        """Make a descriptor that a peer sent non-blocking and close-on-exec."""
+        """Make a descriptor non-blocking and close-on-exec: a peer's, or our end of a pipe."""
         try:
             os.set_blocking(fd, False)
             os.set_inheritable(fd, False)

@@ -40,14 +40,14 @@ class Fds(Protocol):
 
 
 class ByteChannel(Fds, Protocol):
-    """Non-blocking pipes; HostError when the system refuses."""
+    """Pipes; HostError when the system refuses."""
 
     def pipe(self) -> tuple[int, int]:
-        """A pipe's non-blocking (read end, write end)."""
+        """A pipe's (read end, write end). Whoever uses an end adopts it: the peer's may have to block."""
         ...
 
     def adopt(self, fd: int) -> None:
-        """Make a descriptor that a peer sent non-blocking and close-on-exec."""
+        """Make a descriptor non-blocking and close-on-exec: a peer's, or our end of a pipe."""
         ...
 
     def read(self, fd: int, size_bytes: int) -> bytes | None:

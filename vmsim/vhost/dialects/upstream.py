@@ -125,6 +125,7 @@ def _open(link: StateLink, direction: int) -> int:
     read_end, write_end = host.pipe()
     ours, theirs = (read_end, write_end) if direction == STATE_SAVE else (write_end, read_end)
     try:
+        host.adopt(ours)
         asked = p.DeviceState(direction, PHASE_STOPPED)
         reply = link.exchange("SET_DEVICE_STATE_FD", asked, (theirs,))
     except BaseException as error:
@@ -234,6 +235,7 @@ class UpstreamTransfer:
             if self._own_channel:
                 read_end, write_end = self._io.pipe()
                 own, given = (write_end, read_end) if asked.direction == STATE_SAVE else (read_end, write_end)
+                self._io.adopt(own)
                 self._io.close(fd)
                 fd, reply = own, Reply(p.Number(0), (given,))
         except BaseException:
