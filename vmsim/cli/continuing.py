@@ -74,12 +74,13 @@ class ContinuedJob:
     """Continues the machine in ``file`` once: verifies its workload, lets it work on, verifies again.
 
     The scratch folder is removed once the guest has worked on (the file is of no use then), unless ``keep``;
-    it stays as it is if the verification finds something.
+    it stays as it is if the verification finds something. ``transport`` and ``backend`` (a command) say where
+    the back-end runs.
     """
 
     def __init__(
         self, file: str, share: str, watcher: Watcher, options: Mapping[str, Any] | None = None, *,
-        keep: bool = False,
+        keep: bool = False, transport: str = "inproc", backend: str | None = None,
     ) -> None:  # fmt: skip
         self.share = existing(share)
         self.stages = Stages(watcher)
@@ -89,6 +90,8 @@ class ContinuedJob:
         self._watcher = watcher
         self._options = options
         self._keep = keep
+        self._transport = transport
+        self._backend = backend
         self._stack = ExitStack()
 
     def run(self) -> ContinuedReport:
@@ -104,7 +107,8 @@ class ContinuedJob:
         self.stages.begin("restore", self._file)
         machine = self._stack.enter_context(
             Machine.restore(
-                self._file, share=self.share, options=self._options, schedule=self.schedule, seams=self.seams
+                self._file, share=self.share, options=self._options, schedule=self.schedule,
+                seams=self.seams, transport=self._transport, backend_command=self._backend,
             )
         )
         told = machine.programs.get(NOTE)

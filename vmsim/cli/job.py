@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from vmsim.guest.config import GuestConfig
 from vmsim.guest.posix import GuestFs
 from vmsim.machine import Machine, Seams
 from vmsim.machine.config import MEMORY_MAX
+from vmsim.machine.guest_facts import left_to_guest
 from vmsim.migration.report import MigrationParameters
 from vmsim.schedule import Task
 from vmsim.sim.reader import Reader
@@ -39,6 +40,9 @@ SETTLING_TURNS: Final = 10_000
 
 LIVE: Final = MigrationParameters(bandwidth=1 << 30, downtime_limit_ns=48_000, part_bytes=16 << 10)
 """In virtual time, in which a turn takes a microsecond: the guest works a lot while memory is sent."""
+
+LIVE_REMOTE: Final = MigrationParameters(bandwidth=1 << 30, downtime_limit_ns=500_000, part_bytes=16 << 10)
+"""Back-ends in other processes work in real time, and the guest gets more done in a round."""
 
 ELSEWHERE: Final = ", and perhaps not at the destination either"
 """What the pre-flight report leaves open, and is certain where the destination is this process."""
@@ -61,6 +65,7 @@ class JobOptions(msgspec.Struct, frozen=True):
     hops: int = 1
     seed: int = 1
     save: str | None = None
+    keep_names: bool = False
 
     def check(self) -> None:
         """UsageError for what cannot be, before anything has been done."""
@@ -145,16 +150,26 @@ class Job:
         if contender is not None:
             found += contender.settle(machine, self.schedule)
         counts = worker.work.counts()
+        left_out = self._left_out(machine)
         if options.save is not None and not found:
             self._save(machine, worker.work, options.save)
         self.stages.end()
-        return self._report(counts, found)
+        return self._report(counts, found, left_out)
 
-    def _report(self, counts: dict[str, int], found: list[Discrepancy]) -> JobReport:
+    def _left_out(self, machine: Machine) -> list[str]:
+        """What the guest did without, or without its back-end, in words."""
+        if self.options.read_only:
+            return []
+        chosen = ["nothing was unlinked or removed: --keep-names"] if self.options.keep_names else []
+        return chosen + left_to_guest(machine.kernel)
+
+    def _report(
+        self, counts: dict[str, int], found: list[Discrepancy], left_out: Sequence[str] = ()
+    ) -> JobReport:
         return JobReport(
             ok=not found, share=self.share, seed=self.options.seed, machine=self.options.machine,
             stages=self.stages.done, hops=self.hops, workload=counts,
-            discrepancies=[str(each) for each in found], saved=self._saved,
+            discrepancies=[str(each) for each in found], saved=self._saved, left_out=list(left_out),
         )  # fmt: skip
 
     # Stages
@@ -212,7 +227,9 @@ class Job:
         if scratch is None:
             return Reader.start(fs, options.seed, files=options.inodes)
         try:
-            return Workload.start(fs, scratch.folder, options.seed, inodes=options.inodes)
+            return Workload.start(
+                fs, scratch.folder, options.seed, inodes=options.inodes, keep_names=options.keep_names
+            )
         except OSError as error:
             refused(self.share, error)
 
@@ -251,7 +268,7 @@ class Job:
         watch = HopWatch(machine, self.watcher)
         seams = self.seams(f"vm{number + 2}") if self.seams else None
         try:
-            self._machine = machine = machine.migrate(progress=watch, seams=seams, parameters=LIVE)
+            self._machine = machine = machine.migrate(progress=watch, seams=seams, parameters=self._live())
         except MigrationBlocked as error:
             error.hint = "use --migration internal (its state moves too) or external (the back-end is kept)"
             raise
@@ -263,6 +280,9 @@ class Job:
             moved["waiting"] = machine.facts()["waiting"]
         self.hops.append(watch.hop(machine, steps, moved))
         return machine
+
+    def _live(self) -> MigrationParameters:
+        return LIVE if self.options.machine.transport == "inproc" else LIVE_REMOTE
 
     def _save(self, machine: Machine, work: Work, path: str) -> None:
         self.stages.begin("save", path)

@@ -26,6 +26,8 @@ from vmsim.cli.watch import ConsoleWatcher
               help="Fixes the guest's operations and every interleaving.")
 @click.option("--save", metavar="FILE",
               help="Save the machine afterwards, with its files in DIR: vmsim restore FILE --share DIR.")
+@click.option("--keep-names", is_flag=True,
+              help="The guest unlinks nothing: for back-ends that lose unlinked files when they move.")
 @machine_options
 @click.option("--trace", metavar="GLOB",
               help="Print matching events on standard error: fuse.*, virtio.ring.*, migration.*, ...")
@@ -33,7 +35,7 @@ from vmsim.cli.watch import ConsoleWatcher
 @click.pass_obj
 def migrate(
     invocation: Invocation, /, directory: str | None, read_only: bool, inodes: int, hops: int, seed: int,
-    save: str | None, trace: str | None, as_json: bool, **machine: Any,
+    save: str | None, keep_names: bool, trace: str | None, as_json: bool, **machine: Any,
 ) -> int:  # fmt: skip
     """Migrate a machine live while its guest works on DIR, and check everything afterwards.
 
@@ -43,7 +45,7 @@ def migrate(
     """
     options = JobOptions(
         machine=choice_of(machine), share=directory, read_only=read_only, inodes=inodes, hops=hops, seed=seed,
-        save=save,
+        save=save, keep_names=keep_names,
     )
     with ConsoleWatcher(quiet=as_json) as watcher:
         job = Job(options, watcher)

@@ -64,7 +64,10 @@ class Hop(msgspec.Struct):
 
 
 class JobReport(msgspec.Struct):
-    """The facts, as printed and as JSON; ``share`` is the directory."""
+    """The facts, as printed and as JSON; ``share`` is the directory.
+
+    ``left_out`` is what the guest did not do, or did without its back-end.
+    """
 
     ok: bool
     share: str
@@ -75,6 +78,7 @@ class JobReport(msgspec.Struct):
     workload: dict[str, int]
     discrepancies: list[str]
     saved: str | None = None
+    left_out: list[str] = []
 
 
 class Stages:

@@ -7,6 +7,7 @@ import msgspec
 
 from vmsim.cli.common import Invocation, print_json, report_console
 from vmsim.cli.continuing import ContinuedJob
+from vmsim.cli.options import backend_options, check_backend
 from vmsim.cli.show import show_continued
 from vmsim.cli.tracing import traced_seams, tracer_for
 from vmsim.cli.watch import ConsoleWatcher
@@ -19,13 +20,14 @@ from vmsim.sim.immediate import ImmediateSchedule
 @click.option("--share", required=True, metavar="DIR", help="The directory that the saved machine shared.")
 @click.option("--migration-on-error", type=click.Choice(["abort", "guest-error"]), default=None,
               help="What happens when an inode cannot be found again  [default: as saved]")
+@backend_options
 @click.option("--keep", is_flag=True, help="Leave the guest's scratch folder in DIR.")
 @click.option("--trace", metavar="GLOB", help="Print matching events on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_obj
 def restore(
-    invocation: Invocation, /, file: str, share: str, migration_on_error: str | None, keep: bool,
-    trace: str | None, as_json: bool,
+    invocation: Invocation, /, file: str, share: str, migration_on_error: str | None, transport: str,
+    backend: str | None, keep: bool, trace: str | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Continue the machine in FILE, saved by: vmsim migrate --save FILE.
 
@@ -33,9 +35,10 @@ def restore(
     work on, verifies again, and removes the guest's scratch folder. DIR may be at another place than it was.
     Exit status 0 only if everything held.
     """
+    check_backend(transport, backend)
     override = None if migration_on_error is None else {"migration_on_error": migration_on_error}
     with ConsoleWatcher(quiet=as_json) as watcher:
-        job = ContinuedJob(file, share, watcher, override, keep=keep)
+        job = ContinuedJob(file, share, watcher, override, keep=keep, transport=transport, backend=backend)
         if trace is not None:
             job.schedule = ImmediateSchedule()
             job.seams = traced_seams(tracer_for(trace, job.schedule), "vm")

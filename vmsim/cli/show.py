@@ -30,6 +30,8 @@ def show_job(report: JobReport, console: Console) -> None:
             _line(console, f"  note (hop {number}): {note}")
     _stages(console, report.stages)
     _kept_alive(console, "kept alive", report.workload)
+    for each in report.left_out:
+        _line(console, f"left out: {each}")
     if report.saved:
         _line(console, f"saved: {report.saved}; continue with: "
                        f"vmsim restore {report.saved} --share {report.share}")

@@ -20,7 +20,7 @@ import stat
 from typing import Final
 
 from vmsim.sim.fileapi import FileApi
-from vmsim.sim.workload_ops import OPERATIONS
+from vmsim.sim.workload_ops import OPERATIONS, REMOVING
 from vmsim.sim.workload_record import (
     MASS_PER_FOLDER,
     TOP,
@@ -47,9 +47,14 @@ class Workload(Bookkeeping):
     """Does one small operation per step, drawn from (seed, step), and checks and records its answer."""
 
     @classmethod
-    def start(cls, fs: FileApi, folder: str, seed: int, inodes: int = 0) -> Workload:
-        """Make the scratch folder with ``inodes`` mass files and one of everything that is hard to move."""
-        work = cls(WorkloadState(seed, folder, mass=inodes, folders={TOP: ""}))
+    def start(
+        cls, fs: FileApi, folder: str, seed: int, inodes: int = 0, *, keep_names: bool = False
+    ) -> Workload:
+        """Make the scratch folder with ``inodes`` mass files and one of everything that is hard to move.
+
+        ``keep_names``: nothing is ever unlinked or removed.
+        """
+        work = cls(WorkloadState(seed, folder, mass=inodes, folders={TOP: ""}, keep_names=keep_names))
         fs.mkdir(folder, 0o755)
         for index in range(inodes):
             _make_mass_file(fs, folder, index)
@@ -62,7 +67,8 @@ class Workload(Bookkeeping):
         numbers = random.Random(f"{state.seed}/{state.steps}")
         state.steps += 1
         name = numbers.choices(_NAMES, _WEIGHTS)[0]
-        OPERATIONS[name][1](self, fs, numbers)
+        if not (state.keep_names and name in REMOVING):
+            OPERATIONS[name][1](self, fs, numbers)
         return name
 
     def counts(self) -> dict[str, int]:
@@ -93,6 +99,8 @@ class Workload(Bookkeeping):
         fs.mkdir(f"{self.state.folder}/d{folder}", 0o755)
         self.state.folders[folder] = f"d{folder}"
         for purpose in ("renamed", "unlinked", "appended", "flock", "posix", "linked"):
+            if purpose == "unlinked" and self.state.keep_names:
+                continue
             handle = self.create(fs, numbers, os.O_APPEND if purpose == "appended" else 0)
             handle.pinned = True
             self.write(fs, handle, numbers.randbytes(numbers.randrange(1000, 6000)))

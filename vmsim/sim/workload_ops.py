@@ -241,3 +241,6 @@ OPERATIONS: Final[dict[str, tuple[int, Operate]]] = {
     "chmod": (1, do_chmod), "stat": (4, do_stat), "mass": (4, do_mass), "list": (2, do_list),
 }
 """How often each operation is drawn, and what does it."""
+
+REMOVING: Final = ("replace", "unlink", "rmdir")
+"""Those that remove names."""

@@ -58,7 +58,10 @@ class HandleRecord(msgspec.Struct):
 
 
 class WorkloadState(msgspec.Struct):
-    """Everything that the workload knows. ``mass`` files hold a text that their number determines."""
+    """Everything that the workload knows. ``mass`` files hold a text that their number determines.
+
+    With ``keep_names`` no name is ever removed: for servers that lose unlinked files when they move.
+    """
 
     seed: int
     folder: str
@@ -69,6 +72,7 @@ class WorkloadState(msgspec.Struct):
     handles: list[HandleRecord] = []
     folders: dict[int, str] = {}
     symlinks: dict[str, str] = {}
+    keep_names: bool = False
 
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from vmsim.cli.common import error_hint, error_line, printable
 from vmsim.cli.interrupts import Interrupted, only_this_line
-from vmsim.cli.options import choice_of, machine_options
+from vmsim.cli.options import check_backend, choice_of, machine_options
 from vmsim.cli.share import existing
 from vmsim.cli.shell import changes, completion, descriptors, files, machine
 from vmsim.cli.shell.command import COMMANDS, Session, ShellError, ShellExit
@@ -29,6 +29,9 @@ __all__ = ["run_line", "shell"]
 PROMPT: Final = "guest:{}$ "
 MODULES: Final = (files, changes, descriptors, machine)
 """Where the commands are, in the order of help."""
+
+WHERE: Final = ("transport", "backend")
+"""Options that no file says anything about."""
 
 
 @click.command()
@@ -63,8 +66,10 @@ def shell(
         seams = traced_seams(tracer_for(trace, schedule), "vm") if trace else None
         readonly: dict[str, Any] = {"readonly": True} if read_only else {}
         if restore is not None:
+            check_backend(choice.transport, choice.backend)
             guest = Machine.restore(
                 restore, share=directory, schedule=schedule, seams=seams,
+                transport=choice.transport, backend_command=choice.backend,
                 migration=given.pop("migration", None), options=given | readonly or None,
             )  # fmt: skip
         else:
@@ -86,9 +91,9 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }  # fmt: skip
     for name in said:
-        if not name.startswith("migration"):
+        if not name.startswith("migration") and name not in WHERE:
             raise UsageError(f"--{name} cannot be changed by --restore", hint="leave it out: FILE says it")
-    return said
+    return {name: value for name, value in said.items() if name not in WHERE}
 
 
 def _interact(session: Session) -> int:
