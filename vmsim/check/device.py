@@ -21,6 +21,7 @@ from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
 from vmsim.vhost.frontend import USER_BASE
 from vmsim.virtio.constants import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1
+from vmsim.virtio.driver_ring import DESC
 from vmsim.virtio.ring_types import RingConfig
 from vmsim.virtio.rings import DriverRing, make_driver_ring
 
@@ -32,6 +33,10 @@ HIPRIO: Final = 0
 REQUESTS: Final = 1
 ROOT: Final = 1
 USUAL: Final = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
+POLL_S: Final = 0.001
+RAW: Final = 32
+"""Descriptors from here on are written by hand."""
+AFTERMATH_S: Final = 0.15
 LOOK_S: Final = 0.05
 """How long something that must not happen is given to happen."""
 
@@ -55,7 +60,7 @@ class Device:
 
     def __init__(
         self, front: Frontend, *, features: int = USUAL, size: int = 64,
-        regions: Sequence[tuple[int, int]] = (),
+        regions: Sequence[tuple[int, int]] = (), count: int = 0,
     ) -> None:  # fmt: skip
         self.front = front
         self.size = size
@@ -70,7 +75,7 @@ class Device:
         self.memory = GuestMemory(
             [Region(m.name, gpa, m.size_bytes, m.view, m.fd) for gpa, m in self._memfds]
         )
-        self.count = min(front.queues(), 2)
+        self.count = count or min(front.queues(), 2)
         self.rings: list[DriverRing] = []
         self.kicks = [EventFd() for _ in range(self.count)]
         self.calls = [EventFd() for _ in range(self.count)]
@@ -227,6 +232,15 @@ class Device:
                     raise ConnectionLost("the back-end closed the connection")
                 fail("no message that nobody asked for", "one came")
 
+    def poll_used_index(self, ring: int, wanted: int) -> None:
+        """Wait until a split ring's used index in memory is ``wanted``, without being called."""
+        at = self.config(ring).device + 2
+        deadline = time.monotonic() + self.front.probe.timeout_s
+        while self.memory.load_u16(at) != wanted & 0xFFFF:
+            if time.monotonic() > deadline:
+                raise PeerSilent(f"ring {ring}: used index {self.memory.load_u16(at)}, not {wanted}")
+            self.front.probe.wait((), POLL_S)
+
     def written(self, posted: Posted, length: int) -> bytes:
         """The first ``length`` bytes of a chain's writable part."""
         data = b"".join(self.memory.read(gpa, size) for gpa, size in posted.writable)
@@ -242,6 +256,45 @@ class Device:
         found, length = self.used(ring)
         check(found == posted.id, f"buffer {posted.id} used", f"it was {found}")
         return self.written(posted, length)
+
+    def raw_chain(
+        self, descriptors: Sequence[tuple[int, int, int, int]], *, head: int = RAW, ahead: int = 1
+    ) -> None:
+        """Write (address, length, flags, next) into the descriptor table from RAW on, and kick.
+
+        Split: the available index moves by ``ahead`` with ``head`` in its first entry. Packed: the last
+        number is the buffer id; AVAIL and USED are set for the ring's present position. What becomes of the
+        ring nobody knows; ``aftermath`` looks.
+        """
+        ring = self.rings[REQUESTS]
+        config, memory = self.config(REQUESTS), self.memory
+        if self.features & F_RING_PACKED:
+            position = ring.save()
+            at, wrap = position.next_avail, position.avail_wrap
+            marks = 1 << 7 if wrap else 1 << 15
+            for offset in reversed(range(len(descriptors))):
+                address, length, flags, number = descriptors[offset]
+                slot = config.desc + 16 * (at + offset)
+                memory.write(slot, DESC.pack(address, length, number, flags | marks))
+        else:
+            for offset, row in enumerate(descriptors):
+                memory.write(config.desc + 16 * (RAW + offset), DESC.pack(*row))
+            index = memory.load_u16(config.driver + 2)
+            memory.store_u16(config.driver + 4 + 2 * (index % self.size), head)
+            memory.store_u16(config.driver + 2, (index + ahead) & 0xFFFF)
+        self.kick()
+
+    def aftermath(self) -> None:
+        """After something that broke a ring: give the back-end time to notice, and set everything up anew.
+
+        It may have answered, given the ring up, or done nothing at all; a new session must work.
+        """
+        front = self.front
+        front.barrier()
+        front.probe.wait((self.errors[REQUESTS].fd, self.calls[REQUESTS].fd, front.probe.fd), AFTERMATH_S)
+        front.barrier()
+        self.recover()
+        self.getattr()
 
     # -- FUSE
 

@@ -16,6 +16,7 @@ from vmsim.check.target import Instance, Target
 from vmsim.errors import HostError
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.posix import GuestFs
+from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.probe import Probe
 from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent, VhostUserTransport
 from vmsim.host.waits import FdWaits
@@ -76,6 +77,15 @@ class Rig:
         if protocol is not None:
             front.negotiate(protocol)
         return front
+
+    def backend_channel(self, front: Frontend) -> Probe:
+        """Give the back-end a channel for messages of its own; our end of it."""
+        ours, theirs = UnixSocket.pair()
+        probe = Probe(ours, self.timeout_s)
+        self.on_close(probe.close)
+        front.done("SET_BACKEND_REQ_FD", None, (theirs.fd,))
+        theirs.close()
+        return probe
 
     def on_close(self, act: Callable[[], object]) -> None:
         """Have ``act`` called at the end, the last first."""

@@ -14,7 +14,7 @@ from vmsim.check.device import GivenUp
 from vmsim.check.outcome import Failed, NotOffered, Outcome, Result
 from vmsim.check.rigs import Rig, missing
 from vmsim.check.target import Aim, Target
-from vmsim.errors import HostError, StallError, UsageError, VmsimError
+from vmsim.errors import StallError, UsageError, VmsimError
 from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent
 
 USED_UP = ("no answer within", "nothing used within", "takes too long")
@@ -137,6 +137,12 @@ def _caused(error: BaseException | None, *kinds: type[BaseException]) -> bool:
 
 
 def _words(error: Exception) -> str:
-    if isinstance(error, VmsimError | HostError):
+    if isinstance(error, VmsimError):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        return f"{type(error).__name__}: {error}"
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    line = f" in line {where.tb_lineno} of {where.tb_frame.f_code.co_filename}" if where is not None else ""
+    return f"a mistake of this case: {type(error).__name__}: {error}{line}"

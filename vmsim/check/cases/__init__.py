@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from vmsim.check.case import Case
-from vmsim.check.cases import hostile_fuse, messages
+from vmsim.check.cases import (
+    fuse_content,
+    fuse_names,
+    hostile_fuse,
+    hostile_names,
+    hostile_rings,
+    memory,
+    messages,
+    messages_wrong,
+    ring_states,
+    rings,
+)
 
-MODULES = (messages, hostile_fuse)
+MODULES = (
+    messages, messages_wrong, memory, rings, ring_states, fuse_names, fuse_content, hostile_fuse,
+    hostile_rings, hostile_names,
+)  # fmt: skip
 GROUPS = tuple(dict.fromkeys(module.CASES.name for module in MODULES))
 CASES: tuple[Case, ...] = tuple(
     case for name in GROUPS for module in MODULES if module.CASES.name == name for case in module.CASES.cases
