@@ -99,7 +99,8 @@ class Life:
         self.go_on(vm)
         self.got_it = False
         self.waiter = vm.spawn("waiter", self._wait_for_lock, pid=2) if waiter else None
-        vm.schedule.settle()  # its request is in flight now, and stays there
+        if waiter:  # its request is in flight from now on, and stays there
+            vm.schedule.wait(lambda: vm.facts()["waiting"] > 0, "the waiter's request")
 
     def _wait_for_lock(self, fs: Any) -> None:
         fd = fs.open("/locked", os.O_RDWR)

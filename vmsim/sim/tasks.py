@@ -112,7 +112,9 @@ class TurnTaking(ABC):
             self._suspend(ready, None, what)
 
     def checkpoint(self, what: str) -> None:
-        """A point where another activity may run first."""
+        """A point where another activity may run first, also one that waits for the outside."""
+        if self.idle is not None:
+            self.idle(self.now_ns())
         if self._tasks:
             self._suspend(None, None, what)
 

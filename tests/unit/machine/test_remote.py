@@ -1,0 +1,210 @@
+"""Machines whose back-end is another process: everything that holds in one process holds here."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.contract.machine_rig import FEW_KINDS, Life, make
+from tests.contract.remote_rig import Side, nothing_left
+from vmsim.errors import HostError, MigrationCancelled, UsageError
+from vmsim.host.processes import SERVE, BackendProcess
+from vmsim.machine import Machine, RemoteBackend
+from vmsim.machine.machine import FINISHED, RUNNING
+from vmsim.migration.report import MigrationParameters
+from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.sim.seeded import SeededSchedule
+
+REMOTE = {"transport": "vhost-user"}
+
+
+@pytest.fixture
+def share(tmp_path):
+    folder = tmp_path / "share"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path):
+    with nothing_left(tmp_path / "temporary"):
+        yield
+
+
+@pytest.mark.parametrize("kind", FEW_KINDS, ids=str)
+def test_everything_survives(share, kind):
+    vm = make(share, kind, **REMOTE)
+    life = Life(vm)
+    for _ in range(2):
+        before, vm = vm, vm.migrate()
+        assert before.state == FINISHED
+        assert vm.backend.process.pid != before.backend.process.pid
+        assert not before.backend.process.alive
+        life.check(vm)
+        life.go_on(vm)
+        before.close()
+    life.finish(vm)
+    vm.close()
+
+
+@pytest.mark.parametrize("kind", FEW_KINDS[1:3], ids=str)
+def test_a_back_end_that_is_kept_goes_on_behind_the_destination(share, kind):
+    vm = make(share, kind, migration="external", **REMOTE)
+    pid = vm.backend.process.pid
+    life = Life(vm)
+    for _ in range(2):
+        vm = vm.migrate()
+        assert vm.backend.process.pid == pid
+        life.check(vm)
+        life.go_on(vm)
+    life.finish(vm)
+    vm.close()
+
+
+def test_pause_stops_everything_and_resume_goes_on(share):
+    with make(share, FEW_KINDS[0], **REMOTE) as vm:
+        life = Life(vm)
+        for _ in range(3):
+            vm.pause()
+            vm.resume()
+            life.go_on(vm)
+        life.check(vm)
+        life.finish(vm)
+
+
+@pytest.mark.parametrize("kind", FEW_KINDS[:2], ids=str)
+def test_saved_and_restored_on_either_transport(share, tmp_path, kind):
+    vm = make(share, kind._replace(mode="find-paths"), **REMOTE)
+    fs = vm.mount()
+    fd = fs.open("/kept", os.O_RDWR | os.O_CREAT)
+    fs.write(fd, b"text")
+    gone = fs.open("/gone", os.O_RDWR | os.O_CREAT)
+    fs.write(gone, b"only here")
+    fs.unlink("/gone")
+    vm.save(tmp_path / "one", keep_running=False)
+    for number, transport in enumerate(("inproc", "vhost-user", "inproc")):
+        vm = Machine.restore(
+            tmp_path / ("one", "two")[number % 2], share=share, transport=transport,
+            schedule=kind.schedule(),
+        )  # fmt: skip
+        fs = vm.mount()
+        assert fs.read(fd, 10) == b""
+        assert fs.pread(fd, 10, 0) == b"text"
+        assert fs.pread(gone, 10, 0) == b"only here"
+        vm.save(tmp_path / ("two", "one")[number % 2], keep_running=False)
+
+
+def test_cancelled_it_goes_on_with_its_handles(share):
+    vm = make(share, FEW_KINDS[0], **REMOTE)
+    life = Life(vm)
+    for phase in ("precopy", "stop", "device", "ready"):
+
+        def cancel(report, phase=phase):
+            if report.phase == phase:
+                vm.cancel()
+
+        with pytest.raises(MigrationCancelled):
+            vm.migrate(progress=cancel)
+        assert vm.state == RUNNING
+        life.check(vm)
+        life.go_on(vm)
+    life.finish(vm)
+    vm.close()
+
+
+@pytest.mark.parametrize("bandwidth", [64 << 20, None])
+def test_the_guest_works_on_while_its_memory_is_sent(share, bandwidth):
+    for schedule in (ImmediateSchedule(), SeededSchedule(5)):
+        vm = make(share, FEW_KINDS[0], schedule=schedule, memory="16M", **REMOTE)
+        done = []
+
+        def program(fs, done=done):
+            while len(done) < 2000:
+                fs.stat("/")
+                done.append(len(done))
+
+        task = vm.spawn("program", program)
+        moved = []
+        slow = MigrationParameters(part_bytes=4096, bandwidth=bandwidth, max_rounds=3, downtime_limit_ns=1)
+        vm.mount().open("/f", os.O_CREAT | os.O_RDWR)
+
+        def seen(report, moved=moved, done=done):
+            moved.append(len(done))
+
+        vm = vm.migrate(progress=seen, parameters=slow)
+        assert moved[-1] > moved[0]
+        schedule.join(task)
+        assert len(done) == 2000
+        vm.close()
+
+
+def test_many_queues_and_every_program_on_them(share):
+    schedule = SeededSchedule(6)
+    vm = make(share, FEW_KINDS[2], schedule=schedule, queues=3, memory="4M", **REMOTE)
+
+    def program(fs, name):
+        fd = fs.open(name, os.O_RDWR | os.O_CREAT)
+        for number in range(50):
+            assert fs.pwrite(fd, b"%04d" % number, 4 * number) == 4
+        return fs.pread(fd, 1000, 0)
+
+    tasks = [vm.spawn(f"{n}", lambda fs, n=n: program(fs, f"/{n}"), pid=n + 2) for n in range(5)]
+    vm = vm.migrate()
+    expected = b"".join(b"%04d" % number for number in range(50))
+    assert [schedule.join(task) for task in tasks] == [expected] * 5
+    vm.close()
+
+
+def test_facts_are_what_the_guest_knows(share):
+    with make(share, FEW_KINDS[0], **REMOTE) as vm:
+        life = Life(vm)
+        facts = vm.facts()
+        assert facts["handles"] == len(vm.kernel.state.files)
+        assert facts["waiting"] == 1
+        assert facts["inodes"] > 3
+        assert "locks" not in facts, "nobody on this side knows"
+        assert str(vm.backend.process.pid) in next(vm.backend.describe())
+        assert [finding.severity for finding in vm.preflight()] == ["info"]
+        assert vm.notes() == []
+        assert vm.backend.ring(1) is None
+        life.finish(vm)
+
+
+def test_a_back_end_behind_a_path_is_used_and_left_alone(share):
+    with BackendProcess(str(share), options=["--reconnect"]) as process:
+        process.wait_ready()
+        process.connect().close()
+        schedule = ImmediateSchedule()
+        backend = RemoteBackend(process.socket, str(share), schedule)
+        assert process.socket in next(backend.describe())
+        with Machine(share, memory="2M", schedule=schedule, backend=backend) as vm:
+            vm.mount().mkdir("/d")
+            assert backend.connected
+        assert not backend.connected
+        assert process.alive
+    assert (share / "d").is_dir()
+
+
+def test_commands_that_start_nothing_useful(share):
+    with pytest.raises(HostError, match="exit status 3") as caught:
+        make(share, transport="vhost-user", backend_command="sh -c 'echo no disk >&2; exit 3' {socket}")
+    assert caught.value.hint == "it said: no disk"
+    with pytest.raises(UsageError, match="where the back-end listens"):
+        make(share, transport="vhost-user", backend_command="virtiofsd")
+    with pytest.raises(UsageError, match="transport='tcp'"):
+        make(share, transport="tcp")
+    with pytest.raises(UsageError, match="backend_command"):
+        make(share, backend_command="x {socket}")
+
+
+def test_options_reach_the_back_end(share):
+    side = Side()
+    with make(share, seams=side.seams, options={"migration_verify_handles": False}):
+        assert list(side.process.command[: len(SERVE) - 4]) == list(SERVE[:-4])
+        assert "--reconnect" in side.process.command
+
+
+def test_a_schedule_that_waits_elsewhere_is_refused(share):
+    with pytest.raises(UsageError, match="cannot wait"):
+        make(share, schedule=ImmediateSchedule(idle=lambda deadline: False), **REMOTE)
