@@ -32,6 +32,7 @@ from vmsim.sim.reader import Reader
 from vmsim.sim.seeded import SeededSchedule
 from vmsim.sim.workload import Workload
 from vmsim.sim.workload_checks import Discrepancy
+from vmsim.virtio.constants import F_RING_PACKED
 
 WARM_UP_STEPS: Final = 60
 STEPS_BETWEEN_HOPS: Final = 40
@@ -158,10 +159,14 @@ class Job:
 
     def _left_out(self, machine: Machine) -> list[str]:
         """What the guest did without, or without its back-end, in words."""
+        found = []
+        if self.options.machine.ring == "packed" and not machine.kernel.state.features & F_RING_PACKED:
+            found.append("the rings are split: the back-end does not offer packed ones")
         if self.options.read_only:
-            return []
-        chosen = ["nothing was unlinked or removed: --keep-names"] if self.options.keep_names else []
-        return chosen + left_to_guest(machine.kernel)
+            return found
+        if self.options.keep_names:
+            found.append("nothing was unlinked or removed: --keep-names")
+        return found + left_to_guest(machine.kernel)
 
     def _report(
         self, counts: dict[str, int], found: list[Discrepancy], left_out: Sequence[str] = ()
@@ -287,5 +292,7 @@ class Job:
     def _save(self, machine: Machine, work: Work, path: str) -> None:
         self.stages.begin("save", path)
         machine.programs[NOTE] = Note.of(work).encode()
+        machine.kernel.flush_forgets()  # virtiofsd saves no inode without a name, not even to be forgotten
+        machine.mount().statvfs("/")
         machine.save(path, keep_running=False)
         self._saved = path
