@@ -23,7 +23,9 @@ from vmsim.vhost.dialects import DIALECTS
 START_S = 20
 END_S = 10
 SANDBOX = ["--sandbox=none", "--seccomp=none"]
-"""The tests' own directories need no other confinement, and a container allows none."""
+"""A container allows no namespaces. What the guest's facade asks for stays in the share."""
+CHROOT = ["--sandbox=chroot", "--seccomp=none"]
+"""For raw requests, with names that no kernel would send: nothing outside the share can be reached."""
 
 
 class Daemon:
@@ -67,9 +69,9 @@ class Daemon:
         return code
 
 
-def start_virtiofsd(peers: Any, share: Path, *arguments: str) -> Daemon:
-    """The real virtiofsd on ``share``."""
-    return Daemon([peers.virtiofsd, *SANDBOX], share, arguments)
+def start_virtiofsd(peers: Any, share: Path, *arguments: str, confined: bool = False) -> Daemon:
+    """The real virtiofsd on ``share``; ``confined`` keeps it in there whatever it is asked for."""
+    return Daemon([peers.virtiofsd, *(CHROOT if confined else SANDBOX)], share, arguments)
 
 
 def start_serve(share: Path, *arguments: str) -> Daemon:

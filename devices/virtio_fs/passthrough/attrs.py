@@ -60,13 +60,13 @@ class AttrOps(LookupOps):
         self.check_writable()
         valid = attr.valid
         inode = self.require(nodeid)
+        if valid & f.FATTR_SIZE and not stat.S_ISREG(inode.mode):
+            raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL, "no size to set")
         if valid & f.FATTR_MODE:
             self.host.chmod(self._fd_of(nodeid, fh), attr.mode & 0o7777)
         if valid & (f.FATTR_UID | f.FATTR_GID):
             self._chown(self._fd_of(nodeid, fh), attr)
         if valid & f.FATTR_SIZE:
-            if not stat.S_ISREG(inode.mode):
-                raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL, "no size to set")
             kill = bool(valid & f.FATTR_KILL_SUIDGID) and self.killpriv
             self.without_fsetid(kill, lambda: self._truncate(nodeid, fh, attr.size))
         if valid & (f.FATTR_ATIME | f.FATTR_MTIME):
@@ -151,6 +151,6 @@ class AttrOps(LookupOps):
 
 
 def _time(valid: int, bit: int, now_bit: int, seconds: int, nanoseconds: int) -> tuple[int, int]:
-    if not valid & bit:
-        return _OMIT
-    return _NOW if valid & now_bit else (seconds, nanoseconds)
+    if valid & now_bit:
+        return _NOW
+    return (seconds, nanoseconds) if valid & bit else _OMIT

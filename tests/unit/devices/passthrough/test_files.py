@@ -177,9 +177,24 @@ def test_set_times(fs, share):
     assert ((share / "a").stat().st_atime_ns, (share / "a").stat().st_mtime_ns) == (111, 5 * 10**9 + 7)
     fs.setattr("/a", f.FATTR_ATIME | f.FATTR_ATIME_NOW)
     assert (share / "a").stat().st_atime > 10**9
+    os.utime(share / "a", ns=(111, 222))
+    fs.setattr("/a", f.FATTR_MTIME | f.FATTR_ATIME_NOW, mtime=333)
+    assert (share / "a").stat().st_atime > 10**9
+    assert (share / "a").stat().st_mtime_ns == 333
     (share / "s").symlink_to("nowhere")
     fs.setattr("/s", f.FATTR_MTIME, mtime=-3 * 10**9)
     assert (share / "s").lstat().st_mtime_ns == -3 * 10**9
+
+
+def test_what_has_no_size_is_not_changed_half(fs, share):
+    os.mkfifo(share / "p", 0o600)
+    (share / "d").mkdir(0o700)
+    for name, error in (("p", errno.EINVAL), ("d", errno.EISDIR)):
+        before = (share / name).stat().st_mode
+        with pytest.raises(OSError) as caught:
+            fs.setattr("/" + name, f.FATTR_MODE | f.FATTR_SIZE, mode=0o644, size=0)
+        assert caught.value.errno == error
+        assert (share / name).stat().st_mode == before
 
 
 def test_truncate_through_the_handle(fs, share):
