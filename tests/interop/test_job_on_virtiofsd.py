@@ -1,4 +1,4 @@
-"""The main job on the real virtiofsd: what it offers holds through a migration, and what it does not is said."""
+"""The main job on the real virtiofsd: what it offers holds in a migration, and what it does not is said."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from vmsim.virtio.constants import (
     STATUS_FEATURES_OK,
 )
 from vmsim.virtio.mmio import CONFIG_OFFSET, MAGIC, REGISTERS, VERSION
-from vmsim.virtio.ring_types import DriverRing, DriverRingState, RingConfig, ring_areas
+from vmsim.virtio.ring_types import DriverRing, DriverRingState, Fence, RingConfig, ring_areas
 from vmsim.virtio.rings import make_driver_ring
 
 _OFFSETS: Final = {row.name: row.offset for row in REGISTERS}
@@ -70,12 +70,16 @@ class MmioBus(Protocol):
 
 
 class VirtioDriver:
-    """Talks to one virtio-mmio device; keeps nothing that would have to be saved."""
+    """Talks to one virtio-mmio device; keeps nothing that would have to be saved.
 
-    __slots__ = ("bus",)
+    ``fence`` is for its rings, if somebody in another process or thread is at their other end.
+    """
 
-    def __init__(self, bus: MmioBus) -> None:
+    __slots__ = ("bus", "fence")
+
+    def __init__(self, bus: MmioBus, fence: Fence | None = None) -> None:
         self.bus = bus
+        self.fence = fence
 
     def _read(self, offset: int) -> int:
         return self.bus.read(offset, 4)
@@ -213,12 +217,14 @@ class VirtioDriver:
         return bool(pending & ISR_CONFIG_CHANGE and self._read(REG_STATUS) & STATUS_DEVICE_NEEDS_RESET)
 
     @staticmethod
-    def make_ring(queue: QueueState, features: int, memory: GuestMemory) -> DriverRing:
+    def make_ring(
+        queue: QueueState, features: int, memory: GuestMemory, fence: Fence | None = None
+    ) -> DriverRing:
         """The ring of a queue, at its saved position if it has one. StreamError if that is impossible."""
         config = RingConfig(queue.size, queue.desc, queue.driver, queue.device, features, index=queue.index)
         field = f"queues[{queue.index}].ring"
         try:
-            ring = make_driver_ring(config, memory)
+            ring = make_driver_ring(config, memory, fence=fence)
             if queue.ring:
                 ring.restore(msgspec.msgpack.decode(queue.ring, type=DriverRingState))
         except (msgspec.ValidationError, msgspec.DecodeError, RingViolation) as error:
@@ -227,6 +233,6 @@ class VirtioDriver:
 
     def attach_ring(self, queue: QueueState, features: int, memory: GuestMemory) -> DriverRing:
         """``make_ring``, asking for no interrupts until somebody waits."""
-        ring = self.make_ring(queue, features, memory)
+        ring = self.make_ring(queue, features, memory, self.fence)
         ring.suppress_interrupts()
         return ring

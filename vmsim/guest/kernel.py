@@ -26,6 +26,7 @@ from vmsim.guest.pagecache import PageCache
 from vmsim.guest.state import STATE_VERSION, Attr, KernelState, LocalLock, Process, Segments
 from vmsim.memory import PAGE_SIZE, GuestMemory
 from vmsim.schedule import Schedule
+from vmsim.virtio.ring_types import Fence
 
 if TYPE_CHECKING:
     from vmsim.guest.posix import GuestFs
@@ -50,18 +51,20 @@ class GuestKernel(Knowledge):
     """Driver, FUSE client state and processes of one guest.
 
     ``boot()`` brings the device up and mounts the file system; or ``restore()`` takes over from a saved guest
-    whose memory is already in place. ``paused`` stops programs at their next request or wake-up.
+    whose memory is already in place. ``paused`` stops programs at their next request or wake-up. ``fence`` is
+    for rings whose other end is not in this thread.
     """
 
     def __init__(
-        self, memory: GuestMemory, bus: MmioBus, schedule: Schedule, config: GuestConfig | None = None
-    ) -> None:
+        self, memory: GuestMemory, bus: MmioBus, schedule: Schedule, config: GuestConfig | None = None,
+        fence: Fence | None = None,
+    ) -> None:  # fmt: skip
         config = config if config is not None else GuestConfig()
         if config.cache not in CACHES:
             raise UsageError(f"{config.cache!r} is not a page cache mode", hint=f"one of {', '.join(CACHES)}")
         heap = config.heap or default_heap(memory)
         state = KernelState(STATE_VERSION, config, PageAllocator.over(heap).state)
-        super().__init__(memory, VirtioDriver(bus), schedule, state)
+        super().__init__(memory, VirtioDriver(bus, fence), schedule, state)
         self.cell = KernelCell(self)
 
     # Bringing the device up

@@ -131,7 +131,8 @@ class Machine:
             self.memory = self._make_memory()
             self.dirty = DirtyLog(self.memory)
             self.device = self._make_device()
-            self.kernel = GuestKernel(self.memory, self.device.registers, schedule, config.guest)
+            fence = self.backend.fence
+            self.kernel = GuestKernel(self.memory, self.device.registers, schedule, config.guest, fence)
             self.device.virtio.on_interrupt = self._interrupt
             self.section = self.backend.type.section(self.device)
         except BaseException:

@@ -23,7 +23,7 @@ from vmsim.vhost.inproc import InProcessTransport
 from vmsim.vhost.seams import BackendDevice, FrontendHost, Transport
 from vmsim.virtio.device import VirtioDevice
 from vmsim.virtio.mmio import MmioRegisters
-from vmsim.virtio.ring_types import RingState
+from vmsim.virtio.ring_types import Fence, RingState
 
 ENTRY_POINTS = "vmsim.devices"
 
@@ -167,6 +167,8 @@ class MachineBackend(Protocol):
     """What a machine asks of its back-end, wherever that runs; one machine after the other may use it."""
 
     share: str
+    fence: Fence | None
+    """For the guest's rings: what it writes must be seen before it looks what the back-end wrote."""
 
     @property
     def type(self) -> DeviceType:
@@ -236,6 +238,8 @@ class Seams:
 
 class Backend:
     """A back-end in this process: it serves ``share`` until ``close``, to one machine after the other."""
+
+    fence: Fence | None = None
 
     def __init__(self, config: MachineConfig, share: str, schedule: Schedule, seams: Seams) -> None:
         self.share = share

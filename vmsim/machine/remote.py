@@ -7,6 +7,7 @@ something, or ended, is what its process says, if it was started here.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from vmsim.machine.parts import Seams, Start, find_device
 from vmsim.schedule import Schedule
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.vhost.seams import Transport
-from vmsim.virtio.ring_types import RingState
+from vmsim.virtio.ring_types import Fence, RingState
 
 TRANSPORTS: Final = ("inproc", "vhost-user")
 EXTERNAL: Final = "external"
@@ -56,6 +57,7 @@ class RemoteBackend:
         device: str = "virtio-fs", seams: Seams | None = None,
     ) -> None:  # fmt: skip
         self.share = share
+        self.fence: Fence | None = os.sched_yield  # the scheduler has a full barrier
         self.type = find_device(device)
         self.host = HostServices()
         self.process = where if isinstance(where, BackendProcess) else None

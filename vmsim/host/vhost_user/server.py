@@ -51,6 +51,7 @@ class VhostUserServer:
         self._buffer = MessageBuffer(os.close)
         self._link = _Link(backend, waits, log)
         self._transfer_fd = -1
+        self._failure_told: Exception | None = backend.transfer.failure
         backend.link = self._link
         waits.add(connection.fd, select.POLLIN, self._readable)
 
@@ -97,6 +98,7 @@ class VhostUserServer:
             self._reply(row, Reply(Number(errno.EINVAL)))
             return
         reply = self.backend.handle(request)
+        self._tell_failure()
         if reply is not None:
             if request.need_reply and not request.row.answered and reply.payload.value:
                 self._log(f"refused: {request.row.name}: {self.backend.refusal}")
@@ -134,7 +136,15 @@ class VhostUserServer:
         # It may close its descriptor, whose number may be taken again at once: forget it first.
         self._watch_transfer(None)
         self.backend.progress()
+        self._tell_failure()
         self._watch_transfer(self.backend.transfer.waits_for())
+
+    def _tell_failure(self) -> None:
+        """Why a transfer of state failed: CHECK_DEVICE_STATE has only a number for it."""
+        failure = self.backend.transfer.failure
+        if failure is not None and failure is not self._failure_told:
+            self._log(f"the state could not be transferred: {failure}")
+        self._failure_told = failure
 
 
 class _Link:
