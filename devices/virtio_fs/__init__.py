@@ -59,13 +59,13 @@ class VirtioFs:
 
     def backend(
         self, host: HostFs, share: str, options: Mapping[str, Any], *,
-        request_queues: int = 1, notification: bool = False,
+        request_queues: int = 1, notification: bool = False, tag: str = "",
     ) -> VirtioFsBackend:  # fmt: skip
         """A back-end that serves ``share``; UsageError or OSError if it cannot."""
         file_options, state_options = self.check_options(options)
         return VirtioFsBackend(
             host, share, file_options, state_options,
-            request_queues=request_queues, notification=notification,
+            request_queues=request_queues, notification=notification, tag=tag,
         )  # fmt: skip
 
     def device(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from devices.virtio_fs import parked
-from devices.virtio_fs.config import NOTIFICATION_QUEUE, VIRTIO_FS_F_NOTIFICATION
+from devices.virtio_fs.config import NOTIFICATION_QUEUE, VIRTIO_FS_F_NOTIFICATION, FsDeviceOptions
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from devices.virtio_fs.passthrough.host_calls import HostFs
@@ -48,19 +48,25 @@ class Slot:
 class VirtioFsBackend:
     """Implements ``BackendDevice``: serves the directory ``share`` of ``host``.
 
-    ``notification``: offer VIRTIO_FS_F_NOTIFICATION; its buffers are kept, nothing is ever sent. ``report``
+    ``notification``: offer VIRTIO_FS_F_NOTIFICATION; its buffers are kept, nothing is ever sent. With ``tag``
+    the back-end can be asked for the device's configuration space, as virtiofsd with --tag. ``report``
     is that of the last state that was loaded. UsageError or OSError as from ``PassthroughFs``.
     """
 
     def __init__(
         self, host: HostFs, share: str | bytes, options: FsOptions | None = None,
         state_options: StateOptions | None = None, *, request_queues: int = 1, notification: bool = False,
+        tag: str = "",
     ) -> None:  # fmt: skip
         self.options = options if options is not None else FsOptions()
         self.state_options = state_options if state_options is not None else StateOptions()
         self.virtio_features = RING_FEATURES | (VIRTIO_FS_F_NOTIFICATION if notification else 0)
         self.hiprio_count = 1
         self.queue_count = 1 + request_queues + notification
+        self.config_space = b""
+        if tag:
+            device = FsDeviceOptions(tag, num_request_queues=request_queues, notification=notification)
+            self.config_space = device.config_space()
         self.fs = PassthroughFs(host, share, self.options)
         self.session = Session(self.fs, self.options.init_options())
         self.collector = StateCollector(self.fs, self.session, self.state_options)
@@ -143,7 +149,7 @@ class VirtioFsBackend:
 
     def _note_business(self) -> None:
         waiting = bool(self.fs.locks.waiting)
-        self._busy = self._collecting or self._locks_wanted or waiting and not self._locks_suspended
+        self._busy = self._collecting or self._locks_wanted or (waiting and not self._locks_suspended)
 
     def parked(self, ring: int) -> list[Chain]:
         """Give up the chains of one ring that wait; those of the other rings go on waiting."""

@@ -14,8 +14,9 @@ from vmsim.errors import MigrationError, PeerError, StateError, VmsimError
 from vmsim.memory import DirtyLog, GuestMemory
 from vmsim.vhost.dialects.base import Dialect
 from vmsim.vhost.frontend import FrontendOptions, RingSetup, VhostFrontend
+from vmsim.vhost.kept import KeptInflight
 from vmsim.vhost.seams import FrontendHost, Transport
-from vmsim.virtio.constants import DEVICE_ID_FS, RING_FEATURES
+from vmsim.virtio.constants import DEVICE_ID_FS, F_RING_PACKED, RING_FEATURES
 from vmsim.virtio.device import VirtioDevice
 from vmsim.virtio.mmio import MmioRegisters
 
@@ -42,6 +43,7 @@ class VirtioFsDevice:
         self.migration_load: MigrationKind = options.migration
         self._host = host
         self._frontend_options = frontend_options
+        self._inflight = KeptInflight(host)
         sizes = [options.queue_size] * options.queue_count
         self.virtio = VirtioDevice(DEVICE_ID_FS, self._offer(-1), options.config_space(), sizes)
         self.virtio.on_activate = self._activate
@@ -78,7 +80,7 @@ class VirtioFsDevice:
             raise StateError(f"{self.options.path} is attached already")
         frontend = VhostFrontend(
             transport, self._host, self.dialect, self.options.path, self.options.queue_count,
-            self._frontend_options,
+            self._frontend_options, self._inflight,
         )
         try:
             frontend.connect()
@@ -107,15 +109,22 @@ class VirtioFsDevice:
         """Whether it is connected to a back-end."""
         return self.frontend is not None
 
-    def reattach(self, transport: Transport) -> None:
+    def reattach(self, transport: Transport, *, died: bool = False) -> None:
         """Connect again after a connection broke, and go on where the back-end stopped the rings.
 
-        It must be detached, and the back-end have kept its session. Errors are those of ``attach``.
+        It must be detached, and the back-end have kept its session. ``died``: it has not, another one has
+        taken its place; requests in flight are submitted again if the former one recorded them (protocol
+        feature INFLIGHT_SHMFD), and lost otherwise. Errors are those of ``attach``.
         """
         self.attach(transport, reset=False)
-        if self.virtio.live:
+        if self.virtio.live and not died:
             ready = [index for index, queue in enumerate(self.virtio.queues) if queue.ready]
             self._keep_bases(self._connected.ask_bases(ready))
+        elif self.virtio.live and not self.virtio.features_accepted & F_RING_PACKED:
+            # As QEMU: what is known of a split ring is its used index; a packed one's is in the buffer alone.
+            for queue in self.virtio.queues:
+                if queue.ready:
+                    queue.base = self.memory.load_u16(queue.device + 2)
         self.resume()
 
     def detach(self) -> None:
@@ -125,6 +134,11 @@ class VirtioFsDevice:
             return
         self.virtio.on_notify = _ignore_notification
         frontend.close()
+
+    def close(self) -> None:
+        """Detach, and give everything back. May be called twice."""
+        self.detach()
+        self._inflight.forget()
 
     # -- rings
 

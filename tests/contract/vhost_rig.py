@@ -41,6 +41,7 @@ class EchoDevice:
     def __init__(self, features: int = BASIC, queue_count: int = 2) -> None:
         self.virtio_features = features
         self.queue_count = queue_count
+        self.config_space = b""
         self.hiprio_count = 1
         self.state = b"state of the echo device"
         self.loaded: list[bytes] = []
@@ -126,6 +127,7 @@ class Recorder:
         self.notifier = inner.notifier
         self.backend_channel = inner.backend_channel
         self.reason = inner.reason
+        self.shares_process = inner.shares_process
         self.progress = inner.progress
         self.close = inner.close
 
@@ -275,7 +277,7 @@ class Rig:
         return self
 
     def close(self) -> None:
-        self.device.detach()
+        self.device.close()
         self.driver.rings.clear()
         self.echo.waiting.clear()
         self.memory.close()

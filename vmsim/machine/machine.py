@@ -443,7 +443,7 @@ class Machine:
         self._release_memory()
 
     def _detach(self) -> None:
-        self.device.detach()
+        self.device.close()
         self.device.stop_log(self.dirty)
         self.dirty.stop()
 

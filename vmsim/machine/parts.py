@@ -52,6 +52,10 @@ class FrontDevice(Protocol):
         """Let go of it."""
         ...
 
+    def close(self) -> None:
+        """Let go of it for good."""
+        ...
+
     def pause(self) -> None:
         """Stop the rings."""
         ...
@@ -117,7 +121,7 @@ class DeviceType(Protocol):
 
     def backend(
         self, host: Any, share: str, options: Mapping[str, Any], *,
-        request_queues: int = 1, notification: bool = False,
+        request_queues: int = 1, notification: bool = False, tag: str = "",
     ) -> ServingDevice:  # fmt: skip
         """The half that does the work."""
         ...

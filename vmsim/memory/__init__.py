@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmsim.memory.dirty import BitmapSink, DirtyLog, bitmap_bytes
+from vmsim.memory.dirty import BitmapSink, DirtyLog, bitmap_bytes, taker
 from vmsim.memory.guest import PAGE_SIZE, DirtySink, GuestMemory, Region
 
-__all__ = ["PAGE_SIZE", "BitmapSink", "DirtyLog", "DirtySink", "GuestMemory", "Region", "bitmap_bytes"]
+__all__ = ["PAGE_SIZE", "BitmapSink", "DirtyLog", "DirtySink", "GuestMemory", "Region", "bitmap_bytes", "taker"]

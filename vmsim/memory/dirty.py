@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from vmsim.errors import MemoryAccessError, StateError, UsageError
+from vmsim.errors import MemoryAccessError, StateError
 from vmsim.memory.guest import PAGE_SIZE, DirtySink, GuestMemory, Region
+
+CHUNK_BYTES = 4096
+"""How much of a bitmap is looked at in one go."""
 
 _PAGE_SHIFT = 12
 _TO_DIGITS = bytes.maketrans(b"\0\1", b"01")
@@ -22,11 +25,15 @@ def bitmap_bytes(memory: GuestMemory) -> int:
     return ((end - 1) // (PAGE_SIZE * 64) + 1) * 8 if end else 0
 
 
-def exchange_word(words: memoryview, index: int) -> int:
-    """Take one 64-bit word of a bitmap and leave 0. Not atomic: exact while nobody else writes just now."""
-    value: int = words[index]
-    words[index] = 0
-    return value
+def taker(bitmap: memoryview) -> Callable[[], bytes]:
+    """What takes the bits of ``bitmap`` and clears them. Exact while nobody else writes just now."""
+
+    def take() -> bytes:
+        bits = bytes(bitmap)
+        bitmap[:] = bytes(len(bits))
+        return bits
+
+    return take
 
 
 class BitmapSink:
@@ -116,7 +123,7 @@ class DirtyLog:
         self.epoch = 0
         self.last_pages: dict[str, int] = {}
         self._sources: dict[str, _Source] = {}
-        self._bitmaps: dict[str, tuple[memoryview, Callable[[memoryview, int], int]]] = {}
+        self._bitmaps: dict[str, Callable[[], bytes]] = {}
 
     def source(self, name: str) -> DirtySink:
         """The sink of one named source; asking again gives the same one."""
@@ -127,24 +134,18 @@ class DirtyLog:
             self._sources[name] = _Source(self, name)
         return self._sources[name]
 
-    def attach_bitmap(
-        self, name: str, bitmap: memoryview, exchange: Callable[[memoryview, int], int] = exchange_word
-    ) -> None:
+    def attach_bitmap(self, name: str, take: Callable[[], bytes]) -> None:
         """Harvest a vhost bitmap that somebody else fills; its pages count for source ``name``.
 
-        ``exchange(words, index)`` takes one 64-bit word and leaves 0; pass an atomic one when another process
-        fills the bitmap while it is harvested. UsageError if the bitmap is not made of 64-bit words.
+        ``take()`` gives what the bitmap says and makes it say nothing (see ``taker``), without losing a bit
+        that is set meanwhile; what it raises goes through.
         """
-        if bitmap.nbytes % 8:
-            raise UsageError(f"the dirty bitmap of {name} has {bitmap.nbytes} bytes, not whole 64-bit words")
         self._source(name)
-        self._bitmaps[name] = (bitmap.cast("B").cast("Q"), exchange)
+        self._bitmaps[name] = take
 
     def detach_bitmap(self, name: str) -> None:
-        """Take what the bitmap still holds and forget it; nothing happens if there is none."""
-        if name in self._bitmaps:
-            self._take_bitmap(name)
-            del self._bitmaps[name]
+        """Forget the bitmap; harvest before what it still holds. Nothing happens if there is none."""
+        self._bitmaps.pop(name, None)
 
     def start(self, *, all_dirty: bool = False) -> None:
         """Begin to log, with nothing dirty (or everything). Includes writes through the memory object."""
@@ -198,16 +199,11 @@ class DirtyLog:
         self._merge_bits(name, 0, bytes(bitmap))
 
     def _take_bitmap(self, name: str) -> None:
-        words, exchange = self._bitmaps[name]
-        for start in range(0, len(words), 512):
-            chunk = words[start : start + 512]
-            if chunk.tobytes().count(0) == chunk.nbytes:
-                continue
-            taken = b"".join(
-                (exchange(words, start + i) if word else 0).to_bytes(8, "little")
-                for i, word in enumerate(chunk)
-            )
-            self._merge_bits(name, start * 64, taken)
+        bits = self._bitmaps[name]()
+        for start in range(0, len(bits), CHUNK_BYTES):
+            chunk = bits[start : start + CHUNK_BYTES]
+            if chunk.count(0) != len(chunk):
+                self._merge_bits(name, start * 8, chunk)
 
     def _merge_bits(self, name: str, first_page: int, bits: bytes) -> None:
         """OR the bitmap ``bits`` (whose bit 0 is ``first_page``) into a source; spare bits are ignored."""

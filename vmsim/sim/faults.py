@@ -120,6 +120,7 @@ class FaultyTransport:
         self.close = inner.close
         self.notifier = inner.notifier
         self.backend_channel = inner.backend_channel
+        self.shares_process = inner.shares_process
         self.reason = inner.reason
 
     @property

@@ -63,6 +63,7 @@ class TracedTransport:
         self.close = inner.close
         self.notifier = inner.notifier
         self.backend_channel = inner.backend_channel
+        self.shares_process = inner.shares_process
         self.reason = inner.reason
         self.on_call: Callable[[int], None] = inner.on_call
         self.on_ring_error: Callable[[int, str], None] = inner.on_ring_error
@@ -113,6 +114,7 @@ class TracedDevice:
         self.virtio_features = inner.virtio_features
         self.queue_count = inner.queue_count
         self.hiprio_count = inner.hiprio_count
+        self.config_space = inner.config_space
         self.set_features = inner.set_features
         self.parked = inner.parked
         self.keep_parked = inner.keep_parked

@@ -7,12 +7,12 @@ message belong to the back-end from then on: what a message does not keep is clo
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vmsim.errors import HostError, StallError, VmsimError
-from vmsim.limits import MEMORY_REGIONS_MAX
+from vmsim.limits import MEMORY_REGIONS_MAX, QUEUE_SIZE_MAX
 from vmsim.memory import BitmapSink, bitmap_bytes
 from vmsim.schedule import Schedule
 from vmsim.vhost import constants as c
@@ -20,8 +20,11 @@ from vmsim.vhost import payloads as p
 from vmsim.vhost.backend_memory import BackendMemory
 from vmsim.vhost.backend_ring import BackendRing, Policy
 from vmsim.vhost.dialects.base import BackendTransfer, Dialect
+from vmsim.vhost.inflight import region_bytes, region_of
 from vmsim.vhost.messages import SPEC, MessageError, Reply, Request, check_fds
 from vmsim.vhost.seams import BackendDevice, BackendIo, BackendLink
+from vmsim.virtio.constants import F_RING_PACKED
+from vmsim.virtio.ring_types import Fence
 
 __all__ = ["BackendDevice", "BackendIo", "BackendOptions", "VhostBackend"]
 
@@ -31,7 +34,10 @@ PROTOCOL_FEATURES = c.protocol_bits(
 )
 """What a back-end offers unless told otherwise: the same as virtiofsd 1.13.2."""
 
-IMPLEMENTED = PROTOCOL_FEATURES | c.protocol_bits(c.F_STATUS, c.F_INBAND_NOTIFICATIONS)
+IMPLEMENTED = PROTOCOL_FEATURES | c.protocol_bits(
+    c.F_STATUS, c.F_INBAND_NOTIFICATIONS, c.F_INFLIGHT_SHMFD, c.F_CONFIG
+)
+"""Everything that there is. CONFIG is offered only for a device that has a configuration space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,8 @@ class BackendOptions:
 
     ``log_shared``: another process harvests the dirty log. ``keeps_session``: front-ends come and go, and the
     guest of one may go on with the next (external migration), which resets the device before its rings have
-    run: that leaves the session alone. ``own_state_channel``: SET_DEVICE_STATE_FD is
+    run: that leaves the session alone. ``fence``: what another process needs of our rings, see ``Fence`` of
+    :mod:`vmsim.virtio.ring_types`. ``own_state_channel``: SET_DEVICE_STATE_FD is
     answered with a channel of the back-end's own.
     """
 
@@ -48,6 +55,7 @@ class BackendOptions:
     policy: Policy = "strict"
     log_shared: bool = False
     keeps_session: bool = False
+    fence: Fence | None = None
     own_state_channel: bool = False
 
 
@@ -76,7 +84,8 @@ class VhostBackend:
         self.memory = BackendMemory(io)
         self.transfer: BackendTransfer = dialect.serve(device, io, own_channel=self.options.own_state_channel)
         self.rings = [
-            BackendRing(index, device, schedule, self.options.policy) for index in range(device.queue_count)
+            BackendRing(index, device, schedule, self.options.policy, self.options.fence)
+            for index in range(device.queue_count)
         ]
         for ring in self.rings[device.hiprio_count :]:
             ring.others = self.rings[: device.hiprio_count]
@@ -84,6 +93,7 @@ class VhostBackend:
         self._link: BackendLink | None = None
         self._fds: list[int] = []
         self._log_view: memoryview | None = None
+        self._inflight_view: memoryview | None = None
         self._used = False
         """Whether this front-end has set up a ring."""
         self._handlers: dict[str, Callable[[Any], Any]] = {
@@ -151,6 +161,7 @@ class VhostBackend:
         self._apply()
         self.memory.close()
         self._apply()
+        self._use_inflight(None, ())
         self.protocol_features = 0
         self._used = False
 
@@ -225,11 +236,16 @@ class VhostBackend:
             self.device.log_stopped()
 
     def _get_protocol_features(self, _: None) -> p.Number:
-        return p.Number(self.options.protocol_features)
+        return p.Number(self._offered())
+
+    def _offered(self) -> int:
+        """The protocol features that this device has a use for."""
+        hidden = 0 if self.device.config_space else c.protocol_bits(c.F_CONFIG)
+        return self.options.protocol_features & ~hidden
 
     def _set_protocol_features(self, payload: p.Number) -> None:
         features = payload.value
-        extra = features & ~self.options.protocol_features
+        extra = features & ~self._offered()
         if extra:
             names = c.describe_features(extra)
             raise MessageError(f"SET_PROTOCOL_FEATURES: {names} was not offered", spec=SPEC)
@@ -293,6 +309,59 @@ class VhostBackend:
 
     def _set_log_fd(self, _: None) -> None:
         """The descriptor would be signalled after each write to the log; polling the log is enough."""
+
+    # -- requests in flight
+
+    def _get_inflight_fd(self, payload: p.Inflight) -> Reply:
+        queues, size = self._inflight_shape("GET_INFLIGHT_FD", payload)
+        # Which format its rings will have may not be known yet: entries of packed ones are the larger.
+        packed = not self.features or bool(self.features & F_RING_PACKED)
+        size_bytes = queues * region_bytes(size, packed=packed)
+        buffer = self._io.shared_memory("vhost-inflight", size_bytes, sealed=True)
+        fd = self._io.dup(buffer.fd)
+        buffer.close()
+        return Reply(p.Inflight(size_bytes, 0, queues, size), (fd,))
+
+    def _set_inflight_fd(self, payload: p.Inflight) -> None:
+        queues, size = self._inflight_shape("SET_INFLIGHT_FD", payload)
+        if any(ring.started for ring in self.rings):
+            raise MessageError("SET_INFLIGHT_FD while rings run", spec=SPEC)
+        packed = bool(self.features & F_RING_PACKED)
+        fd = self._take_fd()
+        try:
+            view = self._io.map(fd, payload.mmap_size, payload.mmap_offset)
+        finally:
+            self._io.close(fd)
+        try:
+            regions = [region_of(view, queue, queues, size, packed=packed) for queue in range(queues)]
+        except MessageError:
+            self._io.unmap(view)
+            raise
+        self._use_inflight(view, regions)
+
+    def _inflight_shape(self, message: str, payload: p.Inflight) -> tuple[int, int]:
+        queues, size = payload.num_queues, payload.queue_size
+        if not 1 <= queues <= len(self.rings) or not 1 <= size <= QUEUE_SIZE_MAX:
+            raise MessageError(f"{message}: {queues} queues of {size} entries", spec=SPEC)
+        return queues, size
+
+    def _use_inflight(self, view: memoryview | None, regions: Sequence[memoryview]) -> None:
+        for ring in self.rings:
+            ring.set_inflight(regions[ring.index] if ring.index < len(regions) else None)
+        former, self._inflight_view = self._inflight_view, view
+        if former is not None:
+            self._io.unmap(former)
+
+    # -- configuration space
+
+    def _get_config(self, payload: p.ConfigSpace) -> p.ConfigSpace:
+        """Part of the configuration space; without bytes if it is not all inside."""
+        start, size = payload.offset, len(payload.data)
+        data = self.device.config_space[start : start + size]
+        return p.ConfigSpace(start, payload.flags, data if len(data) == size else b"")
+
+    def _set_config(self, payload: p.ConfigSpace) -> None:
+        raise MessageError("SET_CONFIG: this device's configuration cannot be written", spec=SPEC)
 
     # -- rings
 

@@ -6,7 +6,7 @@ while it is both started and enabled; enabling is remembered while it is stopped
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from vmsim.errors import VmsimError
@@ -17,8 +17,9 @@ from vmsim.vhost.constants import VHOST_VRING_F_LOG
 from vmsim.vhost.messages import SPEC, MessageError
 from vmsim.vhost.payloads import VringAddr
 from vmsim.vhost.seams import BackendDevice, BackendLink
+from vmsim.vhost.tracking import Tracking, track
 from vmsim.virtio.chain import Chain
-from vmsim.virtio.ring_types import DeviceRing, RingConfig
+from vmsim.virtio.ring_types import DeviceRing, Fence, RingConfig
 from vmsim.virtio.rings import make_device_ring
 
 Policy = Literal["strict", "lenient"]
@@ -31,12 +32,15 @@ class BackendRing:
     """
 
     __slots__ = (
-        "_busy", "_device", "_features", "_fresh", "_handle", "_log", "_memory", "_outstanding", "_policy",
-        "_schedule", "addr", "base", "broken", "enabled", "has_kick", "index", "link", "live", "num",
-        "others", "ring", "started",
+        "_busy", "_device", "_features", "_fence", "_fresh", "_handle", "_inflight", "_log", "_memory",
+        "_outstanding", "_policy", "_recovered", "_schedule", "_tracking", "addr", "base", "broken",
+        "enabled", "has_kick", "index", "link", "live", "num", "others", "ring", "started",
     )
 
-    def __init__(self, index: int, device: BackendDevice, schedule: Schedule, policy: Policy) -> None:
+    def __init__(
+        self, index: int, device: BackendDevice, schedule: Schedule, policy: Policy,
+        fence: Fence | None = None,
+    ) -> None:  # fmt: skip
         self.index = index
         self.link: BackendLink | None = None
         self.others: Sequence[BackendRing] = ()
@@ -56,6 +60,10 @@ class BackendRing:
         self._features = 0
         self._memory: GuestMemory = GuestMemory(())
         self._log: DirtySink | None = None
+        self._fence = fence
+        self._inflight: memoryview | None = None
+        self._tracking: Tracking | None = None
+        self._recovered = False
         self._outstanding: dict[int, Chain] = {}
         self._busy = False
         self._fresh = False
@@ -102,7 +110,14 @@ class BackendRing:
                 self._fail(error)
                 return
             self._outstanding = {key: chains[old.head] for key, old in in_flight.items()}
+            if self._tracking is not None:
+                self._tracking.attach(self.ring)
             self._update()
+
+    def set_inflight(self, region: memoryview | None) -> None:
+        """SET_INFLIGHT_FD: where this ring records its requests in flight, from its next start on."""
+        self._require_stopped("SET_INFLIGHT_FD")
+        self._inflight = region
 
     def set_enabled(self, enabled: bool) -> None:
         """SET_VRING_ENABLE; a ring that was started meanwhile is worked off."""
@@ -121,15 +136,25 @@ class BackendRing:
             ring = self.live
         if ring is None or self._busy:
             return
+        take = ring.pop if self._tracking is None else self._take
         try:
-            chain = ring.pop()
+            chain = take()
         except VmsimError as error:
             self._fail(error)
             return
         if chain is not None:
-            self._work(ring, chain)
+            self._work(ring, chain, take)
 
-    def _work(self, ring: DeviceRing, chain: Chain | None) -> None:
+    def _take(self) -> Chain | None:
+        """``pop``, recorded in the in-flight region."""
+        assert self.ring is not None
+        assert self._tracking is not None
+        chain = self.ring.pop()
+        if chain is not None:
+            self._tracking.taken(chain)
+        return chain
+
+    def _work(self, ring: DeviceRing, chain: Chain | None, take: Callable[[], Chain | None]) -> None:
         """Work the ring off, then ask for kicks and look once more; none are wanted between two chains."""
         handle = self._handle
         index = self.index
@@ -147,14 +172,14 @@ class BackendRing:
                         pushed = True
                     if self.live is not ring:
                         return
-                    chain = ring.pop()
+                    chain = take()
                     if chain is not None:
                         ring.suppress_kicks()
                         for other in self.others:
                             other.kicked()
                 if not ring.arm_kicks():
                     break
-                chain = ring.pop()
+                chain = take()
         except VmsimError as error:
             self._fail(error)
         finally:
@@ -200,9 +225,12 @@ class BackendRing:
             if not self._fresh:
                 state = ring.save()
                 self._device.keep_parked(self.index, state if state.in_flight else None)
+                if self._tracking is not None and not state.in_flight:
+                    self._tracking.region.forget()
             self.base = ring.base_word()
         self.started = self.has_kick = self._fresh = False
-        self.ring = self.live = None
+        self.ring = self.live = self._tracking = None
+        self._recovered = False
         self.broken = ""
         return self.base
 
@@ -213,9 +241,12 @@ class BackendRing:
         self._device.parked(self.index)
         self._outstanding.clear()
         self.started = self.enabled = self.has_kick = self._fresh = False
-        self.ring = self.live = None
+        self.ring = self.live = self._tracking = None
+        self._recovered = False
         self.broken = ""
         self.base = 0
+        if self._inflight is not None:
+            self._inflight[:] = bytes(len(self._inflight))
 
     @property
     def running(self) -> bool:
@@ -230,12 +261,23 @@ class BackendRing:
             if not self.started:
                 self.ring = self._make()
                 self.ring.set_base_word(self.base)
+                self._track(self.ring)
                 self.started = self._fresh = True
                 self._update()
             if self.live is not None and self._fresh and not self._busy:
                 self._take_up(self.live)
         except VmsimError as error:
             self._fail(error)
+
+    def _track(self, ring: DeviceRing) -> None:
+        """Record requests in flight from now on; go on where a back-end that died has left the ring."""
+        if self._inflight is None:
+            return
+        self._tracking = track(ring, self._inflight)
+        state = self._tracking.recover()
+        self._recovered = state is not None
+        if state is not None:
+            ring.restore(state)
 
     def _take_up(self, ring: DeviceRing) -> None:
         """Handle what was parked when this ring stopped, before anything new."""
@@ -255,14 +297,17 @@ class BackendRing:
     def _resume(self, ring: DeviceRing) -> list[Chain]:
         """Take up what was parked when this ring stopped; a ring that starts elsewhere is a new one."""
         state = self._device.resume_parked(self.index)
-        if state is None:
-            return []
-        here = ring.save()
-        if (here.next_avail, here.next_used, here.avail_wrap, here.used_wrap) != (
-            state.next_avail, state.next_used, state.avail_wrap, state.used_wrap
-        ):
-            return []
-        return ring.restore(state)
+        recovered, self._recovered = self._recovered, False
+        here = ring.position()
+        elsewhere = state is not None and not here.same_place(state)
+        if recovered and not elsewhere:
+            return ring.in_flight
+        if elsewhere and recovered:
+            ring.set_base_word(self.base)
+        chains = ring.restore(state) if state is not None and not elsewhere else []
+        if self._tracking is not None:
+            self._tracking.begin()
+        return chains
 
     def _make(self) -> DeviceRing:
         if self.addr is None or not self.num:
@@ -270,7 +315,7 @@ class BackendRing:
         desc, driver, device = self._locate(self.addr)
         config = RingConfig(self.num, desc, driver, device, self._features, policy=self._policy)
         log_used = bool(self.addr.flags & VHOST_VRING_F_LOG)
-        return make_device_ring(config, self._memory, log=self._log, log_used=log_used)
+        return make_device_ring(config, self._memory, log=self._log, log_used=log_used, fence=self._fence)
 
     def _locate(self, addr: VringAddr) -> tuple[int, int, int]:
         """The guest-physical addresses of descriptor, driver and device area."""

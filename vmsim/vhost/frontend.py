@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vmsim.errors import PeerError, StateError, VmsimError
-from vmsim.memory import GuestMemory, Region, bitmap_bytes
+from vmsim.memory import GuestMemory, Region, bitmap_bytes, taker
 from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
 from vmsim.vhost.dialects.base import Dialect, StateTransferError, error_number
+from vmsim.vhost.kept import KeptInflight
 from vmsim.vhost.messages import Ack, MessageError, Reply, Request, Row
 from vmsim.vhost.seams import FrontendHost, SharedBuffer, Transport
 
@@ -23,7 +24,7 @@ __all__ = ["FrontendOptions", "RingSetup", "Transport", "VhostFrontend"]
 
 PROTOCOL_FEATURES = c.protocol_bits(
     c.F_MQ, c.F_LOG_SHMFD, c.F_REPLY_ACK, c.F_BACKEND_REQ, c.F_BACKEND_SEND_FD, c.F_RESET_DEVICE,
-    c.F_CONFIGURE_MEM_SLOTS, c.F_STATUS, c.F_DEVICE_STATE,
+    c.F_CONFIGURE_MEM_SLOTS, c.F_STATUS, c.F_DEVICE_STATE, c.F_INFLIGHT_SHMFD,
 )
 """What this front-end makes use of. CONFIG is not among it: the device serves its configuration itself."""
 
@@ -63,7 +64,7 @@ class VhostFrontend:
 
     def __init__(
         self, transport: Transport, host: FrontendHost, dialect: Dialect, device: str, ring_count: int,
-        options: FrontendOptions | None = None,
+        options: FrontendOptions | None = None, inflight: KeptInflight | None = None,
     ) -> None:
         self.transport = transport
         self.host = host
@@ -75,6 +76,8 @@ class VhostFrontend:
         """Tell the back-end that a ring has work; the hot path, straight to the transport."""
         self.features_offered = 0
         self.protocol_features = 0
+        self.inflight = inflight
+        """Where back-ends record requests in flight, if they can; None: they are not asked to."""
         self.queue_max = 0
         self.memory_slots = p.MEMORY_TABLE_REGIONS_MAX
         self.log: SharedBuffer | None = None
@@ -168,6 +171,8 @@ class VhostFrontend:
     def reset_device(self) -> None:
         """The driver or the machine reset the device (never for stop and continue)."""
         self._rings = ()
+        if self.inflight is not None:
+            self.inflight.forget()
         if self.has(c.F_RESET_DEVICE):
             self.exchange("RESET_DEVICE")
 
@@ -216,6 +221,9 @@ class VhostFrontend:
                 self._notifier("SET_VRING_CALL", ring.number)
             self.exchange("SET_FEATURES", p.Number(self._feature_word()))
             self._share_memory(memory)
+            if rings and self.inflight is not None and self.has(c.F_INFLIGHT_SHMFD):
+                size = max(ring.size for ring in rings)
+                self.inflight.give(self.exchange, self.ring_count, size)
             for ring in rings:
                 self._start_ring(ring)
             for ring in rings:
@@ -363,8 +371,8 @@ class VhostFrontend:
             return "Migration disabled: vhost lacks VHOST_F_LOG_ALL feature."
         return ""
 
-    def start_log(self, memory: GuestMemory) -> memoryview:
-        """Switch dirty logging on; the bitmap that the back-end fills from now on (vhost layout).
+    def start_log(self, memory: GuestMemory) -> Callable[[], bytes]:
+        """Switch dirty logging on; what takes the pages written since from the log (vhost's layout).
 
         After a failure logging is off, or ``stop_log`` will tell that the back-end cannot be reached.
         """
@@ -384,7 +392,29 @@ class VhostFrontend:
             self._log_unsure = not (begun and self._stop_log_quietly())
             log.close()
             raise
-        return log.view
+        return self._take_log
+
+    def _take_log(self) -> bytes:
+        """What the log holds, which holds nothing then.
+
+        Bits that another process sets meanwhile must not be lost, and Python exchanges nothing atomically: the
+        back-end gets a new log, and once it has acknowledged that nobody writes to the former one any more.
+        """
+        log = self.log
+        if log is None:
+            return b""
+        if self.transport.shares_process:
+            return taker(log.view)()
+        fresh = self.host.shared_memory("vhost-log", log.size_bytes, sealed=True)
+        try:
+            self.exchange("SET_LOG_BASE", p.LogArea(fresh.size_bytes, 0), (fresh.fd,))
+        except BaseException:
+            fresh.close()
+            raise
+        self.log = fresh
+        bits = bytes(log.view)
+        log.close()
+        return bits
 
     def stop_log(self) -> None:
         """Switch dirty logging off; take what the bitmap holds before. Nothing happens if it is off."""

@@ -23,6 +23,8 @@ class InProcessTransport:
     Descriptors of messages are duplicated, so that both ends own theirs as they would across a socket.
     """
 
+    shares_process = True
+
     def __init__(self, backend: VhostBackend, schedule: Schedule, fds: Fds) -> None:
         if backend.link is not None:
             raise PeerError("the back-end is connected already")

@@ -70,6 +70,10 @@ class FrontendHost(ByteChannel, Protocol):
 class BackendIo(ByteChannel, Protocol):
     """The host services of a back-end."""
 
+    def shared_memory(self, name: str, size_bytes: int, *, sealed: bool = False) -> SharedBuffer:
+        """As of ``FrontendHost``."""
+        ...
+
     def map(self, fd: int, size_bytes: int, offset: int) -> memoryview:
         """Map part of a file, shared and writable; HostError(EINVAL) if the file is shorter than that."""
         ...
@@ -106,6 +110,8 @@ class Transport(Protocol):
     own. The receiver of a reply owns the descriptors in it.
     """
 
+    shares_process: bool
+    """Whether the back-end is in this process, so that nothing happens in it while we look."""
     on_call: Callable[[int], None]
     """Set by the front-end: a ring has used buffers for the driver."""
     on_ring_error: Callable[[int, str], None]
@@ -151,10 +157,11 @@ class BackendDevice(Protocol):
 
     ``virtio_features`` are the virtio feature bits that it offers (without the transport's bits 26 and 30),
     ``queue_count`` all its rings, of which the first ``hiprio_count`` are looked at between any two requests
-    of the others.
+    of the others. ``config_space``: its configuration space, if it serves that itself (else empty).
     """
 
     virtio_features: int
+    config_space: bytes
     queue_count: int
     hiprio_count: int
 

@@ -8,7 +8,7 @@ from vmsim.errors import MemoryAccessError, RingViolation, StateError, StreamErr
 from vmsim.limits import CHAIN_BYTES_MAX, QUEUE_SIZE_MAX
 from vmsim.virtio.chain import Chain, Descriptor, ParkedChain, build_chain
 from vmsim.virtio.constants import DESC_BYTES, F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC
-from vmsim.virtio.ring_types import Fence, RingConfig, RingState, check_config
+from vmsim.virtio.ring_types import Fence, RingConfig, RingState, UsedWitness, check_config
 from vmsim.virtio.violations import ROWS, violation
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class DeviceRingBase:
     """Bookkeeping of one device-side ring. Subclasses read and write the ring itself."""
 
     __slots__ = (
+        "_careful",
         "_completed",
         "_event_idx",
         "_fence",
@@ -31,6 +32,7 @@ class DeviceRingBase:
         "_kind",
         "_lenient",
         "_memory",
+        "_witness",
         "broken",
         "config",
         "log",
@@ -61,8 +63,21 @@ class DeviceRingBase:
         self._event_idx = bool(config.features & F_EVENT_IDX)
         self._in_order = bool(config.features & F_IN_ORDER)
         self._indirect = bool(config.features & F_INDIRECT_DESC)
+        self._careful = self._in_order
+        """Whether chains are returned the long way."""
+        self._witness: UsedWitness | None = None
         self._in_flight: dict[int, Chain] = {}
         self._completed: dict[int, int] = {}
+
+    @property
+    def witness(self) -> UsedWitness | None:
+        """Who is told before and after chains become visible to the driver as used; nobody at first."""
+        return self._witness
+
+    @witness.setter
+    def witness(self, witness: UsedWitness | None) -> None:
+        self._witness = witness
+        self._careful = self._in_order or witness is not None
 
     @property
     def in_flight(self) -> list[Chain]:
@@ -79,7 +94,7 @@ class DeviceRingBase:
 
     def save(self) -> RingState:
         """Everything about this ring that guest memory does not hold."""
-        state = self._position()
+        state = self.position()
         state.in_flight = [chain.park() for chain in self._in_flight.values()]
         state.completed = list(self._completed.items())
         return state
@@ -115,7 +130,8 @@ class DeviceRingBase:
         """Ring entries between the two positions that no chain in flight accounts for."""
         raise NotImplementedError
 
-    def _position(self) -> RingState:
+    def position(self) -> RingState:
+        """Where the ring stands, without what is in flight."""
         raise NotImplementedError
 
     def _seek(self, state: RingState) -> None:
@@ -171,7 +187,7 @@ class DeviceRingBase:
             raise StateError(f"{written} bytes written into {chain!r}")
         if not self._in_order:
             del self._in_flight[chain.head]
-            self._write_used([(chain, written)])
+            self._give([(chain, written)])
             return
         self._completed[chain.head] = written
         self._flush_in_order()
@@ -191,10 +207,20 @@ class DeviceRingBase:
             del self._in_flight[chain.head]
             batch.append((chain, written))
             if written != chain.writable_bytes:
-                self._write_used(batch)
+                self._give(batch)
                 batch = []
         if batch:
+            self._give(batch)
+
+    def _give(self, batch: list[Used]) -> None:
+        witness = self._witness
+        if witness is None:
             self._write_used(batch)
+            return
+        chains = [chain for chain, _ in batch]
+        witness.giving(chains)
+        self._write_used(batch)
+        witness.given(chains)
 
     def _mark_payload(self, chain: Chain, written: int) -> None:
         left = written

@@ -113,7 +113,7 @@ class PackedDeviceRing(DeviceRingBase):
         """
         head = chain.head
         in_flight = self._in_flight
-        if self._in_order or in_flight.get(head) is not chain or not 0 <= written <= chain.writable_bytes:
+        if self._careful or in_flight.get(head) is not chain or not 0 <= written <= chain.writable_bytes:
             self._push_slow(chain, written)
             return
         del in_flight[head]
@@ -159,6 +159,25 @@ class PackedDeviceRing(DeviceRingBase):
         if self._fence is not None:
             self._fence()
         return bool(self._desc_flags[self._next_avail] & _WRAP_BITS == _AVAILABLE[self._avail_wrap])
+
+    def slots_of(self, chain: Chain) -> list[tuple[int, int, int, int]]:
+        """The ring slots (gpa, bytes, buffer id, flags) of the chain that was popped last."""
+        first = self._next_avail - chain.count
+        return [
+            _DESC.unpack_from(self._desc, ((first + step) % self.size) << 4) for step in range(chain.count)
+        ]
+
+    def shown(self) -> list[int]:
+        """The flags of all descriptors, as guest memory has them."""
+        return self._desc_flags.tolist()
+
+    def chain_of(self, slots: list[tuple[int, int, int, int]]) -> ParkedChain:
+        """The chain that these slots meant when it was taken. RingViolation if it is malformed."""
+        gpa, size_bytes, head, flags = slots[-1]
+        if flags & DESC_F_INDIRECT:
+            return ParkedChain(head, len(slots), self._table(head, gpa, size_bytes))
+        elements = [(gpa, size_bytes, bool(flags & DESC_F_WRITE)) for gpa, size_bytes, _, flags in slots]
+        return ParkedChain(head, len(slots), elements)
 
     def base_word(self) -> int:
         """Both positions with their wrap counters, as vhost's GET_VRING_BASE reports them."""
@@ -272,7 +291,8 @@ class PackedDeviceRing(DeviceRingBase):
         lap = (state.avail_wrap ^ state.used_wrap) * self.size
         return state.next_avail - state.next_used + lap - sum(parked.count for parked in state.in_flight)
 
-    def _position(self) -> RingState:
+    def position(self) -> RingState:
+        """Where the ring stands, without what is in flight."""
         return RingState(
             next_avail=self._next_avail,
             next_used=self._next_used,

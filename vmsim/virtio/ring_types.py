@@ -63,6 +63,12 @@ class RingState(msgspec.Struct):
     in_flight: list[ParkedChain] = []
     completed: list[tuple[int, int]] = []
 
+    def same_place(self, other: RingState) -> bool:
+        """Whether both positions are those of ``other``."""
+        return (self.next_avail, self.next_used, self.avail_wrap, self.used_wrap) == (
+            other.next_avail, other.next_used, other.avail_wrap, other.used_wrap
+        )  # fmt: skip
+
 
 class Outstanding(msgspec.Struct, frozen=True):
     """A buffer that the driver made available, and its writable bytes.
@@ -95,6 +101,18 @@ class DriverRingState(msgspec.Struct):
     batch: tuple[int, int] | None = None
 
 
+class UsedWitness(Protocol):
+    """Told of used buffers at the two moments between which a device may die: see vhost's in-flight buffer."""
+
+    def giving(self, chains: list[Chain]) -> None:
+        """These chains become visible to the driver as used next."""
+        ...
+
+    def given(self, chains: list[Chain]) -> None:
+        """They are."""
+        ...
+
+
 class DeviceRing(Protocol):
     """The device's side of one virtqueue.
 
@@ -106,6 +124,7 @@ class DeviceRing(Protocol):
     broken: RingViolation | None
     log: DirtySink | None
     log_used: bool
+    witness: UsedWitness | None
 
     def pop(self) -> Chain | None:
         """The next available chain, or None. RingViolation on anything malformed."""
@@ -134,6 +153,10 @@ class DeviceRing(Protocol):
 
     def resubmit(self, parked: ParkedChain) -> Chain:
         """Take a parked chain up again as in flight; RingViolation if it does not fit this memory."""
+        ...
+
+    def position(self) -> RingState:
+        """Where the ring stands, without what is in flight."""
         ...
 
     def save(self) -> RingState:

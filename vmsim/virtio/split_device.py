@@ -106,7 +106,7 @@ class SplitDeviceRing(DeviceRingBase):
         """
         head = chain.head
         in_flight = self._in_flight
-        if self._in_order or in_flight.get(head) is not chain or not 0 <= written <= chain.writable_bytes:
+        if self._careful or in_flight.get(head) is not chain or not 0 <= written <= chain.writable_bytes:
             self._push_slow(chain, written)
             return
         del in_flight[head]
@@ -155,6 +155,17 @@ class SplitDeviceRing(DeviceRingBase):
             self._fence()
         waiting: bool = self._avail[1] != self._next_avail
         return waiting
+
+    @property
+    def used_index(self) -> int:
+        """The used index as guest memory has it."""
+        index: int = self._used[1]
+        return index
+
+    def chain_of(self, head: int) -> ParkedChain:
+        """The chain that begins at ``head``, as the table has it now. RingViolation if it is malformed."""
+        descriptors, count = self._walk(head)
+        return ParkedChain(head, count, descriptors)
 
     def base_word(self) -> int:
         """The next available index, as vhost's GET_VRING_BASE reports it."""
@@ -272,7 +283,8 @@ class SplitDeviceRing(DeviceRingBase):
     def _taken(self, state: RingState) -> int:
         return ((state.next_avail - state.next_used) & 0xFFFF) - len(state.in_flight)
 
-    def _position(self) -> RingState:
+    def position(self) -> RingState:
+        """Where the ring stands, without what is in flight."""
         return RingState(next_avail=self._next_avail, next_used=self._next_used)
 
     def _seek(self, state: RingState) -> None:

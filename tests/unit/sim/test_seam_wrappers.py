@@ -30,6 +30,8 @@ GET_FEATURES, SET_OWNER = Request(ROWS["GET_FEATURES"]), Request(ROWS["SET_OWNER
 class Peer:
     """A transport to a peer that answers GET_FEATURES and calls back on every kick."""
 
+    shares_process = True
+
     def __init__(self):
         self.trail = []
         self.on_call = self.on_ring_error = lambda *facts: None
@@ -104,6 +106,7 @@ class Device:
     """A device that answers every chain; opcode 33 (SETLKW) later."""
 
     virtio_features, queue_count, hiprio_count = 0, 2, 1
+    virtio_features, queue_count, config_space = b""
 
     def __init__(self):
         self.later = []

@@ -10,7 +10,7 @@ from vmsim.vhost.backend import PROTOCOL_FEATURES, BackendOptions, VhostBackend
 from vmsim.vhost.constants import (
     F_CONFIG,
     F_CONFIGURE_MEM_SLOTS,
-    F_INFLIGHT_SHMFD,
+    F_PAGEFAULT,
     F_MQ,
     F_RESET_DEVICE,
     F_STATUS,
@@ -66,9 +66,9 @@ def test_configuration_is_served_by_the_device_itself():
 
 
 def test_a_back_end_offers_only_what_it_has():
-    with pytest.raises(ValueError, match="INFLIGHT_SHMFD"):
+    with pytest.raises(ValueError, match="PAGEFAULT"):
         VhostBackend(
-            EchoDevice(), None, None, dialect_by_name("upstream"), BackendOptions(1 << F_INFLIGHT_SHMFD)
+            EchoDevice(), None, None, dialect_by_name("upstream"), BackendOptions(1 << F_PAGEFAULT)
         )
 
 
