@@ -12,7 +12,7 @@ from vmsim.check.outcome import NotOffered, check, fail
 from vmsim.errors import PeerError
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.init_flags import INIT_EXT, LINUX_6_12_OFFER
-from vmsim.fuse.client import Answer, decode, encode, reply_room
+from vmsim.fuse.client import Answer, decode, decode_direntplus, encode, reply_room
 from vmsim.host.eventfd import EventFd
 from vmsim.host.shm import SharedMemory
 from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent
@@ -232,11 +232,11 @@ class Device:
                     raise ConnectionLost("the back-end closed the connection")
                 fail("no message that nobody asked for", "one came")
 
-    def poll_used_index(self, ring: int, wanted: int) -> None:
-        """Wait until a split ring's used index in memory is ``wanted``, without being called."""
+    def poll_used_index(self, ring: int, wanted: int, *, passed: bool = False) -> None:
+        """Wait until a split ring's used index in memory is ``wanted`` (or past it), without being called."""
         at = self.config(ring).device + 2
         deadline = time.monotonic() + self.front.probe.timeout_s
-        while self.memory.load_u16(at) != wanted & 0xFFFF:
+        while (missing := (wanted - self.memory.load_u16(at)) & 0xFFFF) and not (passed and missing > 1 << 15):
             if time.monotonic() > deadline:
                 raise PeerSilent(f"ring {ring}: used index {self.memory.load_u16(at)}, not {wanted}")
             self.front.probe.wait((), POLL_S)
@@ -321,6 +321,13 @@ class Device:
         except PeerError as error:
             fail(f"a well-formed reply to {op.BY_NUMBER[opcode].name}", error.message)
 
+    def fuse_as(self, uid: int, gid: int, opcode: int, nodeid: int, args: Sequence[Any] = (),
+                names: Sequence[bytes] = (), **more: Any) -> Answer:  # fmt: skip
+        """Send a request of another user."""
+        self.unique += 2
+        request = encode(opcode, self.unique, nodeid, uid, gid, 1, args, names, **more)
+        return self.decoded(opcode, self.exchange([request], [reply_room(opcode)]))
+
     def ok(self, opcode: int, nodeid: int = ROOT, args: Sequence[Any] = (), names: Sequence[bytes] = (),
            data: bytes = b"", **more: Any) -> Any:  # fmt: skip
         """Send a request that must succeed; the body of its reply."""
@@ -352,6 +359,23 @@ class Device:
             entry = self.ok(op.LOOKUP, nodeid, (), (os.fsencode(name),))
             nodeid = entry.nodeid
         return entry
+
+    def lookup_all(self, path: str) -> dict[bytes, int]:
+        """The nodeids of all entries of a directory, by READDIRPLUS (or by LOOKUP without it)."""
+        home = self.lookup(path).nodeid if path != "/" else ROOT
+        fh = self.ok(op.OPENDIR, home, (0, 0)).fh
+        found: dict[bytes, int] = {}
+        offset, room = 0, 60_000
+        while True:
+            body = self.ok(op.READDIRPLUS, home, (fh, offset, room, 0, 0, 0, 0), size=room)
+            entries = list(decode_direntplus(body))
+            if not entries:
+                self.ok(op.RELEASEDIR, home, (fh, 0, 0, 0))
+                return found
+            for entry, dirent, name in entries:
+                offset = dirent.off
+                if name not in (b".", b".."):
+                    found[name] = entry.nodeid
 
     def close(self) -> None:
         """Unmap and close everything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from vmsim.check.device import USUAL, Device
 from vmsim.check.frontend import PLAIN, Frontend
 from vmsim.check.outcome import NotOffered
 from vmsim.check.target import Instance, Target
-from vmsim.errors import HostError
+from vmsim.errors import HostError, VmsimError
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.posix import GuestFs
 from vmsim.host.sockets import UnixSocket
@@ -54,10 +55,15 @@ class Rig:
         self.instances.append(found)
         return found
 
-    def another(self) -> Instance:
-        """A second process on the directory of the first."""
+    def another(self, *, elsewhere: bool = False) -> Instance:
+        """A second process on the directory of the first, or on an empty one."""
         options = self.case.options if self.target.takes_options else ()
-        return self._started(self.target.another(self.instances[0], options))
+        return self._started(self.target.another(self.instances[0], options, elsewhere=elsewhere))
+
+    def ended_by(self, number: int, which: int = 0) -> None:
+        """We ended an instance by this signal: that is no crash."""
+        self.instances[which].may_end = True
+        self.instances[which].ended_by = number
 
     def _started(self, instance: Instance) -> Instance:
         self.instances.append(instance)
@@ -277,6 +283,13 @@ class PairRig(GuestRig):
     def __init__(self, target: Target, case: Case) -> None:
         super().__init__(target, case)
         self._next: Instance | None = self.another()
+        self._at: _Remote
+
+    def boot(self, **kind: Any) -> GuestFs:
+        """Start a machine on the first instance, and mount."""
+        fs = super().boot(**kind)
+        self._at = self.remotes[0]
+        return fs
 
     def next_remote(self) -> _Remote:
         """The next instance."""
@@ -286,12 +299,29 @@ class PairRig(GuestRig):
         self.remotes.append(remote)
         return remote
 
+    def next_elsewhere(self) -> None:
+        """Let the next instance share an empty directory."""
+        self._next = self.another(elsewhere=True)
+
+    def kill_next(self) -> None:
+        """Kill the next instance before the guest comes."""
+        instance = self._next = self._next or self.another()
+        assert instance.process is not None
+        instance.process.kill()
+        self.ended_by(signal.SIGKILL, self.instances.index(instance))
+
     def migrate(self) -> GuestFs:
         """Migrate into the next instance: the guest goes on there; MigrationError if it stays here."""
-        source = self.remotes[-1].instance
-        fs = self.mount()
-        self.vm = self.vm.migrate()
-        source.may_end = True
+        source = self._at
+        fs: GuestFs = self.vm.mount()
+        try:
+            self.vm = self.vm.migrate()
+        except VmsimError:
+            if self.remotes[-1] is not source:
+                self.remotes.pop().instance.may_end = True  # we hung up
+            raise
+        source.instance.may_end = True
+        self._at = self.remotes[-1]
         return fs
 
 

@@ -137,7 +137,7 @@ def _caused(error: BaseException | None, *kinds: type[BaseException]) -> bool:
 
 
 def _words(error: Exception) -> str:
-    if isinstance(error, VmsimError):
+    if isinstance(error, VmsimError | Failed | GivenUp):
         return str(error)
     if isinstance(error, OSError):
         return f"{type(error).__name__}: {error}"

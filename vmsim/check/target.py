@@ -57,6 +57,8 @@ class Instance:
         self.process = process
         self.folder = folder
         self.home = home
+        self.ended_by = 0
+        """The signal by which we ended it."""
         self.may_end = False
         """Its end, if not by a signal or a panic, is no crash: we let it go, or broke the protocol."""
 
@@ -85,7 +87,7 @@ class Instance:
         if self.process is None or self.process.alive:
             return ""
         status = self.process.status or 0
-        if self.may_end and 0 <= status < 128:
+        if self.may_end and (0 <= status < 128 or (self.ended_by and status in (-self.ended_by, 128 + self.ended_by))):
             return ""
         return self.process.ending()
 
@@ -138,11 +140,13 @@ class Target:
         while self.aim.start and len(self._spares) < SPARES - 1:
             self._spares.append(self._begin(self._make_folder(), ()))
 
-    def another(self, instance: Instance, options: tuple[str, ...] = ()) -> Instance:
-        """One more process on the directory of ``instance``."""
+    def another(
+        self, instance: Instance, options: tuple[str, ...] = (), *, elsewhere: bool = False
+    ) -> Instance:
+        """One more process on the directory of ``instance``, or with ``elsewhere`` on an empty one."""
         if not self.aim.start:
             raise NotOffered("needs two instances: use --start")
-        return self._begin(instance.folder, options)
+        return self._begin(self._make_folder() if elsewhere else instance.folder, options)
 
     def _begin(self, folder: str, options: tuple[str, ...]) -> Instance:
         command = self.aim.start.replace(OPTIONS, " ".join(options))

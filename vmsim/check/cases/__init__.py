@@ -9,16 +9,22 @@ from vmsim.check.cases import (
     hostile_fuse,
     hostile_names,
     hostile_rings,
+    killed,
+    log,
     memory,
     messages,
     messages_wrong,
+    migration,
+    migration_defects,
     ring_states,
     rings,
+    state,
 )
 
 MODULES = (
     messages, messages_wrong, memory, rings, ring_states, fuse_names, fuse_content, hostile_fuse,
-    hostile_rings, hostile_names,
+    hostile_rings, hostile_names, log, state, migration,
+    migration_defects, killed,
 )  # fmt: skip
 GROUPS = tuple(dict.fromkeys(module.CASES.name for module in MODULES))
 CASES: tuple[Case, ...] = tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from vmsim.check.outcome import fail
 
@@ -19,3 +20,11 @@ def raises(names: str, act: Callable[[], object]) -> None:
             fail(" or ".join(names.split()), f"{name}: {os.strerror(error.errno or 0)}")
         return
     fail(" or ".join(names.split()), "it succeeded")
+
+
+def populate(folder: Path, count: int) -> list[str]:
+    """Make so many empty files."""
+    names = [f"file-{number:05d}" for number in range(count)]
+    for name in names:
+        (folder / name).touch()
+    return names

@@ -239,7 +239,7 @@ def address_outside(rig: RingRig) -> None:
 @CASES.case("address-before-memory", "vhost-user 'SET_VRING_ADDR'")
 def address_before_memory(rig: RingRig) -> None:
     """SET_VRING_ADDR before there is any memory is refused or kept for later, but no crash."""
-    body = p.VRING_ADDR.encode(p.VringAddr(0, 0, *[USER_BASE + 4096] * 3, 0))
+    body = p.VRING_ADDR.encode(p.VringAddr(0, 0, USER_BASE, USER_BASE + 8192, USER_BASE + 4096, 0))
     wrong(rig, "SET_VRING_ADDR", body, may_ignore=True, what="addresses without memory")
 
 

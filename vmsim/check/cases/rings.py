@@ -45,9 +45,9 @@ def batch(device: Device, count: int) -> None:
     device.kick()
     for _ in range(count):
         found, length = device.used()
-        posted, unique = uniques.pop(found, (None, 0))
-        if posted is None:
+        if found not in uniques:
             fail("each buffer used once", f"buffer {found} was used again")
+        posted, unique = uniques.pop(found)
         same(device.decoded(op.GETATTR, device.written(posted, length), unique=unique).error, 0, "error")
 
 
