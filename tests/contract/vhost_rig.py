@@ -269,6 +269,11 @@ class Rig:
         self.transport = Recorder(InProcessTransport(self.backend, self.schedule, self.host))
         self.device.attach(self.transport, reset=reset)
 
+    def attach_again(self) -> None:
+        """Connect to a back-end that took the place of one that died."""
+        self.transport = Recorder(InProcessTransport(self.backend, self.schedule, self.host))
+        self.device.reattach(self.transport, died=True)
+
     def _interrupt(self) -> None:
         self.interrupts += 1
 

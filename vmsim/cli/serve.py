@@ -11,6 +11,7 @@ import click
 
 from vmsim.cli.common import Invocation
 from vmsim.errors import UsageError
+from vmsim.host.fence import full_fence
 from vmsim.host.fs import LinuxFs
 from vmsim.host.services import HostServices
 from vmsim.host.sockets import Listener, UnixSocket
@@ -44,7 +45,9 @@ def serve(
         stack.callback(served.close)
         backend = VhostBackend(
             served, host, schedule, DIALECTS[dialect],
-            BackendOptions(protocol_features=IMPLEMENTED, log_shared=True, keeps_session=reconnect),
+            BackendOptions(
+                protocol_features=IMPLEMENTED, log_shared=True, keeps_session=reconnect, fence=full_fence
+            ),
         )
         service = Service(backend, served, waits, _log)
         if fd is not None:

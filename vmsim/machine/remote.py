@@ -7,13 +7,13 @@ something, or ended, is what its process says, if it was started here.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
 from vmsim.errors import UsageError
+from vmsim.host.fence import full_fence
 from vmsim.host.processes import BackendProcess, Command
 from vmsim.host.services import HostServices
 from vmsim.host.sockets import UnixSocket
@@ -57,7 +57,7 @@ class RemoteBackend:
         device: str = "virtio-fs", seams: Seams | None = None,
     ) -> None:  # fmt: skip
         self.share = share
-        self.fence: Fence | None = os.sched_yield  # the scheduler has a full barrier
+        self.fence: Fence | None = full_fence
         self.type = find_device(device)
         self.host = HostServices()
         self.process = where if isinstance(where, BackendProcess) else None

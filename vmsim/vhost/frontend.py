@@ -397,7 +397,7 @@ class VhostFrontend:
     def _take_log(self) -> bytes:
         """What the log holds, which holds nothing then.
 
-        Bits that another process sets meanwhile must not be lost, and Python exchanges nothing atomically: the
+        Bits that another process sets meanwhile must not be lost, and Python has no atomic exchange: the
         back-end gets a new log, and once it has acknowledged that nobody writes to the former one any more.
         """
         log = self.log

@@ -43,7 +43,7 @@ def region_of(
     needed = head.size + entry * queue_size
     if stride < needed or stride % _COUNTER.size:
         raise MessageError(
-            f"in-flight buffer of {len(buffer)} bytes for {queue_count} queues: each needs {needed}", spec=SPEC
+            f"in-flight buffer of {len(buffer)} bytes: each of {queue_count} queues needs {needed}", spec=SPEC
         )
     return buffer[queue * stride : queue * stride + needed]
 

@@ -1,4 +1,4 @@
-"""One ring's in-flight region at work: what is taken and given goes into it, and what it holds is taken up."""
+"""One ring's in-flight region at work: what is taken and given goes in, what it holds is taken up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SplitTracking:
             self.taken(chain)
 
     def recover(self) -> RingState | None:
-        """Where a ring goes on whose back-end died, and what was in flight; None if nobody used the region."""
+        """Where the ring of a back-end that died goes on, and what was in flight; None if there was none."""
         if not self.region.used_before:
             return None
         used = self._ring.used_index
@@ -80,7 +80,7 @@ class PackedTracking:
             self._take(chain, _slots_of(chain.park()))
 
     def recover(self) -> RingState | None:
-        """Where a ring goes on whose back-end died, and what was in flight; None if nobody used the region."""
+        """Where the ring of a back-end that died goes on, and what was in flight; None if there was none."""
         if not self.region.used_before:
             return None
         used, wrap, lists = _guarded(lambda: self.region.recover(self._ring.shown()))

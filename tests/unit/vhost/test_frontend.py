@@ -10,8 +10,8 @@ from vmsim.vhost.backend import PROTOCOL_FEATURES, BackendOptions, VhostBackend
 from vmsim.vhost.constants import (
     F_CONFIG,
     F_CONFIGURE_MEM_SLOTS,
-    F_PAGEFAULT,
     F_MQ,
+    F_PAGEFAULT,
     F_RESET_DEVICE,
     F_STATUS,
 )
