@@ -236,7 +236,9 @@ class Device:
         """Wait until a split ring's used index in memory is ``wanted`` (or past it), without being called."""
         at = self.config(ring).device + 2
         deadline = time.monotonic() + self.front.probe.timeout_s
-        while (missing := (wanted - self.memory.load_u16(at)) & 0xFFFF) and not (passed and missing > 1 << 15):
+        while missing := (wanted - self.memory.load_u16(at)) & 0xFFFF:
+            if passed and missing > 1 << 15:
+                return
             if time.monotonic() > deadline:
                 raise PeerSilent(f"ring {ring}: used index {self.memory.load_u16(at)}, not {wanted}")
             self.front.probe.wait((), POLL_S)

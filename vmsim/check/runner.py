@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vmsim.check.case import Case
+from vmsim.check.case import PAIR, Case
 from vmsim.check.device import GivenUp
 from vmsim.check.outcome import Failed, NotOffered, Outcome, Result
 from vmsim.check.rigs import Rig, missing
@@ -45,15 +45,19 @@ def run(
 ) -> list[Result]:
     """Run them; ``told`` hears of each result at once. UsageError if nobody can be reached."""
     results = []
-    for case in cases:
-        result = run_case(case, target)
+    coming = list(cases)
+    for case, following in zip(coming, [*coming[1:], None], strict=True):
+        result = run_case(case, target, following)
         results.append(result)
         told(result)
     return results
 
 
-def run_case(case: Case, target: Target) -> Result:
-    """Run one; the end of a back-end is an outcome like any other."""
+def run_case(case: Case, target: Target, following: Case | None = None) -> Result:
+    """Run one; the end of a back-end is an outcome like any other.
+
+    What the case ``following`` needs is begun early.
+    """
     began = time.monotonic()
     result = Result(
         case.id, case.group, case.summary, case.spec, Outcome.PASS, command=reproduce(case, target.aim)
@@ -61,7 +65,7 @@ def run_case(case: Case, target: Target) -> Result:
     reason = missing(case, target)
     if reason:
         return replace(result, outcome=Outcome.NOT_OFFERED, reason=reason, command="")
-    outcome, expected, came, said = _attempt(case, target)
+    outcome, expected, came, said = _attempt(case, target, following)
     duration = time.monotonic() - began
     if outcome is Outcome.NOT_OFFERED:
         return replace(result, outcome=outcome, reason=came, command="", duration_s=duration)
@@ -71,14 +75,15 @@ def run_case(case: Case, target: Target) -> Result:
     )
 
 
-def _attempt(case: Case, target: Target) -> tuple[Outcome, str, str, str]:
+def _attempt(case: Case, target: Target, following: Case | None) -> tuple[Outcome, str, str, str]:
     """Outcome, what was expected, what came, what the back-end said."""
     rig: Rig | None = None
     error: Exception | None = None
     try:
         try:
             rig = _make(case, target)
-            target.refill()
+            if following is not None and not (following.options and target.takes_options):
+                target.prepare(pair=PAIR in following.needs)
             case.run(rig)
         except UsageError:
             raise

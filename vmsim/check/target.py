@@ -59,6 +59,8 @@ class Instance:
         self.home = home
         self.ended_by = 0
         """The signal by which we ended it."""
+        self.partner: Instance | None = None
+        """A second process on the same directory, which was started early."""
         self.may_end = False
         """Its end, if not by a signal or a panic, is no crash: we let it go, or broke the protocol."""
 
@@ -87,7 +89,8 @@ class Instance:
         if self.process is None or self.process.alive:
             return ""
         status = self.process.status or 0
-        if self.may_end and (0 <= status < 128 or (self.ended_by and status in (-self.ended_by, 128 + self.ended_by))):
+        ours = self.ended_by and status in (-self.ended_by, 128 + self.ended_by)
+        if self.may_end and (0 <= status < 128 or ours):
             return ""
         return self.process.ending()
 
@@ -96,8 +99,11 @@ class Instance:
         return self.process.said(1200) if self.process is not None else ""
 
     def close(self) -> None:
-        """End it, if it is ours."""
+        """End it, if it is ours; at once, for the next case waits."""
+        if self.partner is not None:
+            self.partner.close()
         if self.process is not None:
+            self.process.kill()
             self.process.stop()
 
 
@@ -131,14 +137,18 @@ class Target:
             return self._running()
         if options:
             return self._begin(self._make_folder(), options)
-        while len(self._spares) < SPARES:
-            self._spares.append(self._begin(self._make_folder(), ()))
+        self.prepare(pair=False)
         return self._spares.pop(0)
 
-    def refill(self) -> None:
-        """Start the next instances while the present case runs."""
-        while self.aim.start and len(self._spares) < SPARES - 1:
+    def prepare(self, *, pair: bool) -> None:
+        """Start the next instance, or two on one directory, while the present case runs."""
+        if not self.aim.start:
+            return
+        while len(self._spares) < SPARES:
             self._spares.append(self._begin(self._make_folder(), ()))
+        spare = self._spares[0]
+        if pair and spare.partner is None:
+            spare.partner = self._begin(spare.folder, ())
 
     def another(
         self, instance: Instance, options: tuple[str, ...] = (), *, elsewhere: bool = False
@@ -146,7 +156,10 @@ class Target:
         """One more process on the directory of ``instance``, or with ``elsewhere`` on an empty one."""
         if not self.aim.start:
             raise NotOffered("needs two instances: use --start")
-        return self._begin(self._make_folder() if elsewhere else instance.folder, options)
+        if elsewhere:
+            return self._begin(self._make_folder(), options)
+        partner, instance.partner = instance.partner, None
+        return partner or self._begin(instance.folder, options)
 
     def _begin(self, folder: str, options: tuple[str, ...]) -> Instance:
         command = self.aim.start.replace(OPTIONS, " ".join(options))

@@ -24,7 +24,7 @@ def raises(names: str, act: Callable[[], object]) -> None:
 
 def populate(folder: Path, count: int) -> list[str]:
     """Make so many empty files."""
-    names = [f"file-{number:05d}" for number in range(count)]
+    names = [f"file-{number:05d}-{'x' * 50}" for number in range(count)]
     for name in names:
         (folder / name).touch()
     return names

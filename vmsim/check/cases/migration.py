@@ -82,12 +82,12 @@ def directories(rig: PairRig) -> None:
 
 @CASES.case("many-nodes", SPEC, needs=NEEDS)
 def many_nodes(rig: PairRig) -> None:
-    """A thousand files that the guest knows, with a cache of names, are the same afterwards."""
-    populate(rig.share, 1000)
-    fs = rig.boot(guest=GuestConfig(dentries=2048), memory="16M")
+    """Three hundred files that the guest knows, with a cache of names, are the same afterwards."""
+    populate(rig.share, 300)
+    fs = rig.boot(guest=GuestConfig(dentries=512), memory="16M")
     before = {name: fs.stat(name).st_ino for name in fs.listdir(".")}
     fs = moved(rig)
-    for name in rig.random.sample(sorted(before), 200):
+    for name in rig.random.sample(sorted(before), 100):
         same(fs.stat(name).st_ino, before[name], f"the inode of {name}")
 
 

@@ -120,10 +120,10 @@ def in_single_bytes(rig: RingRig) -> None:
 
 @CASES.case("large", SPEC, needs=NEEDS)
 def large(rig: RingRig) -> None:
-    """Thousands of inodes, more than a pipe holds, read slowly, and loaded in odd pieces."""
+    """A state of many inodes with long names, more than 64 KiB, read slowly, and loaded in odd pieces."""
     rig.wire.require(c.F_DEVICE_STATE)
     device = rig.device()
-    names = populate(rig.share, 5000)
+    names = populate(rig.share, 1200)
     nodes = device.lookup_all(rig.home)
     same(len(nodes), len(names), "names that READDIRPLUS looked up")
     transfer.stop_all(device)
