@@ -112,11 +112,14 @@ class Listener:
         owner = _group_id(group) if group else -1
         _remove_stale(path)
         self._file: tuple[int, int] | None = None
+        self._folder = -1
         self._socket = listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with _reachable(path) as name:
                 listening.bind(name)
-            self._file = _identity(path)
+            # Its folder may be out of sight when it is removed: we may be confined by then.
+            self._folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_CLOEXEC)
+            self._file = self._identity()
             if group:
                 os.chown(path, -1, owner)
                 os.chmod(path, 0o660)
@@ -135,6 +138,7 @@ class Listener:
         listener = cls.__new__(cls)
         listener.path = ""
         listener._file = None
+        listener._folder = -1
         listener._socket = _as_socket(fd)
         listener._socket.setblocking(False)
         listener.fd = fd
@@ -155,12 +159,22 @@ class Listener:
             raise HostError(f"accepting on {self.path}", errno=error.errno or errno.EIO) from error
         return UnixSocket(connection)
 
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.lstat(os.path.basename(self.path), dir_fd=self._folder)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
     def close(self) -> None:
         """Stop listening and remove our socket file; may be called twice."""
         self._socket.close()
-        if self._file is not None and _identity(self.path) == self._file:
-            os.unlink(self.path)
+        if self._file is not None and self._identity() == self._file:
+            os.unlink(os.path.basename(self.path), dir_fd=self._folder)
         self._file = None
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
 
 
 def _as_socket(fd: int) -> socket.socket:
@@ -186,14 +200,6 @@ def _reachable(path: str) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}/{name}"
     finally:
         os.close(fd)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _remove_stale(path: str) -> None:

@@ -49,6 +49,8 @@ class LinuxAttributes:
     fstat: Callable[[int], tuple[int, ...]]
     """The attributes in the order of fuse_attr."""
 
+    _link: bytes
+
     def __init__(self) -> None:
         self._stat: Any = ffi.new("char[256]")
         self._stat_bytes = memoryview(ffi.buffer(self._stat))
@@ -124,7 +126,7 @@ class LinuxAttributes:
 
     def chmod(self, fd: int, mode: int) -> None:
         """Change the mode of what ``fd`` refers to."""
-        os.chmod(b"/proc/self/fd/%d" % fd, mode)
+        os.chmod(self._link % fd, mode)
 
     def chown(self, fd: int, uid: int, gid: int) -> None:
         """Change the owner; -1 leaves it."""
@@ -146,16 +148,16 @@ class LinuxAttributes:
 
     def getxattr(self, fd: int, name: bytes) -> bytes:
         """An extended attribute; the path keeps it working on what must not be opened."""
-        return os.getxattr(b"/proc/self/fd/%d" % fd, name)
+        return os.getxattr(self._link % fd, name)
 
     def setxattr(self, fd: int, name: bytes, value: bytes, flags: int) -> None:
         """Set it."""
-        os.setxattr(b"/proc/self/fd/%d" % fd, name, value, flags)
+        os.setxattr(self._link % fd, name, value, flags)
 
     def listxattr(self, fd: int) -> list[bytes]:
         """All names."""
-        return [os.fsencode(name) for name in os.listxattr(b"/proc/self/fd/%d" % fd)]
+        return [os.fsencode(name) for name in os.listxattr(self._link % fd)]
 
     def removexattr(self, fd: int, name: bytes) -> None:
         """Remove it."""
-        os.removexattr(b"/proc/self/fd/%d" % fd, name)
+        os.removexattr(self._link % fd, name)

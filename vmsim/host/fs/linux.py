@@ -12,10 +12,13 @@ from vmsim.host.fs.reaching import LinuxReaching
 class LinuxFs(LinuxReaching, LinuxAttributes, LinuxNames, LinuxContents, LinuxCredentials):
     """Implements ``HostFs`` of ``devices/virtio_fs/passthrough/host_calls.py`` with the system's own calls.
 
-    It owns no descriptor. Its buffers are its own, so one object serves one thread.
+    It owns no descriptor. Its buffers are its own, so one object serves one thread. ``proc`` is where this
+    process finds itself in a /proc file system: elsewhere in a sandbox, see :mod:`vmsim.host.sandbox`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, proc: bytes = b"/proc/self") -> None:
+        self._proc = proc
+        self._link = proc + b"/fd/%d"
         LinuxReaching.__init__(self)
         LinuxAttributes.__init__(self)
         LinuxNames.__init__(self)

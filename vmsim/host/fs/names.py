@@ -19,6 +19,8 @@ class LinuxNames:
     The umask belongs to the process: it is set around each call that creates something.
     """
 
+    _link: bytes
+
     def __init__(self) -> None:
         self._dirents: Any = ffi.new("char[]", DIRENTS_SIZE)
         self._dirents_bytes = memoryview(ffi.buffer(self._dirents))
@@ -46,7 +48,7 @@ class LinuxNames:
 
     def link(self, fd: int, dir_fd: int, name: bytes) -> None:
         """Another name for what ``fd`` refers to."""
-        if libc.linkat(AT_FDCWD, b"/proc/self/fd/%d" % fd, dir_fd, name, AT_SYMLINK_FOLLOW):
+        if libc.linkat(AT_FDCWD, self._link % fd, dir_fd, name, AT_SYMLINK_FOLLOW):
             fail("linkat")
 
     def unlink(self, dir_fd: int, name: bytes) -> None:

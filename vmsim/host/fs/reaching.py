@@ -28,6 +28,10 @@ _openat2 = syscall("int dir_fd, const char *path, void *how, size_t size")
 class LinuxReaching:
     """Opens files beneath a directory and by handle; see ``Reaching`` of the seam."""
 
+    _proc: bytes
+    _link: bytes
+    """The symbolic link of a descriptor: ``_link % fd``."""
+
     def __init__(self) -> None:
         self._how: Any = ffi.new("unsigned long long[3]", [0, 0, RESOLVE])
         self._handle: Any = ffi.new("unsigned int[]", (HANDLE_HEADER + MAX_HANDLE_SZ) // 4)
@@ -72,7 +76,7 @@ class LinuxReaching:
 
     def reopen(self, fd: int, flags: int) -> int:
         """Open what ``fd`` refers to once more."""
-        return os.open(b"/proc/self/fd/%d" % fd, flags | os.O_CLOEXEC | os.O_NOCTTY)
+        return os.open(self._link % fd, flags | os.O_CLOEXEC | os.O_NOCTTY)
 
     def file_handle(self, fd: int) -> tuple[int, int, bytes]:
         """(mnt_id, handle_type, bytes) of an open file."""
@@ -113,14 +117,14 @@ class LinuxReaching:
             _, kind, raw = self.file_handle(root)
             os.close(self.open_handle(root, kind, raw, os.O_PATH))
         except OSError as error:
-            return error.errno != errno.EPERM and _may_read_and_search()
+            return error.errno != errno.EPERM and self._may_read_and_search()
         finally:
             os.close(root)
         return True
 
     def path_of(self, fd: int) -> bytes:
         """Where the kernel thinks that ``fd`` is."""
-        return os.readlink(b"/proc/self/fd/%d" % fd)
+        return os.readlink(self._link % fd)
 
     def memory_file(self, name: bytes) -> int:
         """A memfd."""
@@ -128,9 +132,14 @@ class LinuxReaching:
 
     def mount_points(self) -> list[tuple[int, bytes]]:
         """(mnt_id, path) of /proc/self/mountinfo, where blanks and the like are octal."""
-        with open("/proc/self/mountinfo", "rb") as lines:
+        with open(self._proc + b"/mountinfo", "rb") as lines:
             rows = [line.split(b" ", 5) for line in lines]
         return [(int(row[0]), _OCTAL.sub(lambda m: bytes([int(m[1], 8)]), row[4])) for row in rows]
+
+    def _may_read_and_search(self) -> bool:
+        with open(self._proc + b"/status", "rb") as lines:
+            effective = next(line for line in lines if line.startswith(b"CapEff:"))
+        return bool(int(effective.split()[1], 16) & CAP_DAC_READ_SEARCH)
 
     close = staticmethod(os.close)
 
@@ -138,12 +147,6 @@ class LinuxReaching:
         """RLIMIT_NOFILE (soft)."""
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return 1 << 20 if soft == resource.RLIM_INFINITY else soft
-
-
-def _may_read_and_search() -> bool:
-    with open("/proc/thread-self/status", "rb") as lines:
-        effective = next(line for line in lines if line.startswith(b"CapEff:"))
-    return bool(int(effective.split()[1], 16) & CAP_DAC_READ_SEARCH)
 
 
 def _walk(dir_fd: int, path: bytes, flags: int, mode: int) -> int:
