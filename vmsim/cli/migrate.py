@@ -23,7 +23,7 @@ from vmsim.cli.watch import ConsoleWatcher
 @click.option("--hops", type=click.IntRange(1, 1000), default=1, show_default=True,
               help="How often the machine migrates.")
 @click.option("--seed", type=int, default=1, show_default=True,
-              help="Fixes the guest's operations and every interleaving.")
+              help="Fixes the guest's operations, and with back-ends in this process every interleaving.")
 @click.option("--save", metavar="FILE",
               help="Save the machine afterwards, with its files in DIR: vmsim restore FILE --share DIR.")
 @click.option("--keep-names", is_flag=True,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,3 +112,24 @@ def test_a_shell_on_another_process(vmsim, share):
     assert "migrated in" in ended.out
     assert "cannot be asked" in ended.out
     assert Path(share, "hello.txt").read_text() == "hello\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_nothing_stays(share, tmp_path, number):
+    words = [sys.executable, "-P", "-m", "vmsim.cli", "migrate", *REMOTE, "--hops", "1000", str(share)]
+    folder = tmp_path / "temporary"
+    environment = os.environ | {"TMPDIR": str(folder)}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            while not process.stderr.readline().startswith("migrate: hop 2"):
+                assert process.poll() is None
+            started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            process.send_signal(number)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + number
+    assert os.listdir(folder) == []
+    assert sorted(os.listdir(share)) == ["docs", "hello.txt", "link"]
+    assert started
+    assert not any(Path("/proc", pid).exists() for pid in started)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 
 import pytest
 
 from tests.contract.machine_rig import FEW_KINDS, Life, make
 from tests.contract.remote_rig import Side, nothing_left
-from vmsim.errors import MigrationError
+from vmsim.errors import MigrationError, StallError
+from vmsim.host.waits import FdWaits
 from vmsim.machine.machine import RUNNING
+from vmsim.sim.immediate import ImmediateSchedule
 
 KILLED = "the back-end was killed by SIGKILL"
 
@@ -130,6 +134,20 @@ def test_while_it_works_off_requests(share):
         with pytest.raises(OSError) as failed:
             task.result()
         assert failed.value.errno == errno.EIO
+    vm.close()
+
+
+def test_one_that_hangs_is_waited_for_so_long_and_may_go_on_later(share):
+    schedule = ImmediateSchedule(idle=FdWaits(patience_ns=100_000_000).idle)
+    here = Side()
+    vm = make(share, seams=here.seams, schedule=schedule)
+    fs = vm.mount()
+    fd = fs.open("/f", os.O_RDWR | os.O_CREAT)
+    here.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(StallError, match="FUSE"):
+        fs.pwrite(fd, b"at last", 0)
+    here.process.send_signal(signal.SIGCONT)
+    assert fs.pread(fd, 9, 0) == b"at last"
     vm.close()
 
 
