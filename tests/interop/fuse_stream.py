@@ -94,6 +94,7 @@ class Stream:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self.xattrs = list(XATTRS)
         self.root = Ref((1, 1), kind=stat.S_IFDIR)
         self.root.count = 1
         self.nodes: dict[tuple[int, int], Ref] = {(1, 1): self.root}
@@ -244,20 +245,21 @@ class Stream:
     def ask_setxattr(self) -> Ask:
         value = bytes(self.pick([0, 1, 20, 1000]))
         return Ask(
-            op.SETXATTR, self.node(), (len(value), self.pick([0, 0, 1, 2, 3])), (self.pick(XATTRS),), value,
+            op.SETXATTR, self.node(), (len(value), self.pick([0, 0, 1, 2, 3])),
+            (self.pick(self.xattrs),), value,
             compat=True,
         )  # fmt: skip
 
     def ask_getxattr(self) -> Ask:
         size = self.pick([0, 0, 5, 2000, 30_000])
-        return Ask(op.GETXATTR, self.node(), (size, 0), (self.pick(XATTRS),), room=16 + max(8, size))
+        return Ask(op.GETXATTR, self.node(), (size, 0), (self.pick(self.xattrs),), room=16 + max(8, size))
 
     def ask_listxattr(self) -> Ask:
         size = self.pick([0, 0, 5, 2000, 30_000])
         return Ask(op.LISTXATTR, self.node(), (size, 0), room=16 + max(8, size))
 
     def ask_removexattr(self) -> Ask:
-        return Ask(op.REMOVEXATTR, self.node(), (), (self.pick(XATTRS),))
+        return Ask(op.REMOVEXATTR, self.node(), (), (self.pick(self.xattrs),))
 
     # -- making: open files
 

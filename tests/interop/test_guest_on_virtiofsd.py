@@ -22,6 +22,7 @@ from tests.interop.virtiofsd_rig import World, start_serve, start_virtiofsd
 from vmsim.errors import VmsimError
 from vmsim.fuse.abi.init_flags import flag_names
 from vmsim.guest.config import GuestConfig
+from vmsim.host.processes import BackendProcess
 from vmsim.virtio.constants import F_RING_PACKED
 
 pytestmark = pytest.mark.interop
@@ -77,7 +78,7 @@ def virtiofsd(peers, world, folders):
 
     yield make
     for each in reversed(made):
-        each.close()
+        each.stop() if isinstance(each, BackendProcess) else each.close()
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +88,16 @@ def server(tmp_path_factory):
     share.mkdir()
     daemon = start_serve(share, "--reconnect")
     yield daemon
-    daemon.close()
+    daemon.stop()
 
 
 @pytest.fixture
 def served(server, world):
     """Makes a machine on ``vmsim serve``; its share is empty at first."""
-    for entry in server.share.iterdir():
+    share = Path(server.share)
+    for entry in share.iterdir():
         shutil.rmtree(entry) if stat.S_ISDIR(entry.lstat().st_mode) else entry.unlink()
-    server.share.chmod(0o755)
+    share.chmod(0o755)
     made = []
 
     def make(**changes: Any):
@@ -141,7 +143,7 @@ def test_on_vmsim_serve_the_guest_sees_what_os_sees(check, kind, served, folders
 
 @pytest.mark.parametrize("check", filesystem.CHECKS, ids=name)
 def test_the_share_of_vmsim_serve_is_as_the_guest_left_it(check, served, server):
-    check(served(ring="packed").mount(), server.share)
+    check(served(ring="packed").mount(), Path(server.share))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for other users")
@@ -251,4 +253,4 @@ def test_virtiofsd_has_one_request_queue_and_says_so(peers, world, folders):
         with pytest.raises(VmsimError, match="2 queues, the device needs 3"):
             world.machine(daemon, queues=2)
     finally:
-        daemon.close()
+        daemon.stop()
