@@ -28,8 +28,13 @@ from vmsim.virtio.ring_types import Fence, RingState
 
 TRANSPORTS: Final = ("inproc", "vhost-user")
 EXTERNAL: Final = "external"
-DEFAULTS: Final = {"migration_mode": "find-paths", "migration_on_error": "abort"}
-"""Options that need not be said."""
+DEFAULTS: Final[dict[str, object]] = {
+    "migration_mode": "find-paths", "migration_on_error": "abort", "announce_submounts": True,
+    "readdirplus": True, "locks": True,
+}  # fmt: skip
+"""Options that need not be said; the others are off unless they are."""
+SPELLED: Final = {"direct_io": "allow_direct_io"}
+"""Those that virtiofsd calls differently."""
 ENDING_S: Final = 1.0
 """A process whose connection has ended is given this long to end as well, so that we can say how."""
 
@@ -165,14 +170,16 @@ def command_options(config: MachineConfig, *, own: bool) -> list[str]:
     if config.dialect != "upstream":
         words.append(f"--dialect={config.dialect}")
     if own and config.queues > 1:
-        words.append(f"--queues={config.queues}")
+        words.append(f"--request-queues={config.queues}")
     return words
 
 
 def _option(name: str, value: object) -> list[str]:
-    spelled = "--" + name.replace("_", "-")
-    if value is None or value is False or DEFAULTS.get(name) == value:
+    spelled = "--" + SPELLED.get(name, name).replace("_", "-")
+    if value is None or DEFAULTS.get(name, False) == value:
         return []
+    if value is False:
+        return [spelled.replace("--", "--no-", 1)]
     if value is True:
         return [spelled]
     if isinstance(value, list | tuple):

@@ -10,8 +10,9 @@ from tests.contract.machine_rig import FEW_KINDS, Life, make
 from tests.contract.remote_rig import Side, nothing_left
 from vmsim.errors import HostError, MigrationCancelled, UsageError
 from vmsim.host.processes import SERVE, BackendProcess
-from vmsim.machine import Machine, RemoteBackend
+from vmsim.machine import Machine, MachineConfig, RemoteBackend
 from vmsim.machine.machine import FINISHED, RUNNING
+from vmsim.machine.remote import command_options
 from vmsim.migration.report import MigrationParameters
 from vmsim.sim.immediate import ImmediateSchedule
 from vmsim.sim.seeded import SeededSchedule
@@ -203,6 +204,25 @@ def test_options_reach_the_back_end(share):
     with make(share, seams=side.seams, options={"migration_verify_handles": False}):
         assert list(side.process.command[: len(SERVE) - 4]) == list(SERVE[:-4])
         assert "--reconnect" in side.process.command
+
+
+def test_options_are_spelled_as_virtiofsds():
+    config = MachineConfig(
+        memory=[(0, 1 << 20)], queues=2, dialect="rfc2023",
+        options={
+            "migration_mode": "find-paths", "readonly": True, "writeback": False, "locks": False,
+            "direct_io": True, "cache": "never", "timeout_s": None,
+            "translate_uid": ("map:0:1:2", "map:5:6:7"),
+        },
+    )  # fmt: skip
+    said = [
+        "--readonly", "--no-locks", "--allow-direct-io", "--cache=never", "--translate-uid=map:0:1:2",
+        "--translate-uid=map:5:6:7",
+    ]  # fmt: skip
+    assert command_options(config, own=True) == [
+        *said, "--reconnect", "--dialect=rfc2023", "--request-queues=2",
+    ]  # fmt: skip
+    assert command_options(config, own=False) == [*said, "--dialect=rfc2023"]
 
 
 def test_a_schedule_that_waits_elsewhere_is_refused(share):
