@@ -47,33 +47,34 @@ class Rig:
     # -- instances
 
     def instance(self) -> Instance:
-        """A fresh back-end, with the case's options."""
-        options = self.case.options
-        if options and self.target.aim.start and self.target.takes_options:
-            return self._started(self.target.take(options))
+        """A fresh back-end, with the case's options if it starts with them."""
+        if options := self.target.known(self.case.options):
+            instance = self.target.take(options)
+            try:
+                instance.begun.wait_ready()
+            except HostError:
+                instance.close()
+                self.target.drop(instance.folder)
+                self.target.unknown.add(options)
+            else:
+                self.instances.append(instance)
+                return instance
         found = self.target.take()
         self.instances.append(found)
         return found
 
     def another(self, *, elsewhere: bool = False) -> Instance:
         """A second process on the directory of the first, or on an empty one."""
-        options = self.case.options if self.target.takes_options else ()
-        return self._started(self.target.another(self.instances[0], options, elsewhere=elsewhere))
+        options = self.target.known(self.case.options)
+        instance = self.target.another(self.instances[0], options, elsewhere=elsewhere)
+        self.instances.append(instance)
+        instance.begun.wait_ready()
+        return instance
 
     def ended_by(self, number: int, which: int = 0) -> None:
         """We ended an instance by this signal: that is no crash."""
         self.instances[which].may_end = True
         self.instances[which].ended_by = number
-
-    def _started(self, instance: Instance) -> Instance:
-        self.instances.append(instance)
-        assert instance.process is not None
-        try:
-            instance.process.wait_ready()
-        except HostError as error:
-            instance.may_end = True
-            raise NotOffered(f"it does not start with {' '.join(self.case.options)}: {error.hint}") from error
-        return instance
 
     def front(self, instance: Instance, protocol: int | None = PLAIN) -> Frontend:
         """A connection to it; negotiated unless ``protocol`` is None."""
@@ -130,9 +131,10 @@ class Rig:
         """What a thread of a back-end said that ended by a mistake; empty if none did."""
         return next(filter(None, (instance.panic() for instance in self.instances)), "")
 
-    def deaths(self) -> str:
-        """Which back-ends ended that should not have; empty if none did."""
-        return "; ".join(filter(None, (instance.panic() or instance.death() for instance in self.instances)))
+    def deaths(self, *, lost: bool = False) -> str:
+        """Which back-ends ended that should not have; empty if none did. ``lost``: one is about to end."""
+        ends = (instance.panic() or instance.death(lost=lost) for instance in self.instances)
+        return "; ".join(filter(None, ends))
 
     def said(self) -> str:
         """What the back-ends printed last."""

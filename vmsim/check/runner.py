@@ -14,7 +14,7 @@ from vmsim.check.device import GivenUp
 from vmsim.check.outcome import Failed, NotOffered, Outcome, Result
 from vmsim.check.rigs import Rig, missing
 from vmsim.check.target import Aim, Target
-from vmsim.errors import StallError, UsageError, VmsimError
+from vmsim.errors import HostError, StallError, UsageError, VmsimError
 from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent
 
 USED_UP = ("no answer within", "nothing used within", "takes too long")
@@ -82,7 +82,7 @@ def _attempt(case: Case, target: Target, following: Case | None) -> tuple[Outcom
     try:
         try:
             rig = _make(case, target)
-            if following is not None and not (following.options and target.takes_options):
+            if following is not None and not target.known(following.options):
                 target.prepare(pair=PAIR in following.needs)
             case.run(rig)
         except UsageError:
@@ -91,7 +91,8 @@ def _attempt(case: Case, target: Target, following: Case | None) -> tuple[Outcom
             error = caught
         if isinstance(error, NotOffered):
             return Outcome.NOT_OFFERED, "", str(error), ""
-        deaths, lost = (rig.deaths(), rig.lost) if rig is not None else ("", False)
+        lost = rig is not None and (rig.lost or _caused(error, ConnectionLost))
+        deaths = rig.deaths(lost=lost) if rig is not None else ""
         outcome, expected, came = _judge(error, deaths, lost)
         said = rig.said() if rig is not None and outcome.bad else ""
         return outcome, expected, came, said
@@ -142,6 +143,8 @@ def _caused(error: BaseException | None, *kinds: type[BaseException]) -> bool:
 
 
 def _words(error: Exception) -> str:
+    if isinstance(error, HostError) and error.hint:
+        return f"{error} ({error.hint})"
     if isinstance(error, VmsimError | Failed | GivenUp):
         return str(error)
     if isinstance(error, OSError):

@@ -17,6 +17,8 @@ from vmsim.host.sockets import UnixSocket
 FOLDER: Final = "vmsim-check-"
 SPARES: Final = 2
 """Instances that are started before they are needed: a back-end may take its time."""
+GRACE_S: Final = 0.3
+"""Between the end of a connection and that of the process behind it."""
 OPTIONS: Final = "{options}"
 PANICS: Final = ("panicked at", "Traceback (most recent call last)", "AddressSanitizer", "runtime error:")
 """What processes say when they end by a mistake of their own."""
@@ -64,6 +66,12 @@ class Instance:
         self.may_end = False
         """Its end, if not by a signal or a panic, is no crash: we let it go, or broke the protocol."""
 
+    @property
+    def begun(self) -> BackendProcess:
+        """Its process, which we started."""
+        assert self.process is not None
+        return self.process
+
     def connect(self) -> UnixSocket:
         """A connection to it; NotOffered if it took one before and takes no other."""
         if self.process is not None:
@@ -84,9 +92,9 @@ class Instance:
         said = self.process.said(4000) if self.process is not None else ""
         return next((line for line in said.splitlines() if any(word in line for word in PANICS)), "")
 
-    def death(self) -> str:
-        """How it ended, if it did and should not have; empty otherwise."""
-        if self.process is None or self.process.alive:
+    def death(self, *, lost: bool = False) -> str:
+        """How it ended, if it did and should not have; empty otherwise. ``lost``: it is about to end."""
+        if self.process is None or (not (lost and self.process.wait(GRACE_S)) and self.process.alive):
             return ""
         status = self.process.status or 0
         ours = self.ended_by and status in (-self.ended_by, 128 + self.ended_by)
@@ -117,19 +125,23 @@ class Target:
         """Somebody has taken a connection."""
         self._spares: list[Instance] = []
         self._folders: list[str] = []
+        self.unknown: set[tuple[str, ...]] = set()
+        """Options with which it does not start."""
 
-    @property
-    def takes_options(self) -> bool:
-        """Whether cases can add options to the command."""
-        return OPTIONS in self.aim.start
+    def known(self, options: tuple[str, ...]) -> tuple[str, ...]:
+        """``options`` if the command has a place for them, and has not ended because of them; else none."""
+        return options if OPTIONS in self.aim.start and options not in self.unknown else ()
 
     def try_start(self) -> None:
-        """HostError or UsageError, with what it said, if the command starts no back-end."""
+        """UsageError, with what it said, if the command starts no back-end."""
         if self.aim.start:
             spare = self._begin(self._make_folder(), ())
             self._spares.append(spare)
             assert spare.process is not None
-            spare.process.wait_ready()
+            try:
+                spare.process.wait_ready()
+            except HostError as error:
+                raise UsageError(error.message, hint=error.hint) from error
 
     def take(self, options: tuple[str, ...] = ()) -> Instance:
         """A fresh instance on a directory of its own (or the next connection to the only one)."""
@@ -163,7 +175,10 @@ class Target:
 
     def _begin(self, folder: str, options: tuple[str, ...]) -> Instance:
         command = self.aim.start.replace(OPTIONS, " ".join(options))
-        return Instance(self, BackendProcess(folder, command), folder)
+        try:
+            return Instance(self, BackendProcess(folder, command), folder)
+        except HostError as error:
+            raise UsageError(f"{error.message}: {os.strerror(error.errno)}", hint="see --start") from error
 
     def _running(self) -> Instance:
         shared = self.aim.shared_dir
