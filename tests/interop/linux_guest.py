@@ -22,6 +22,7 @@ INIT = """#!/bin/busybox sh
 export PATH=/bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
+mount -t sysfs sys /sys
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 stty -echo -onlcr
 echo "guest: ready"
@@ -62,15 +63,15 @@ def build_initramfs(peers: Any, scripts: dict[str, str]) -> bytes:
 class LinuxVm:
     """A QEMU with a Linux guest, or an ``incoming`` one that waits for a guest to arrive.
 
-    ``socket`` is that of its vhost-user-fs back-end; ``packed`` offers packed rings. ``boot`` waits for the
-    guest's shell, ``run`` has it do something.
+    ``socket`` is that of its vhost-user-fs back-end; ``device`` are more properties of the device. ``boot``
+    waits for the guest's shell, ``run`` has it do something.
     """
 
     def __init__(
-        self, peers: Any, socket: Path, initrd: Path, *, incoming: bool = False, packed: bool = False
+        self, peers: Any, socket: str, initrd: Path, *, incoming: bool = False, device: str = ""
     ) -> None:
         folder = Path(tempfile.mkdtemp(prefix="vmsim-qemu-"))
-        device = f"vhost-user-fs-pci,chardev=fs,tag=share,packed={'on' if packed else 'off'}"
+        device = ",".join(["vhost-user-fs-pci,chardev=fs,tag=share", *filter(None, [device])])
         self.qemu = Qemu(
             peers, "-machine", "q35,memory-backend=mem", "-accel", "tcg", "-m", MEMORY,
             "-object", f"memory-backend-memfd,id=mem,size={MEMORY},share=on",

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from tests.interop.virtiofsd_rig import start_serve, start_virtiofsd
-from vmsim.host.processes import BackendProcess
+from vmsim.host.processes import SERVE, BackendProcess
 
 START_S = 20
 ANSWER_S = 60
@@ -194,7 +193,11 @@ class Qemu:
 
 def start_backend(peers: Any, kind: str, share: Path, *options: str) -> BackendProcess:
     """A back-end that listens: ``virtiofsd`` or ``vmsim``. Nobody has connected to it yet: it may take one."""
-    process = start_virtiofsd(peers, share, *options) if kind == VIRTIOFSD else start_serve(share, *options)
+    command = SERVE
+    if kind == VIRTIOFSD:
+        place = ("--socket-path={socket}", "--shared-dir={dir}")
+        command = (peers.virtiofsd, "--sandbox=none", "--seccomp=none", *place)
+    process = BackendProcess(os.fspath(share), command, options)
     try:
         until(lambda: listens(process.socket) or not process.alive, f"{kind} to listen")
         assert process.alive, process.said()
