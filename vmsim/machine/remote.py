@@ -165,6 +165,8 @@ def command_options(config: MachineConfig, *, own: bool) -> list[str]:
     Whatever is not the default is said; ``own`` back-ends are told a little more.
     """
     words = [word for name, value in config.options.items() for word in _option(name, value)]
+    if own:
+        words += ["--sandbox=none", f"--ring-policy={config.policy}"]
     if own or config.migration == EXTERNAL:
         words.append("--reconnect")
     if config.dialect != "upstream":
