@@ -167,6 +167,8 @@ def command_options(config: MachineConfig, *, own: bool) -> list[str]:
     words = [word for name, value in config.options.items() for word in _option(name, value)]
     if own:
         words += ["--sandbox=none", f"--ring-policy={config.policy}"]
+        if "xattr" not in config.options:
+            words.append("--xattr")  # a machine's default, not virtiofsd's
     if own or config.migration == EXTERNAL:
         words.append("--reconnect")
     if config.dialect != "upstream":
