@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from tests.bench import getattr_path, memory_use, migration, rings, state, transfers
+from tests.bench import getattr_path, memory_use, migration, peer_state, peers, rings, state, transfers
 from tests.bench.measure import Figure, Plan, pin
 from tests.bench.report import headline, line
 
@@ -27,6 +27,8 @@ BENCHES: dict[str, Bench] = {
     "state": state.run,
     "memory": memory_use.run,
     "migration": migration.run,
+    "peers": peers.run,
+    "peerstate": peer_state.run,
 }
 
 

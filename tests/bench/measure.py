@@ -19,6 +19,8 @@ Work = Callable[[], object]
 clock = time.thread_time
 """Seconds that this thread has run: everything measured here happens in it, and what other programs do to
 the CPU meanwhile is not our cost."""
+CPUS = sorted(os.sched_getaffinity(0))
+"""What we may run on, before ``pin``."""
 Times = dict[str, list[float]]
 """Seconds per call of each case, one value per round; the same position is the same moment."""
 
@@ -79,7 +81,7 @@ class Plan:
 
 def pin() -> int:
     """Stay on one CPU (waking a task on another one costs more than what is measured); its number."""
-    cpu = max(os.sched_getaffinity(0))
+    cpu = CPUS[-1]
     os.sched_setaffinity(0, {cpu})
     return cpu
 
@@ -97,7 +99,7 @@ def quiet() -> Iterator[None]:
             gc.enable()
 
 
-def seconds(work: Work, calls: int = 1) -> float:
+def seconds(work: Work, calls: int = 1, clock: Callable[[], float] = clock) -> float:
     """Seconds per call, over ``calls`` calls."""
     numbers = range(calls)
     began = clock()
@@ -106,13 +108,19 @@ def seconds(work: Work, calls: int = 1) -> float:
     return (clock() - began) / calls
 
 
-def interleave(cases: Mapping[str, Work], rounds: int, calls: Mapping[str, int] | int = 1) -> Times:
-    """Time all cases in turn, ``rounds`` times; the first two rounds warm up and do not count."""
+def interleave(
+    cases: Mapping[str, Work], rounds: int, calls: Mapping[str, int] | int = 1,
+    clock: Callable[[], float] = clock,
+) -> Times:  # fmt: skip
+    """Time all cases in turn, ``rounds`` times; the first two rounds warm up and do not count.
+
+    ``clock`` is another one where the work is not all done by this thread.
+    """
     times: Times = {name: [] for name in cases}
     with quiet():
         for turn in range(-2, rounds):
             for name, work in cases.items():
-                took = seconds(work, calls if isinstance(calls, int) else calls[name])
+                took = seconds(work, calls if isinstance(calls, int) else calls[name], clock)
                 if turn >= 0:
                     times[name].append(took)
     return times

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
+from tests.bench import peer_state, peers
 from tests.bench.command import BENCHES
+from tests.bench.contenders import INPROC, SERVED
 from tests.bench.measure import Figure, Spread, interleave, quotient, speed
 from tests.bench.memory_use import ROOT
 from tests.bench.report import line
@@ -22,6 +24,12 @@ FIGURES = {
     "state": {f"state.{way}.{mode}" for way in ("save", "restore") for mode in MODES},
     "memory": {"memory.inodes.3000", "memory.inodes.5000", "memory.inodes.8000"},
     "migration": {"migration.rounds"},
+    "peers": {peers.title(name, depth, place, subject) for place, name, depth, subject in peers.cases()},
+    "peerstate": {
+        peer_state.title(size, mode, way, subject)
+        for size in peer_state.sizes(quick=True) for mode in MODES for way in peer_state.WAYS
+        for subject in (INPROC, SERVED)
+    },
 }
 
 
