@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -13,13 +12,16 @@ from typing import Any, Final
 
 import click
 
-from vmsim.cli.serve_options import LEVELS, device_options, serve_options
+from vmsim.cli.common import Invocation, report_error
+from vmsim.cli.interrupts import Interrupted
+from vmsim.cli.serve_options import LEVELS, device_options, sandbox_of, serve_options
 from vmsim.cli.tracing import traced_seams, tracer_for
-from vmsim.errors import UsageError
+from vmsim.errors import HostError, UsageError
 from vmsim.host import sandbox
 from vmsim.host.fence import full_fence
 from vmsim.host.fs import LinuxFs
-from vmsim.host.rlimit import raise_fd_limit
+from vmsim.host.pidfile import PidFile
+from vmsim.host.rlimit import raise_fd_limit, set_fd_limit
 from vmsim.host.services import HostServices
 from vmsim.host.sockets import Listener, UnixSocket
 from vmsim.host.vhost_user.service import Service
@@ -42,7 +44,10 @@ Log = Callable[[str, str], None]
 @click.option("--print-capabilities", is_flag=True, help="Print what we can do, as JSON, and exit.")
 @click.option("--print-vhost-user-json", is_flag=True,
               help="Print what belongs into /usr/share/qemu/vhost-user/50-vmsim.json, and exit.")
-def serve(print_capabilities: bool, print_vhost_user_json: bool, **values: Any) -> int:
+@click.pass_obj
+def serve(
+    invocation: Invocation, /, print_capabilities: bool, print_vhost_user_json: bool, **values: Any
+) -> int:
     """Serve a directory to a virtual machine monitor over vhost-user: QEMU, cloud-hypervisor, crosvm.
 
     \b
@@ -58,6 +63,40 @@ def serve(print_capabilities: bool, print_vhost_user_json: bool, **values: Any) 
         own = {"description": "vmsim vhost-user-fs", **CAPABILITIES, "binary": os.path.abspath(sys.argv[0])}
         print(json.dumps(own if print_vhost_user_json else CAPABILITIES, indent=2))
         return 0
+    device = find_device("virtio-fs")  # before the sandbox hides our own program from us
+    _check(values, device)
+    _limit_files(values["rlimit_nofile"])
+    log = _logger("debug" if values["d"] else values["log_level"])
+    if values["thread_pool_size"]:
+        log("warn", f"--thread-pool-size {values['thread_pool_size']}: one thread serves everything")
+    path, fd = values["socket_path"], values["fd"]
+    with ExitStack() as stack:
+        outside: list[PidFile | Listener] = []
+        if path is not None:
+            outside.append(PidFile(f"{path}.pid"))
+            stack.callback(outside[0].close)
+        listener = Listener.adopt(fd) if path is None else Listener(path, group=values["socket_group"] or "")
+        stack.callback(listener.close)
+        outside.append(listener)
+
+        def inside(place: sandbox.Confined) -> int:
+            return _serve(device, values, place, listener, log)
+
+        def in_a_child(place: sandbox.Confined) -> int:
+            for thing in outside:
+                thing.disown()
+            try:
+                return inside(place)
+            except BaseException as error:
+                return _told(error, invocation)
+
+        return _confined(values, inside, in_a_child, log)
+
+
+def _check(values: dict[str, Any], device: DeviceType) -> None:
+    """UsageError for what cannot be done as asked, before anything has happened."""
+    device.check_options(device_options(values))
+    sandbox_of(values)
     path, fd, share = values["socket_path"], values["fd"], values["shared_dir"]
     if share is None:
         raise UsageError("which directory?", hint="say --shared-dir DIR")
@@ -65,33 +104,58 @@ def serve(print_capabilities: bool, print_vhost_user_json: bool, **values: Any) 
         raise UsageError(f"{share} is not a directory", hint="give the directory to share with the guest")
     if (path is None) == (fd is None):
         raise UsageError("where to serve?", hint="give either --socket-path or --fd")
-    _limit_files(values["rlimit_nofile"])
-    device = find_device("virtio-fs")  # before the sandbox hides our own program from us
-    log = _logger(values["log_level"])
+    if values["socket_group"] and path is None:
+        raise UsageError("--socket-group is for --socket-path", hint="whoever made the socket sets its group")
+
+
+def _told(error: BaseException, invocation: Invocation) -> int:
+    """Tell what ended the confined server, and choose its exit status as the whole program does."""
+    if isinstance(error, Interrupted):
+        return error.status  # the keeper tells
+    report_error(error, debug=invocation.debug)
+    return 2 if isinstance(error, UsageError) else 1
+
+
+def _confined(
+    values: dict[str, Any], inside: Callable[[sandbox.Confined], int],
+    in_a_child: Callable[[sandbox.Confined], int], log: Log,
+) -> int:  # fmt: skip
+    """Serve in the sandbox that was asked for, or by default in the best that is permitted."""
+    wanted = sandbox_of(values)
+    if wanted.kind != "none":
+        try:
+            return sandbox.run(wanted, in_a_child)
+        except HostError as error:
+            if values["sandbox"] is not None or wanted.uid_maps or wanted.gid_maps:
+                raise
+            log("warn", f"{error}; serving without a sandbox (as with --sandbox none)")
+    return sandbox.run(sandbox_of({**values, "sandbox": "none"}), inside)
+
+
+def _serve(
+    device: DeviceType, values: dict[str, Any], place: sandbox.Confined, listener: Listener, log: Log
+) -> int:
+    """Serve whoever connects; the exit status."""
     with ExitStack() as stack:
-        listener = Listener.adopt(fd) if path is None else Listener(path, group=values["socket_group"] or "")
-        stack.callback(listener.close)
-        proc, root = _confine(values, log)
-        service = _service(stack, device, values, root, proc, log)
-        log("info", f"serving {share} on {path or f'descriptor {fd}'}")
-        if listener.listens:
-            failure = service.listen(listener, reconnect=values["reconnect"])
-        else:
-            failure = service.serve(UnixSocket.adopt(os.dup(listener.fd))).failure
-        return 0 if failure is None else 1
+        service = _service(stack, device, values, place, log)
+        if not listener.listens:
+            log("info", f"serving {values['shared_dir']} on descriptor {values['fd']}")
+            return 0 if service.serve(UnixSocket.adopt(os.dup(listener.fd))).failure is None else 1
+        log("info", f"serving {values['shared_dir']} on {listener.path or f'descriptor {listener.fd}'}")
+        return 0 if service.listen(listener, reconnect=values["reconnect"]) is None else 1
 
 
 def _service(
-    stack: ExitStack, device: DeviceType, values: dict[str, Any], root: str, proc: bytes, log: Log
+    stack: ExitStack, device: DeviceType, values: dict[str, Any], place: sandbox.Confined, log: Log
 ) -> Service:
     """The device behind a vhost back-end behind a loop; ``stack`` closes what has to be closed."""
     schedule = ImmediateSchedule()  # a request that cannot be ended now waits for nobody in this process
     trace = values["trace"]
     seams = Seams() if trace is None else traced_seams(tracer_for(trace, schedule), "serve")
-    host_fs = LinuxFs(proc)
+    host_fs = LinuxFs(place.proc)
     host_fs.drop_groups()
     served = device.backend(
-        seams.host_fs(host_fs), root, device_options(values),
+        seams.host_fs(host_fs), place.share, device_options(values),
         request_queues=values["queues"], tag=values["tag"],
     )  # fmt: skip
     stack.callback(served.close)
@@ -108,30 +172,11 @@ def _service(
     return Service(backend, served, FdWaits(spin_ns=SPIN_NS), lambda line: log("info", line))
 
 
-def _confine(values: dict[str, Any], log: Log) -> tuple[bytes, str]:
-    """Enter the sandbox; where we find ourselves in /proc afterwards, and where the share is."""
-    kind, share = values["sandbox"], os.path.abspath(values["shared_dir"])
-    extra = [] if values["inode_file_handles"] == "never" else ["dac_read_search"]
-    kept = sandbox.kept_capabilities(values["modcaps"], extra)
-    if kind is None:
-        kind = "namespace" if sandbox.may_enter_namespaces() else "none"
-        if kind == "none":
-            log("warn", "the system allows no namespaces: serving without a sandbox (--sandbox none)")
-    if kind == "none":
-        return b"/proc/self", share
-    sandbox.enter(kind, share, kept)
-    return sandbox.PROC_HERE, "/"
-
-
 def _limit_files(wanted: int | None) -> None:
-    if wanted == 0:
-        return
-    hard = raise_fd_limit()
-    if wanted is None:
-        return
-    if wanted > hard:
-        raise UsageError(f"--rlimit-nofile {wanted}: we may have {hard}", hint="raise the hard limit first")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted:
+        set_fd_limit(wanted)
+    elif wanted is None:
+        raise_fd_limit()
 
 
 def _logger(level: str) -> Log:

@@ -6,6 +6,7 @@ service are asked for, and the tests compare the names with those that the real 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, get_args
@@ -13,7 +14,8 @@ from typing import Any, Final, TypeVar, get_args
 import click
 
 from vmsim.errors import UsageError
-from vmsim.host.sandbox import KINDS
+from vmsim.host import capabilities
+from vmsim.host.sandbox import KINDS, IdMap, Sandbox
 from vmsim.vhost.backend_ring import Policy
 from vmsim.vhost.dialects import DIALECTS
 
@@ -151,7 +153,8 @@ OPTIONS: Final = (
         settings={"default": "", "metavar": "LIST"}),
     Row(("--uid-map",), "User ids of the sandbox's user namespace; may be repeated.", settings=_many(MAP)),
     Row(("--gid-map",), "The same for group ids.", settings=_many(MAP)),
-    Row(("--rlimit-nofile",), "Open files at most; 0 leaves the limit alone  [default: what the system allows].", settings={"type": click.IntRange(0), "default": None}),
+    Row(("--rlimit-nofile",), "Open files at most; 0 leaves the limit alone  [default: what the system "
+        "allows].", settings={"type": click.IntRange(0), "default": None}),
     Row(("--thread-pool-size",), "Accepted for virtiofsd's sake: there is one thread.",
         settings={"type": click.IntRange(0), "default": 0}),
     Row(("--seccomp",), "Only none: there is no filter of system calls.",
@@ -213,3 +216,16 @@ def device_options(values: Mapping[str, Any]) -> dict[str, Any]:
     if options["inode_file_handles"] == "fallback":
         options["inode_file_handles"] = "prefer"  # its older name
     return options
+
+
+def sandbox_of(values: Mapping[str, Any]) -> Sandbox:
+    """The sandbox that is asked for, by default ``namespace``; UsageError for what it cannot be."""
+    kind = values["sandbox"] or "namespace"
+    uid_maps = tuple(IdMap.parse(text) for text in values["uid_map"])
+    gid_maps = tuple(IdMap.parse(text) for text in values["gid_map"])
+    if (uid_maps or gid_maps) and kind != "namespace":
+        raise UsageError("--uid-map and --gid-map are of a namespace", hint="use --sandbox namespace")
+    handles = values["inode_file_handles"] != "never" or values["migration_mode"] == "file-handles"
+    usual = capabilities.SERVING | ({"dac_read_search"} if handles else set())
+    keep = capabilities.changed(frozenset(usual), values["modcaps"])
+    return Sandbox(kind, os.path.abspath(values["shared_dir"] or "."), keep, uid_maps, gid_maps)

@@ -1,195 +1,377 @@
 """Confinement of a served back-end, as virtiofsd offers it: namespaces, a changed root, fewer capabilities.
 
 Every name from a guest is resolved beneath the share anyway. This is for the case that something goes wrong:
-afterwards the process sees the share and nothing else, and has the capabilities that serving files takes.
+the process that serves sees the share and next to nothing else.
+
+``namespace``: the server is a process of its own in new mount, process, network and IPC namespaces (and in a
+user namespace, unless it is root). Its root is an empty read-only file system in which there are only the
+share, under a name that nobody can guess, and the process's own /proc/self/fd, mountinfo and status. The root
+is not the share itself: so no file of a guest has a name that Python or libc would look for, and a file that
+was opened by a forged handle is never mistaken for one of the share.
+
+``chroot``: a process whose root is the share, and whose working directory is its own /proc/self (a mount of
+it that leads nowhere else, if the kernel lets us have one). That confines names, not a process that has been
+taken over.
+
+The process that asked stays outside as the keeper: it passes on signals and the exit status, and tidies up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import platform
 import signal
-from collections.abc import Iterable
-from types import FrameType
-from typing import Any, Final, NoReturn
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.machinery import BuiltinImporter, FrozenImporter
+from typing import Any, Final, NamedTuple, NoReturn
 
+import msgspec
 from cffi import FFI
 
 from vmsim.errors import HostError, UsageError
-from vmsim.host.fs.libc import CAPGET, CAPSET, syscall
+from vmsim.host import capabilities
+from vmsim.host.fs.libc import AT_FDCWD, syscall
 
 KINDS: Final = ("namespace", "chroot", "none")
-PROC_HERE: Final = b"."
-"""In a sandbox the working directory is /proc/self: for ``LinuxFs(proc=...)``."""
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 0x20
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
 MNT_DETACH: Final = 2
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
+PR_SET_CHILD_SUBREAPER: Final = 36
 PIVOT_ROOT: Final = 41 if platform.machine() == "aarch64" else 155
-CAP_VERSION_3: Final = 0x20080522
-FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-CAPABILITIES: Final = {
-    name: number
-    for number, name in enumerate(
-        (
-            "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid",
-            "setpcap", "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw",
-            "ipc_lock", "ipc_owner", "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct",
-            "sys_admin", "sys_boot", "sys_nice", "sys_resource", "sys_time", "sys_tty_config", "mknod",
-            "lease", "audit_write", "audit_control", "setfcap", "mac_override", "mac_admin", "syslog",
-            "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore",
-        )
-    )
-}
-"""Names as in capabilities(7), without ``cap_``."""
-KEPT: Final = frozenset(
-    ("chown", "dac_override", "fowner", "fsetid", "setgid", "setuid", "mknod", "setfcap")
-)
-"""What serving files for many users takes; virtiofsd keeps the same."""
+OPEN_TREE: Final = 428
+OPEN_TREE_CLONE: Final = 1
+F_SETSIG: Final = 10
+OTHERWISE: Final = "use --sandbox chroot (as root) or --sandbox none"
+PROC: Final = b"/proc/self"
+SEEN: Final = (b"mountinfo", b"status")
+"""What of /proc/self is looked at in the sandbox, beside its fd."""
 
 _ffi = FFI()
 _ffi.cdef("""
 int unshare(int flags);
-int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
+int mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data);
 int umount2(const char *target, int flags);
 int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
 """)
 _libc: Any = _ffi.dlopen(None)
 _pivot_root = syscall("const char *new_root, const char *put_old")
-_capabilities = syscall("void *header, void *data")
+_open_tree = syscall("int dir_fd, const char *path, unsigned flags")
 
 
-def kept_capabilities(changes: str, extra: Iterable[str] = ()) -> frozenset[str]:
-    """KEPT and ``extra``, changed as ``--modcaps`` says: ``+sys_admin:-chown``. UsageError for others."""
-    kept = set(KEPT) | set(extra)
-    for word in filter(None, changes.split(":")):
-        name = word[1:].lower().removeprefix("cap_")
-        if word[0] not in "+-" or name not in CAPABILITIES:
-            raise UsageError(
-                f"--modcaps: {word!r} names no capability",
-                hint="as in +dac_read_search:-mknod, see capabilities(7)",
-            )
-        if word[0] == "+":
-            kept.add(name)
-        else:
-            kept.discard(name)
-    return frozenset(kept)
+class IdMap(NamedTuple):
+    """A range of ids: inside of the user namespace, outside of it, and how many."""
+
+    inside: int
+    outside: int
+    size: int
+
+    @classmethod
+    def parse(cls, text: str) -> IdMap:
+        """``:inside:outside:count:``; any character may be the separator. UsageError for anything else."""
+        parts = text[1:-1].split(text[0]) if len(text) > 2 and text[0] == text[-1] else []
+        if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+            hint = "write :INSIDE:OUTSIDE:COUNT:, such as :0:100000:65536:"
+            raise UsageError(f"{text!r} is no map of ids", hint=hint)
+        found = cls(*map(int, parts))
+        if not found.size or max(found.inside, found.outside) + found.size > 1 << 32:
+            raise UsageError(f"the map of ids {text!r} is empty or out of range", hint="ids have 32 bits")
+        return found
 
 
-def enter(kind: str, share: str, capabilities: frozenset[str]) -> None:
-    """Confine this process to ``share``, which is ``/`` from now on; HostError if the system does not let us.
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What is asked for. ``keep`` are the capabilities that stay; see :mod:`vmsim.host.capabilities`.
 
-    With ``namespace`` it goes on in a child process; the parent waits for it, passes on the signals that end
-    programs, and exits as the child does.
+    ``uid_maps`` and ``gid_maps`` give the server a user namespace of its own; without them only a server that
+    is not root gets one, in which it keeps its ids.
     """
-    if kind not in KINDS or kind == "none":
-        raise UsageError(f"no sandbox {kind!r}", hint=", ".join(KINDS))
-    if kind == "namespace":
-        _enter_namespaces()
-        _go_on_in_child()
-        _change_root(share)
-    else:
-        _chroot(share)
-    drop_capabilities(capabilities)
+
+    kind: str
+    share: str
+    keep: frozenset[str] = capabilities.SERVING
+    uid_maps: tuple[IdMap, ...] = ()
+    gid_maps: tuple[IdMap, ...] = ()
+
+    @property
+    def own_users(self) -> bool:
+        """Whether there is a user namespace."""
+        return bool(self.uid_maps or self.gid_maps or os.geteuid())
 
 
-def may_enter_namespaces() -> bool:
-    """Whether the system lets this process have namespaces of its own: tried in a child."""
+class Confined(NamedTuple):
+    """Where the server finds the share, and itself in /proc (``LinuxFs(proc=...)``)."""
+
+    share: str
+    proc: bytes
+
+
+class _Told(msgspec.Struct):
+    """What a child tells its keeper: what failed, or else which process serves."""
+
+    failed: str = ""
+    number: int = 0
+    hint: str = ""
+    pid: int = 0
+
+
+def run(sandbox: Sandbox, serve: Callable[[Confined], int]) -> int:
+    """Have ``serve`` run confined; its exit status, or 128 and the number of the signal that killed it.
+
+    HostError, with nothing changed, if the system does not permit it; then ``serve`` was not called. In the
+    server an exception of ``serve`` ends the process: it should catch and tell them itself. With ``none``
+    everything happens in this process, which loses its capabilities if it is root.
+    """
+    if sandbox.kind == "none":
+        if os.geteuid() == 0:
+            capabilities.limit(sandbox.keep)
+        return serve(Confined(sandbox.share, PROC))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    told_r, told_w = os.pipe()
+    life_r, life_w = os.pipe()
+    go_r, go_w = os.pipe()
     child = os.fork()
     if not child:
+        for fd in (told_r, life_w, go_w):
+            os.close(fd)
+        _child(sandbox, serve, told_w, life_r, go_r)
+    for fd in (told_w, life_r, go_r):
+        os.close(fd)
+    try:
+        return _keep(sandbox, child, told_r, go_w)
+    finally:
+        for fd in (told_r, life_w, go_w):
+            os.close(fd)
+
+
+# -- the keeper --------------------------------------------------------------------------------------
+
+
+def _keep(sandbox: Sandbox, child: int, told_r: int, go_w: int) -> int:
+    """Wait for the server; ``child`` is it, or begets it and ends."""
+    with _reaping():
         try:
-            _enter_namespaces()
+            if sandbox.kind == "namespace" and sandbox.own_users:
+                _wait_told(told_r, child)  # it is in its user namespace
+                _write_maps(sandbox, child)
+                os.write(go_w, b"g")
+            server = _wait_told(told_r, child).pid or child
+            _wait_told(told_r, server)  # it is confined
         except BaseException:
+            _kill(child)
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    os.waitpid(-1, 0)
+            raise
+        try:
+            while (ended := os.waitpid(-1, 0))[0] != server:
+                pass
+        except KeyboardInterrupt as interrupt:
+            number = getattr(interrupt, "status", 0) - 128
+            _kill(server, number if number > 0 else signal.SIGINT)
+            os.waitpid(server, 0)
+            raise
+    code = os.waitstatus_to_exitcode(ended[1])
+    return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def _reaping() -> Iterator[None]:
+    """Within this, grandchildren become our children when their parent ends."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        _libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _wait_told(told_r: int, pid: int) -> _Told:
+    """What the child says next; HostError if something failed, or if it is dead."""
+    size = os.read(told_r, 1)
+    told = msgspec.json.decode(os.read(told_r, size[0]), type=_Told) if size else None
+    if told is None:
+        raise HostError(f"sandbox: process {pid} ended unexpectedly", errno=errno.ECHILD, hint=OTHERWISE)
+    if told.failed:
+        raise HostError(told.failed, errno=told.number, hint=told.hint)
+    return told
+
+
+def _write_maps(sandbox: Sandbox, child: int) -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    maps = {
+        "uid_map": sandbox.uid_maps or (IdMap(uid, uid, 1),),
+        "gid_map": sandbox.gid_maps or (IdMap(gid, gid, 1),),
+    }
+    try:
+        if uid:
+            _write(f"/proc/{child}/setgroups", "deny")
+        for name, ranges in maps.items():
+            _write(f"/proc/{child}/{name}", "".join(f"{a} {b} {n}\n" for a, b, n in ranges))
+    except OSError as error:
+        hint = "without privilege only one's own id can be mapped, and to one id" if uid else OTHERWISE
+        raise HostError("sandbox: mapping ids", errno=error.errno or errno.EPERM, hint=hint) from error
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+# -- the server --------------------------------------------------------------------------------------
+
+
+def _child(
+    sandbox: Sandbox, serve: Callable[[Confined], int], told_w: int, life_r: int, go_r: int
+) -> NoReturn:
+    """Become the server, or its parent; tell the keeper how it went."""
+    status = 1
+    try:
+        try:
+            if sandbox.kind == "namespace":
+                _enter_namespaces(sandbox, told_w, go_r)
+                server = os.fork()
+                if server:
+                    _tell(told_w, _Told(pid=server))
+                    os._exit(0)
+                confined = _change_root(sandbox.share)
+            else:
+                _tell(told_w, _Told())
+                confined = _chroot(sandbox.share)
+            _end_with_keeper(life_r)
+            _forget_the_outside()
+            keep = sandbox.keep
+            if sandbox.kind == "namespace" and sandbox.own_users:
+                keep -= {"dac_read_search"}  # it is of no use there, but would seem to be
+            capabilities.limit(keep)
+        except HostError as error:
+            _tell(told_w, _Told(error.message.rpartition(": ")[0], error.errno, error.hint))
             os._exit(1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
+        except OSError as error:
+            _tell(told_w, _Told(f"sandbox: {error.strerror}", error.errno or errno.EIO, OTHERWISE))
+            os._exit(1)
+        _tell(told_w, _Told())
+        os.close(told_w)
+        os.close(go_r)
+        status = serve(confined)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
-def drop_capabilities(kept: frozenset[str]) -> None:
-    """Give up all other capabilities for good, and never gain any."""
-    mask = sum(1 << CAPABILITIES[name] for name in kept)
-    for number in CAPABILITIES.values():
-        if not mask >> number & 1:
-            _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)  # EPERM: without CAP_SETPCAP there is none to gain
-    header: Any = _ffi.new("unsigned int[2]", [CAP_VERSION_3, 0])
-    data: Any = _ffi.new("unsigned int[6]")
-    _check(_capabilities(CAPGET, header, data), "reading capabilities")
-    for word in (0, 1):
-        part = mask >> 32 * word & 0xFFFFFFFF
-        permitted = data[3 * word + 1] & part
-        data[3 * word], data[3 * word + 1], data[3 * word + 2] = permitted, permitted, 0
-    _check(_capabilities(CAPSET, header, data), "dropping capabilities")
-    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "giving up new privileges")
+def _tell(told_w: int, told: _Told) -> None:
+    text = msgspec.json.encode(told)
+    os.write(told_w, bytes([len(text)]) + text)
 
 
-def _check(result: int, what: str, hint: str = "") -> None:
+def _check(result: int, what: str, hint: str = OTHERWISE) -> None:
     if result:
         raise HostError(f"sandbox: {what}", errno=_ffi.errno, hint=hint)
 
 
-def _enter_namespaces() -> None:
-    own = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
-    hint = "use --sandbox chroot or --sandbox none"
-    uid, gid = os.geteuid(), os.getegid()
-    if uid == 0:
-        _check(_libc.unshare(own), "namespaces of its own", hint)
-        return
-    _check(_libc.unshare(own | CLONE_NEWUSER), "a user namespace of its own", hint)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        try:
-            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-                file.write(text)
-        except OSError as error:
-            raise HostError(f"sandbox: {name}", errno=error.errno or errno.EPERM, hint=hint) from error
+def _enter_namespaces(sandbox: Sandbox, told_w: int, go_r: int) -> None:
+    if sandbox.own_users:
+        _check(_libc.unshare(CLONE_NEWUSER), "a user namespace")
+        _tell(told_w, _Told())
+        if not os.read(go_r, 1):
+            os._exit(1)
+        for maps, become in ((sandbox.gid_maps, os.setresgid), (sandbox.uid_maps, os.setresuid)):
+            if maps:
+                first = maps[0].inside
+                become(first, first, first)
+    _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC), "namespaces")
 
 
-def _go_on_in_child() -> None:
-    child = os.fork()
-    if child:
-        _wait_for(child)
-    _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "dying with its parent")
+def _change_root(share: str) -> Confined:
+    """Build the new root on top of /proc, which is always there, and move into it."""
+    name = b"share-" + os.urandom(16).hex().encode()
+    share_fd = os.open(share, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.chdir(PROC)  # from here on the old /proc is reached by the working directory only
+    _mount(None, b"/", MS_REC | MS_SLAVE, "mounts of its own")
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    _mount(b"vmsim", b"/proc", flags, "a root of its own", b"tmpfs", b"mode=0755,size=64k")
+    os.makedirs(b"/proc/proc/self/fd", 0o755)
+    os.mkdir(b"/proc/" + name, 0o755)
+    _mount(b"fd", b"/proc/proc/self/fd", MS_BIND, "its own descriptors")
+    for file in SEEN:
+        os.close(os.open(b"/proc/proc/self/" + file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
+        _mount(file, b"/proc/proc/self/" + file, MS_BIND, f"its own {file.decode()}")
+    _mount(b"fd/%d" % share_fd, b"/proc/" + name, MS_BIND | MS_REC, f"binding {share}")
+    os.close(share_fd)
+    _mount(None, b"/proc", flags | MS_REMOUNT | MS_RDONLY, "a read-only root")
+    os.chdir(b"/proc")
+    # The old root comes to lie on top of the new one, and is taken away from there.
+    _check(_pivot_root(PIVOT_ROOT, b".", b"."), "changing the root")
+    _check(_libc.umount2(b".", MNT_DETACH), "letting go of the old root")
+    os.chdir(b"/")
+    return Confined(f"/{name.decode()}", PROC)
 
 
-def _wait_for(child: int) -> NoReturn:
-    """Be the child's shadow: same signals, same end."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        os.kill(child, number)
-
-    for number in FORWARDED:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, forward)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    os._exit(code if code >= 0 else 128 - code)
+def _mount(
+    source: bytes | None, target: bytes, flags: int, what: str, kind: bytes | None = None, data: bytes = b""
+) -> None:
+    null = _ffi.NULL
+    _check(_libc.mount(source or null, target, kind or null, flags, data or null), what)
 
 
-def _change_root(share: str) -> None:
-    path = os.fsencode(share)
-    _check(_libc.mount(_ffi.NULL, b"/", _ffi.NULL, MS_REC | MS_SLAVE, _ffi.NULL), "mounts of its own")
-    _check(_libc.mount(path, path, _ffi.NULL, MS_BIND | MS_REC, _ffi.NULL), f"binding {share}")
-    here = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def _chroot(share: str) -> Confined:
     try:
-        os.chdir(path)
-        # The old root comes to lie on top of the new one, and is taken away from there.
-        _check(_pivot_root(PIVOT_ROOT, b".", b"."), "changing the root")
-        _check(_libc.umount2(b".", MNT_DETACH), "letting go of the old root")
-        os.fchdir(here)
-    finally:
-        os.close(here)
-
-
-def _chroot(share: str) -> None:
-    here = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+        here = _open_tree(OPEN_TREE, AT_FDCWD, PROC, OPEN_TREE_CLONE | os.O_CLOEXEC)
+        if here < 0:  # before Linux 5.2, or without CAP_SYS_ADMIN
+            here = os.open(PROC, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.chroot(share)
         os.fchdir(here)
-    except OSError as error:
-        hint = "chroot takes privilege: use --sandbox none or namespace"
-        raise HostError(f"sandbox: chroot to {share}", errno=error.errno or errno.EPERM, hint=hint) from error
-    finally:
         os.close(here)
+    except OSError as error:
+        hint = "chroot takes privilege: use --sandbox namespace or none"
+        raise HostError(f"sandbox: chroot to {share}", errno=error.errno or errno.EPERM, hint=hint) from error
+    return Confined("/", b".")
+
+
+def _end_with_keeper(life_r: int) -> None:
+    """Have the kernel send SIGTERM when the keeper's end of this pipe is closed, however that happens.
+
+    PR_SET_PDEATHSIG would be forgotten when the server takes the ids of a guest's user.
+    """
+    fcntl.fcntl(life_r, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life_r, F_SETSIG, signal.SIGTERM)
+    fcntl.fcntl(life_r, fcntl.F_SETFL, fcntl.fcntl(life_r, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        if not os.read(life_r, 1):
+            os._exit(1)  # it has ended already
+
+
+def _forget_the_outside() -> None:
+    """Leave nothing that would look for files of the outside, and find a guest's instead."""
+    sys.path.clear()
+    sys.path_importer_cache.clear()
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter]
+    os.environ["TZ"] = _zone()
+    time.tzset()
+    os.umask(0)
+    with contextlib.suppress(PermissionError):  # without privilege they are the user's own rights
+        os.setgroups([])
+
+
+def _zone() -> str:
+    """The present time zone in POSIX's words, which take no file."""
+    offset = time.localtime().tm_gmtoff
+    sign, minutes = "-" if offset >= 0 else "", abs(offset) // 60
+    return f"<local>{sign}{minutes // 60}:{minutes % 60:02}"

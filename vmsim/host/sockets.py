@@ -117,7 +117,7 @@ class Listener:
         try:
             with _reachable(path) as name:
                 listening.bind(name)
-            # Its folder may be out of sight when it is removed: we may be confined by then.
+            # What ``path`` is relative to may be another folder when the file is removed.
             self._folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_CLOEXEC)
             self._file = self._identity()
             if group:
@@ -166,15 +166,19 @@ class Listener:
             return None
         return found.st_dev, found.st_ino
 
+    def disown(self) -> None:
+        """For a child process: leave the socket file, and every way to its folder, to the parent."""
+        self._file = None
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
+
     def close(self) -> None:
         """Stop listening and remove our socket file; may be called twice."""
         self._socket.close()
         if self._file is not None and self._identity() == self._file:
             os.unlink(os.path.basename(self.path), dir_fd=self._folder)
-        self._file = None
-        if self._folder >= 0:
-            os.close(self._folder)
-            self._folder = -1
+        self.disown()
 
 
 def _as_socket(fd: int) -> socket.socket:
