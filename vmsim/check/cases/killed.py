@@ -81,7 +81,7 @@ def front_end_says_nothing(rig: BareRig) -> None:
     leave(rig)
 
 
-@CASES.case("reconnect", RECONNECT, needs=(START, SHARE))
+@CASES.case("reconnect", RECONNECT, needs=(START, SHARE), options=("--reconnect",))
 def reconnect(rig: RingRig) -> None:
     """A back-end that stays serves the next front-end."""
     rig.device().getattr()

@@ -172,7 +172,7 @@ def backend_channel(rig: WireRig) -> None:
     rig.wire.barrier()
 
 
-@CASES.case("config", "vhost-user 'GET_CONFIG'; virtio 1.3 section 5.11.4")
+@CASES.case("config", "vhost-user 'GET_CONFIG'; virtio 1.3 section 5.11.4", options=("--tag=checked",))
 def config(rig: WireRig) -> None:
     """GET_CONFIG gives a tag and the number of request queues, whole or in part."""
     rig.wire.require(c.F_CONFIG)
