@@ -59,7 +59,7 @@ def running(serve, tmp_path):
     (share / "theirs").write_text("untouched")
     command = [
         sys.executable, "-P", "-m", "vmsim.cli", "serve", "--socket-path", str(socket), "--shared-dir",
-        str(share), "--reconnect",
+        str(share), "--reconnect", "--xattr",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not listening(socket):
