@@ -82,6 +82,11 @@ class World:
         side.qemu.incoming(f"file:{self.stream}")
         return side.qemu.arrived()
 
+    def end(self, side: Side) -> None:
+        """One side is not needed any more."""
+        self._sides.remove(side)
+        side.close()
+
     def close(self) -> None:
         """End everything."""
         errors = []
