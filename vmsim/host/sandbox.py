@@ -50,6 +50,8 @@ PIVOT_ROOT: Final = 41 if platform.machine() == "aarch64" else 155
 OPEN_TREE: Final = 428
 OPEN_TREE_CLONE: Final = 1
 F_SETSIG: Final = 10
+KEEPING: Final = frozenset({"dac_override", "kill"})
+"""Capabilities of the keeper: it removes its files and ends the server, whosever they are."""
 OTHERWISE: Final = "use --sandbox chroot (as root) or --sandbox none"
 PROC: Final = b"/proc/self"
 SEEN: Final = (b"mountinfo", b"status")
@@ -139,49 +141,59 @@ def run(sandbox: Sandbox, serve: Callable[[Confined], int]) -> int:
     told_r, told_w = os.pipe()
     life_r, life_w = os.pipe()
     go_r, go_w = os.pipe()
-    child = os.fork()
-    if not child:
-        for fd in (told_r, life_w, go_w):
+    with _reaping():  # from before the fork on: the server's parent may end at once
+        child = os.fork()
+        if not child:
+            for fd in (told_r, life_w, go_w):
+                os.close(fd)
+            _child(sandbox, serve, told_w, life_r, go_r)
+        for fd in (told_w, life_r, go_r):
             os.close(fd)
-        _child(sandbox, serve, told_w, life_r, go_r)
-    for fd in (told_w, life_r, go_r):
-        os.close(fd)
-    try:
-        return _keep(sandbox, child, told_r, go_w)
-    finally:
-        for fd in (told_r, life_w, go_w):
-            os.close(fd)
+        try:
+            server = _start(sandbox, child, told_r, go_w)
+            if os.geteuid() == 0:
+                capabilities.limit(KEEPING)
+            return _keep(server)
+        finally:
+            for fd in (told_r, go_w, life_w):
+                os.close(fd)  # a server that still runs ends now
+            _reap()
 
 
 # -- the keeper --------------------------------------------------------------------------------------
 
 
-def _keep(sandbox: Sandbox, child: int, told_r: int, go_w: int) -> int:
-    """Wait for the server; ``child`` is it, or begets it and ends."""
-    with _reaping():
-        try:
-            if sandbox.kind == "namespace" and sandbox.own_users:
-                _wait_told(told_r, child)  # it is in its user namespace
-                _write_maps(sandbox, child)
-                os.write(go_w, b"g")
-            server = _wait_told(told_r, child).pid or child
-            _wait_told(told_r, server)  # it is confined
-        except BaseException:
-            _kill(child)
-            with contextlib.suppress(ChildProcessError):
-                while True:
-                    os.waitpid(-1, 0)
-            raise
-        try:
-            while (ended := os.waitpid(-1, 0))[0] != server:
-                pass
-        except KeyboardInterrupt as interrupt:
-            number = getattr(interrupt, "status", 0) - 128
-            _kill(server, number if number > 0 else signal.SIGINT)
-            os.waitpid(server, 0)
-            raise
+def _start(sandbox: Sandbox, child: int, told_r: int, go_w: int) -> int:
+    """Help the server to get confined; its process id. ``child`` is it, or begets it and ends."""
+    steps = 1
+    if sandbox.kind == "namespace":
+        if sandbox.own_users:
+            _wait_told(told_r)  # it is in its user namespace
+            _write_maps(sandbox, child)
+            os.write(go_w, b"g")
+        steps = 2  # that it is confined, and who it is: in any order, two processes tell it
+    return max(_wait_told(told_r).pid for _ in range(steps)) or child
+
+
+def _keep(server: int) -> int:
+    """Wait for the server, and pass on the signal that ends us."""
+    try:
+        while (ended := os.waitpid(-1, 0))[0] != server:
+            pass
+    except KeyboardInterrupt as interrupt:
+        number = getattr(interrupt, "status", 0) - 128
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, number if number > 0 else signal.SIGINT)
+        raise
     code = os.waitstatus_to_exitcode(ended[1])
     return code if code >= 0 else 128 - code
+
+
+def _reap() -> None:
+    """Wait until all children have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 @contextlib.contextmanager
@@ -194,17 +206,12 @@ def _reaping() -> Iterator[None]:
         _libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def _kill(pid: int, number: int = signal.SIGKILL) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _wait_told(told_r: int, pid: int) -> _Told:
-    """What the child says next; HostError if something failed, or if it is dead."""
-    size = os.read(told_r, 1)
-    told = msgspec.json.decode(os.read(told_r, size[0]), type=_Told) if size else None
-    if told is None:
-        raise HostError(f"sandbox: process {pid} ended unexpectedly", errno=errno.ECHILD, hint=OTHERWISE)
+def _wait_told(told_r: int) -> _Told:
+    """What a child says next; HostError if something failed, or if nobody is left to say anything."""
+    size = int.from_bytes(os.read(told_r, 2), "little")
+    if not size:
+        raise HostError("sandbox: the server ended unexpectedly", errno=errno.ECHILD, hint=OTHERWISE)
+    told = msgspec.json.decode(os.read(told_r, size), type=_Told)
     if told.failed:
         raise HostError(told.failed, errno=told.number, hint=told.hint)
     return told
@@ -252,7 +259,6 @@ def _child(
                     os._exit(0)
                 confined = _change_root(sandbox.share)
             else:
-                _tell(told_w, _Told())
                 confined = _chroot(sandbox.share)
             _end_with_keeper(life_r)
             _forget_the_outside()
@@ -278,7 +284,7 @@ def _child(
 
 def _tell(told_w: int, told: _Told) -> None:
     text = msgspec.json.encode(told)
-    os.write(told_w, bytes([len(text)]) + text)
+    os.write(told_w, len(text).to_bytes(2, "little") + text)
 
 
 def _check(result: int, what: str, hint: str = OTHERWISE) -> None:
