@@ -14,6 +14,7 @@ from devices.virtio_fs.state import blob as state_blob
 from tests.interop.qemu_rig import VIRTIOFSD, VMSIM
 from tests.interop.qtest_world import FILE, TEXT, Client, Side, StateInStream, World
 from tests.interop.vhost_mitm import TO_FRONTEND
+from vmsim.virtio.constants import F_VERSION_1
 
 pytestmark = pytest.mark.interop
 KINDS = [VMSIM, VIRTIOFSD]
@@ -196,12 +197,29 @@ def test_a_stream_without_the_state_is_a_guest_without_its_session(saved, arrive
 
 
 @pytest.mark.parametrize("changes", [
-    {"tag": "another"}, {"device": "queue-size=256"}, {"device": "num-request-queues=1"},
+    {"tag": "another"}, {"device": "queue-size=256"},
 ], ids=str)  # fmt: skip
 def test_accepted_although_the_device_differs(saved, arrive, changes):
     side, status = arrive(saved.stream, **changes)
     assert (status, checked(side)) == ("running", 0), side.qemu.log
     goes_on(saved, side)
+
+
+def test_a_feature_of_the_guests_driver_that_is_missing_there(saved, arrive):
+    """QEMU looks at that before it asks the back-end for anything."""
+    side, status = arrive(saved.stream, device="event_idx=off")
+    assert (status, checked(side), side.qemu.wait()) == ("gone", None, 1)
+    assert "unsupported. Allowed features" in side.qemu.log
+
+
+def test_a_missing_feature_that_the_guests_driver_did_not_take(saved):
+    world = saved.world
+    client = world.booted(saved.kind, guest={"features": F_VERSION_1})
+    stream = world.save(client.side)
+    there = world.side(saved.kind, incoming=True, device="event_idx=off")
+    assert world.load(there, stream) == "running", there.qemu.log
+    client.moved(there)
+    world.end(there)
 
 
 def test_the_state_is_what_the_guest_knows(saved):
