@@ -56,11 +56,19 @@ def command_of(name: str) -> Command:
 
 
 def settle(process: BackendProcess, place: str) -> None:
-    """Have all threads of ``process`` run where ``place`` says."""
+    """Have ``process``, and what it started, run where ``place`` says."""
     here = os.sched_getaffinity(0)
     cpus = here if place == "one" else set(CPUS) - here
-    for task in os.listdir(f"/proc/{process.pid}/task"):
-        os.sched_setaffinity(int(task), cpus)
+    for task in tasks_of(process.pid):
+        os.sched_setaffinity(task, cpus)
+
+
+def tasks_of(pid: int) -> Iterator[int]:
+    """The threads of a process and of those that it started."""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        yield int(task)
+        for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+            yield from tasks_of(int(child))
 
 
 class Contender:

@@ -55,7 +55,7 @@ class DirOps(FileOps):
                 return False
             if name not in (b".", b".."):
                 try:
-                    reply = self.enter(self.open_at(handle.fd, name), handle.inode, name)
+                    reply = self.meet(handle.fd, handle.inode, name)
                 except FileNotFoundError:
                     return True
                 except OSError:

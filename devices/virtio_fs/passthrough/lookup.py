@@ -21,16 +21,26 @@ class LookupOps(Reach):
     """Entries and their lookup counts."""
 
     def lookup(self, ctx: Context, parent: int, name: bytes) -> EntryReply:
-        """LOOKUP. A name whose inode is known costs one statx; nothing is opened."""
+        """LOOKUP."""
         directory = self.require_dir(parent)
         self.component(name)
-        dir_fd = self.path_fd(directory)
+        return self.meet(self.path_fd(directory), directory, name)
+
+    def meet(self, dir_fd: int, directory: Inode, name: bytes) -> EntryReply:
+        """The entry for a name in ``directory``; its lookup count goes up.
+
+        Nothing is opened for an inode that is known: a descriptor that was open all the time proves that it
+        is still the same file, and so does the evidence that took the descriptor's place.
+        """
         attr, dev, mnt_id, _ = self.host.identify_name(dir_fd, name)
-        inode = self.inodes.find(dev, attr[0], mnt_id)
-        # Only a descriptor that is open all the time proves that it is still the same file.
-        if inode is not None and inode.fd >= 0 and inode.mode == stat.S_IFMT(attr[MODE]):
-            inode.hot |= HOT
-            return self.entry(inode, attr, directory, name)
+        mount = self.inodes.mounts.get((dev, mnt_id))
+        inode = None if mount is None else mount.index.get(attr[0])
+        if inode is not None and inode.mode == attr[MODE] & 0o170000:
+            if inode.fd >= 0:
+                inode.hot |= HOT
+                return self.entry(inode, attr, directory, name)
+            if inode.handle is not None and self.evidence_at(dir_fd, name, inode.handle) == inode.handle:
+                return self.entry(inode, attr, directory, name)
         return self.enter(self.open_at(dir_fd, name), directory, name)
 
     def enter(self, fd: int, parent: Inode, name: bytes) -> EntryReply:
