@@ -274,6 +274,11 @@ class Rig:
         self.transport = Recorder(InProcessTransport(self.backend, self.schedule, self.host))
         self.device.reattach(self.transport, died=True)
 
+    def attach_to_the_same(self) -> None:
+        """Connect again to a back-end that has stopped its rings when the connection broke."""
+        self.transport = Recorder(InProcessTransport(self.backend, self.schedule, self.host))
+        self.device.reattach(self.transport)
+
     def _interrupt(self) -> None:
         self.interrupts += 1
 

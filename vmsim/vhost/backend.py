@@ -323,17 +323,16 @@ class VhostBackend:
         return Reply(p.Inflight(size_bytes, 0, queues, size), (fd,))
 
     def _set_inflight_fd(self, payload: p.Inflight) -> None:
-        queues, size = self._inflight_shape("SET_INFLIGHT_FD", payload)
+        queues, _ = self._inflight_shape("SET_INFLIGHT_FD", payload)
         if any(ring.started for ring in self.rings):
             raise MessageError("SET_INFLIGHT_FD while rings run", spec=SPEC)
-        packed = bool(self.features & F_RING_PACKED)
         fd = self._take_fd()
         try:
             view = self._io.map(fd, payload.mmap_size, payload.mmap_offset)
         finally:
             self._io.close(fd)
         try:
-            regions = [region_of(view, queue, queues, size, packed=packed) for queue in range(queues)]
+            regions = [region_of(view, queue, queues) for queue in range(queues)]
         except MessageError:
             self._io.unmap(view)
             raise
@@ -423,6 +422,7 @@ class VhostBackend:
         self.transfer.abandon()
         for ring in self.rings:
             ring.reset()
+            ring.forget_inflight()
         self.status = 0
         if self._used or not self.options.keeps_session:
             self.device.reset()

@@ -33,7 +33,7 @@ class BackendRing:
 
     __slots__ = (
         "_busy", "_device", "_features", "_fence", "_fresh", "_handle", "_inflight", "_log", "_memory",
-        "_outstanding", "_policy", "_recovered", "_schedule", "_tracking", "addr", "base", "broken",
+        "_outstanding", "_policy", "_schedule", "_tracking", "_trusted", "addr", "base", "broken",
         "enabled", "has_kick", "index", "link", "live", "num", "others", "ring", "started",
     )
 
@@ -63,7 +63,8 @@ class BackendRing:
         self._fence = fence
         self._inflight: memoryview | None = None
         self._tracking: Tracking | None = None
-        self._recovered = False
+        self._trusted = False
+        """Handed to us since this ring last ran: what the region says counts, whoever wrote it."""
         self._outstanding: dict[int, Chain] = {}
         self._busy = False
         self._fresh = False
@@ -118,6 +119,7 @@ class BackendRing:
         """SET_INFLIGHT_FD: where this ring records its requests in flight, from its next start on."""
         self._require_stopped("SET_INFLIGHT_FD")
         self._inflight = region
+        self._trusted = region is not None
 
     def set_enabled(self, enabled: bool) -> None:
         """SET_VRING_ENABLE; a ring that was started meanwhile is worked off."""
@@ -225,12 +227,9 @@ class BackendRing:
             if not self._fresh:
                 state = ring.save()
                 self._device.keep_parked(self.index, state if state.in_flight else None)
-                if self._tracking is not None and not state.in_flight:
-                    self._tracking.region.forget()
             self.base = ring.base_word()
         self.started = self.has_kick = self._fresh = False
         self.ring = self.live = self._tracking = None
-        self._recovered = False
         self.broken = ""
         return self.base
 
@@ -242,9 +241,11 @@ class BackendRing:
         self._outstanding.clear()
         self.started = self.enabled = self.has_kick = self._fresh = False
         self.ring = self.live = self._tracking = None
-        self._recovered = False
         self.broken = ""
         self.base = 0
+
+    def forget_inflight(self) -> None:
+        """The device was reset: what the in-flight region says means nothing any more."""
         if self._inflight is not None:
             self._inflight[:] = bytes(len(self._inflight))
 
@@ -261,7 +262,8 @@ class BackendRing:
             if not self.started:
                 self.ring = self._make()
                 self.ring.set_base_word(self.base)
-                self._track(self.ring)
+                if self._inflight is not None:
+                    self._tracking = track(self.ring, self._inflight)
                 self.started = self._fresh = True
                 self._update()
             if self.live is not None and self._fresh and not self._busy:
@@ -269,22 +271,13 @@ class BackendRing:
         except VmsimError as error:
             self._fail(error)
 
-    def _track(self, ring: DeviceRing) -> None:
-        """Record requests in flight from now on; go on where a back-end that died has left the ring."""
-        if self._inflight is None:
-            return
-        self._tracking = track(ring, self._inflight)
-        state = self._tracking.recover()
-        self._recovered = state is not None
-        if state is not None:
-            ring.restore(state)
-
     def _take_up(self, ring: DeviceRing) -> None:
-        """Handle what was parked when this ring stopped, before anything new."""
+        """Handle what was in flight when this ring stopped, or its former back-end died."""
         self._fresh = False
         self._busy = True
         try:
-            for chain in self._resume(ring):
+            chains, recovered = self._resume(ring)
+            for chain in chains:
                 self._outstanding[id(chain)] = chain
                 written = self._handle(self.index, chain, self.complete)
                 if written is not None:
@@ -293,21 +286,28 @@ class BackendRing:
             ring.arm_kicks()
         finally:
             self._busy = False
+        if recovered and self.link is not None:
+            self.link.call(self.index)  # the former back-end may have died before it could
 
-    def _resume(self, ring: DeviceRing) -> list[Chain]:
-        """Take up what was parked when this ring stopped; a ring that starts elsewhere is a new one."""
+    def _resume(self, ring: DeviceRing) -> tuple[list[Chain], bool]:
+        """What is to be handled first, and whether that comes from a back-end that died.
+
+        Parked requests belong to the place where this ring stopped: one that starts elsewhere is a new ring.
+        """
         state = self._device.resume_parked(self.index)
-        recovered, self._recovered = self._recovered, False
-        here = ring.position()
-        elsewhere = state is not None and not here.same_place(state)
-        if recovered and not elsewhere:
-            return ring.in_flight
-        if elsewhere and recovered:
-            ring.set_base_word(self.base)
-        chains = ring.restore(state) if state is not None and not elsewhere else []
-        if self._tracking is not None:
-            self._tracking.begin()
-        return chains
+        tracking = self._tracking
+        trusted, self._trusted = self._trusted, False
+        if state is not None and ring.position().same_place(state):
+            chains = ring.restore(state)
+            if trusted and tracking is not None and tracking.records(state):
+                return chains, False
+        elif trusted and tracking is not None and (recovered := tracking.recover()) is not None:
+            return ring.restore(recovered), True
+        else:
+            chains = []
+        if tracking is not None:
+            tracking.begin()
+        return chains, False
 
     def _make(self) -> DeviceRing:
         if self.addr is None or not self.num:

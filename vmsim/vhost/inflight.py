@@ -6,6 +6,8 @@ nothing answered twice. What lies there was written by whoever held it before, s
 
     split    header 16 bytes, then per descriptor  inflight, next, counter                          (16 bytes)
     packed   header 32 bytes, then per entry       inflight, next, last, num, counter, descriptor  (32 bytes)
+
+Its holder may be killed between any two stores: each step of the specification is one store here.
 """
 
 from __future__ import annotations
@@ -24,9 +26,6 @@ ALIGN: Final = 64
 Slot = tuple[int, int, int, int]
 """One descriptor of a packed ring: gpa, bytes, buffer id, flags."""
 
-_COUNTER = struct.Struct("=Q")
-_HALF = struct.Struct("=H")
-
 
 def region_bytes(queue_size: int, *, packed: bool) -> int:
     """The bytes of one queue's region."""
@@ -34,18 +33,14 @@ def region_bytes(queue_size: int, *, packed: bool) -> int:
     return (head.size + entry * queue_size + ALIGN - 1) // ALIGN * ALIGN
 
 
-def region_of(
-    buffer: memoryview, queue: int, queue_count: int, queue_size: int, *, packed: bool
-) -> memoryview:
-    """One queue's part of the buffer; MessageError if the parts are too small for queues of that size."""
+def region_of(buffer: memoryview, queue: int, queue_count: int) -> memoryview:
+    """One queue's part of the buffer; MessageError if no part is large enough for anything."""
     stride = len(buffer) // queue_count
-    head, entry = (PackedRegion.HEAD, PackedRegion.ENTRY) if packed else (SplitRegion.HEAD, SplitRegion.ENTRY)
-    needed = head.size + entry * queue_size
-    if stride < needed or stride % _COUNTER.size:
+    if stride < PackedRegion.HEAD.size or stride % 8:
         raise MessageError(
-            f"in-flight buffer of {len(buffer)} bytes: each of {queue_count} queues needs {needed}", spec=SPEC
+            f"in-flight buffer of {len(buffer)} bytes for {queue_count} queues: {stride} for each", spec=SPEC
         )
-    return buffer[queue * stride : queue * stride + needed]
+    return buffer[queue * stride : (queue + 1) * stride]
 
 
 class _Region:
@@ -56,7 +51,14 @@ class _Region:
     COUNTER_AT: int
 
     def __init__(self, view: memoryview, size: int) -> None:
-        self._view = view
+        needed = self.HEAD.size + self.ENTRY * size
+        if len(view) < needed:
+            raise MessageError(
+                f"in-flight region of {len(view)} bytes, a ring of {size} needs {needed}", spec=SPEC
+            )
+        self._view = view[:needed]
+        self._halves = self._view.cast("H")
+        self._longs = self._view.cast("Q")
         self._size = size
         self._counter = 0
 
@@ -69,30 +71,28 @@ class _Region:
         _, version, number = struct.unpack_from("=QHH", self._view)
         if version == 0:
             return False
-        if version != VERSION or number != self._size:
+        if version != VERSION or number < self._size:
             raise MessageError(
                 f"in-flight region of version {version} for {number} descriptors, not {self._size}", spec=SPEC
             )
         return True
 
-    def forget(self) -> None:
-        """Nothing is in flight: whoever comes next starts where the front-end says."""
-        struct.pack_into("=QH", self._view, 0, 0, 0)
-
     def _clear(self) -> None:
+        self._set_half(8, 0)
         self._view[:] = bytes(len(self._view))
         self._counter = 0
 
-    def _announce(self) -> None:
-        """The last step of preparing a region."""
-        struct.pack_into("=HH", self._view, 8, VERSION, self._size)
+    def announce(self) -> None:
+        """The last step of preparing a region: from now on its contents count."""
+        self._set_half(10, self._size)
+        self._set_half(8, VERSION)
 
     def _is_in_flight(self, index: int) -> bool:
         return self._view[self._at(index)] != 0
 
     def _begin(self, index: int) -> None:
         at = self._at(index)
-        _COUNTER.pack_into(self._view, at + self.COUNTER_AT, self._counter)
+        self._longs[at + self.COUNTER_AT >> 3] = self._counter
         self._counter += 1
         self._view[at] = 1
 
@@ -111,15 +111,15 @@ class _Region:
         return sorted(found, key=counters.__getitem__)
 
     def _count_of(self, index: int) -> int:
-        value: int = _COUNTER.unpack_from(self._view, self._at(index) + self.COUNTER_AT)[0]
+        value: int = self._longs[self._at(index) + self.COUNTER_AT >> 3]
         return value
 
     def _half(self, offset: int) -> int:
-        value: int = _HALF.unpack_from(self._view, offset)[0]
+        value: int = self._halves[offset >> 1]
         return value
 
     def _set_half(self, offset: int, value: int) -> None:
-        _HALF.pack_into(self._view, offset, value)
+        self._halves[offset >> 1] = value
 
 
 class SplitRegion(_Region):
@@ -133,10 +133,9 @@ class SplitRegion(_Region):
     USED_AT = 14
 
     def prepare(self, used_idx: int) -> None:
-        """Begin a region for a ring whose used index is ``used_idx``."""
+        """Begin a region for a ring whose used index is ``used_idx``; ``announce`` ends that."""
         self._clear()
         self._set_half(self.USED_AT, used_idx)
-        self._announce()
 
     def taken(self, head: int) -> None:
         """A chain was taken from the available ring."""
@@ -181,24 +180,31 @@ class PackedRegion(_Region):
     HEAD = struct.Struct("=QHHHHHHBB7x3x")
     ENTRY = 32
     COUNTER_AT = 8
-    FREE, OLD_FREE, USED, OLD_USED, WRAP, OLD_WRAP = 12, 14, 16, 18, 20, 21
-    """Offsets of free_head, old_free_head, used_idx, old_used_idx and the two wrap counters."""
+    FREE, OLD_FREE = 12, 14
+    """Offsets of free_head and old_free_head."""
+    USED_WORD = 2
+    """Index of the 64-bit word with used_idx, old_used_idx and their wrap counters: stored at once."""
     NEXT, LAST, NUM, DESC = 2, 4, 6, 16
     """Offsets within an entry; the descriptor is id u16, flags u16, len u32, addr u64."""
     _DESC = struct.Struct("=HHIQ")
+    _USED = struct.Struct("=HHBB2x")
+    _WORD = struct.Struct("=Q")
 
     def prepare(self, used_idx: int, used_wrap: int) -> None:
-        """Begin a region for a ring whose used position is that."""
+        """Begin a region for a ring whose used position is that; ``announce`` ends that."""
         self._clear()
         for index in range(self._size):
             self._set_half(self._at(index) + self.NEXT, index + 1)
-        self._set_used(self.USED, self.WRAP, used_idx, used_wrap)
-        self._set_used(self.OLD_USED, self.OLD_WRAP, used_idx, used_wrap)
-        self._announce()
+        self._set_used((used_idx, used_wrap), (used_idx, used_wrap))
 
-    def _set_used(self, at: int, wrap_at: int, index: int, wrap: int) -> None:
-        self._set_half(at, index)
-        self._view[wrap_at] = wrap
+    def _set_used(self, new: tuple[int, int], old: tuple[int, int]) -> None:
+        word = self._USED.pack(new[0], old[0], new[1], old[1])
+        self._longs[self.USED_WORD] = self._WORD.unpack(word)[0]
+
+    def _used(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The used position (slot, wrap counter), and the former one."""
+        new, old, wrap, old_wrap = self._USED.unpack(self._WORD.pack(self._longs[self.USED_WORD]))
+        return (new, wrap), (old, old_wrap)
 
     def taken(self, slots: Sequence[Slot]) -> int:
         """A list of descriptors was taken from the ring; the entry that stands for it."""
@@ -222,14 +228,15 @@ class PackedRegion(_Region):
             self._set_half(self._at(last) + self.NEXT, free)
             free = entry
         self._set_half(self.FREE, free)
-        self._set_used(self.USED, self.WRAP, used_idx, used_wrap)
+        self._set_used((used_idx, used_wrap), self._used()[1])
 
     def given(self, entries: Sequence[int]) -> None:
         """They are."""
         for entry in entries:
             self._end(entry)
         self._set_half(self.OLD_FREE, self._half(self.FREE))
-        self._set_used(self.OLD_USED, self.OLD_WRAP, self._half(self.USED), self._view[self.WRAP])
+        new, _ = self._used()
+        self._set_used(new, new)
 
     def recover(self, shown: Sequence[int]) -> tuple[int, int, dict[int, list[Slot]]]:
         """The used position (slot, wrap counter), and the lists in flight by their entries, oldest first.
@@ -237,22 +244,21 @@ class PackedRegion(_Region):
         ``shown`` are the flags of all descriptors of the ring: they say whether a batch that the back-end was
         showing when it died was seen. MessageError if the region cannot be that of this ring.
         """
-        used, wrap = self._half(self.USED), self._view[self.WRAP]
-        old, old_wrap = self._half(self.OLD_USED), self._view[self.OLD_WRAP]
-        if max(used, old) >= self._size or max(wrap, old_wrap) > 1:
-            raise MessageError(f"in-flight region: used positions {used} and {old}", spec=SPEC)
-        free = self._half(self.FREE)
-        if (used, wrap) != (old, old_wrap):
-            is_used = shown[old] >> 7 & 1 == old_wrap and shown[old] >> 15 & 1 == old_wrap
-            if not is_used:
-                used, wrap, free = old, old_wrap, self._half(self.OLD_FREE)
+        new, old = self._used()
+        if max(new[0], old[0]) >= self._size or max(new[1], old[1]) > 1:
+            raise MessageError(f"in-flight region: used positions {new} and {old}", spec=SPEC)
+        # An available descriptor's USED bit is not its lap's wrap counter; a used one's is, and stays so when
+        # the driver makes the slot available again in the next lap.
+        if new != old and shown[old[0]] >> 15 & 1 == old[1]:
+            free, position = self._half(self.FREE), new
+        else:
+            free, position = self._half(self.OLD_FREE), old
         for entry in self._free_entries(free):
             self._end(entry)
         self._set_half(self.FREE, free)
         self._set_half(self.OLD_FREE, free)
-        self._set_used(self.USED, self.WRAP, used, wrap)
-        self._set_used(self.OLD_USED, self.OLD_WRAP, used, wrap)
-        return used, wrap, {entry: self._slots_of(entry) for entry in self._in_order()}
+        self._set_used(position, position)
+        return *position, {entry: self._slots_of(entry) for entry in self._in_order()}
 
     def _free_entries(self, entry: int) -> list[int]:
         free: dict[int, None] = {}

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import TypeVar
 
+from vmsim.errors import VmsimError
 from vmsim.vhost.inflight import SPEC, PackedRegion, Slot, SplitRegion
 from vmsim.vhost.messages import MessageError
 from vmsim.virtio.chain import Chain, ParkedChain
@@ -35,6 +36,7 @@ class SplitTracking:
         self.region.prepare(self._ring.position().next_used)
         for chain in self._ring.in_flight:
             self.taken(chain)
+        self.region.announce()
 
     def recover(self) -> RingState | None:
         """Where the ring of a back-end that died goes on, and what was in flight; None if there was none."""
@@ -43,6 +45,10 @@ class SplitTracking:
         used = self._ring.used_index
         parked = [self._ring.chain_of(head) for head in self.region.recover(used)]
         return RingState(next_avail=(used + len(parked)) & 0xFFFF, next_used=used, in_flight=parked)
+
+    def records(self, state: RingState) -> bool:
+        """Whether the region says that the ring stands there, with the same requests in flight."""
+        return _records(self.recover, state)
 
     def taken(self, chain: Chain) -> None:
         """The ring popped this chain."""
@@ -78,12 +84,14 @@ class PackedTracking:
         self.region.prepare(state.next_used, state.used_wrap)
         for chain in self._ring.in_flight:
             self._take(chain, _slots_of(chain.park()))
+        self.region.announce()
 
     def recover(self) -> RingState | None:
         """Where the ring of a back-end that died goes on, and what was in flight; None if there was none."""
         if not self.region.used_before:
             return None
         used, wrap, lists = _guarded(lambda: self.region.recover(self._ring.shown()))
+        self._entries.clear()
         parked = []
         for entry, slots in lists.items():
             chain = self._ring.chain_of(slots)
@@ -94,6 +102,10 @@ class PackedTracking:
         return RingState(
             next_avail=slot, next_used=used, avail_wrap=wrap ^ lap & 1, used_wrap=wrap, in_flight=parked
         )
+
+    def records(self, state: RingState) -> bool:
+        """Whether the region says that the ring stands there, with the same requests in flight."""
+        return _records(self.recover, state)
 
     def taken(self, chain: Chain) -> None:
         """The ring popped this chain."""
@@ -116,6 +128,16 @@ class PackedTracking:
 
 
 Tracking = SplitTracking | PackedTracking
+
+
+def _records(recover: Callable[[], RingState | None], state: RingState) -> bool:
+    try:
+        found = recover()
+    except VmsimError:
+        return False
+    if found is None or not found.same_place(state):
+        return False
+    return [parked.head for parked in found.in_flight] == [parked.head for parked in state.in_flight]
 
 
 def track(ring: DeviceRing, view: memoryview) -> Tracking:

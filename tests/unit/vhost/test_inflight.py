@@ -6,15 +6,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.contract import dying
+from tests.contract.dying import OPTIONS, boot, reap_all
 from tests.contract.vhost_rig import BASIC, PACKED, EchoDevice, Rig, open_fds
 from vmsim.errors import VmsimError
+from vmsim.host.shm import SharedMemory
 from vmsim.vhost import payloads as p
-from vmsim.vhost.backend import IMPLEMENTED, BackendOptions, VhostBackend
+from vmsim.vhost.backend import VhostBackend
 from vmsim.vhost.inflight import PackedRegion, SplitRegion, region_bytes, region_of
 from vmsim.vhost.messages import MessageError, Request
-from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_VERSION_1
+from vmsim.virtio.constants import (
+    F_EVENT_IDX,
+    F_IN_ORDER,
+    F_RING_RESET,
+    F_VERSION_1,
+    STATUS_DEVICE_NEEDS_RESET,
+)
 
-OPTIONS = BackendOptions(protocol_features=IMPLEMENTED)
 FORMATS = {
     "split": F_VERSION_1, "split, event index": F_VERSION_1 | F_EVENT_IDX,
     "split, in order": F_VERSION_1 | F_IN_ORDER, "packed": PACKED,
@@ -27,6 +35,9 @@ def test_split_layout():
     view = memoryview(bytearray(16 + 16 * 4))
     region = SplitRegion(view, 4)
     region.prepare(7)
+    assert not region.used_before
+    region.announce()
+    assert region.used_before
     assert view[:16] == struct.pack("=QHHHH", 0, 1, 4, 0, 7)
     region.taken(2)
     region.taken(3)
@@ -46,6 +57,7 @@ def test_packed_layout():
     view = memoryview(bytearray(32 + 32 * 4))
     region = PackedRegion(view, 4)
     region.prepare(1, 1)
+    region.announce()
     head = struct.Struct("=QHHHHHHBB7x3x")
     assert view[:32] == head.pack(0, 1, 4, 0, 0, 1, 1, 1, 1)
     assert region.taken([(0x1000, 10, 5, 1), (0x2000, 20, 5, 2)]) == 0
@@ -65,34 +77,18 @@ def test_sizes():
     assert region_bytes(128, packed=False) == 2112
     assert region_bytes(128, packed=True) == 4160
     assert p.INFLIGHT.size_max == 24
-    with pytest.raises(MessageError, match="queues needs 2064"):
-        region_of(memoryview(bytearray(4096)), 0, 2, 128, packed=False)
-
-
-def boot(features):
-    rig = Rig(echo=EchoDevice(BASIC | features), backend=OPTIONS)
-    rig.boot(features)
-    return rig
+    part = region_of(memoryview(bytearray(4096)), 1, 2)
+    assert len(part) == 2048
+    with pytest.raises(MessageError, match="a ring of 128 needs 2064"):
+        SplitRegion(part, 128)
+    with pytest.raises(MessageError, match="8 for each"):
+        region_of(memoryview(bytearray(16)), 1, 2)
 
 
 def die(rig):
-    """The back-end is gone without having said or done anything; another one takes its place."""
-    rig.transport.inner.backend = None
-    rig.backend.memory.close()
-    former = rig.backend
-    if former._inflight_view is not None:
-        former._io.unmap(former._inflight_view)
-    rig.echo.waiting.clear()
-    served = rig.echo.served
-    rig.echo = EchoDevice(rig.echo.virtio_features)
-    rig.echo.served = served
-    rig.backend = VhostBackend(rig.echo, rig.host, rig.schedule, rig.dialect, OPTIONS)
-    rig.device.detach()
+    """A killed back-end, and the next one connected."""
+    dying.die(rig)
     rig.attach_again()
-
-
-class Dead(BaseException):
-    """Where a back-end dies."""
 
 
 @pytest.mark.parametrize("features", FORMATS.values(), ids=FORMATS)
@@ -118,51 +114,6 @@ def test_what_was_in_flight_is_answered_by_the_next(features):
         rig.device.resume()
         assert rig.driver.call(b"and on") == b"no dna"
     assert len(open_fds()) == before
-
-
-def reap_all(rig, queue=1):
-    answers = []
-    while (used := rig.driver.reap(queue)) is not None:
-        answers.append(used)
-    return answers
-
-
-@pytest.mark.parametrize("features", FORMATS.values(), ids=FORMATS)
-@pytest.mark.parametrize("where", ["handle", "giving", "given"])
-def test_dying_at_each_step_of_a_request(features, where):
-    """Before the request is done, before and after it is shown as used, and before that is recorded."""
-    with boot(features) as rig:
-        for number in range(130):
-            rig.driver.call(b"%d" % number)
-        ring = rig.backend.rings[1]
-
-        def dies(*_):
-            raise Dead
-
-        if where == "handle":
-            rig.echo.during = dies
-        else:
-            ring._tracking = Watched(ring._tracking, **{where: dies})
-            ring.ring.witness = ring._tracking
-        rig.driver.add(b"last", 1)
-        rig.driver.rings[1].publish()
-        with pytest.raises(Dead):
-            rig.driver.kick()
-        die(rig)
-        assert len(reap_all(rig)) == 1
-        assert rig.driver.answer(4) == b"tsal"
-        assert rig.driver.call(b"next") == b"txen"
-
-
-class Watched:
-    """A tracking whose steps can be made to fail."""
-
-    def __init__(self, inner, giving=None, given=None):
-        self._inner = inner
-        self.region = inner.region
-        self.taken = inner.taken
-        self.giving = giving or inner.giving
-        self.given = given or inner.given
 
 
 def test_a_stopped_ring_starts_where_the_front_end_says():
@@ -208,10 +159,48 @@ def test_parked_requests_are_taken_up_once():
             assert reap_all(rig) == []
 
 
+@pytest.mark.parametrize("features", FORMATS.values(), ids=FORMATS)
+def test_a_queue_reset_with_requests_in_flight(features):
+    """The queue starts anew, on the same connection: what was in flight is nobody's any more."""
+    features |= F_RING_RESET
+    with boot(features) as rig:
+        rig.driver.call(b"x")
+        rig.echo.defer.add(1)
+        rig.driver.send(b"gone")
+        rig.echo.defer.clear()
+        write = rig.device.registers.write
+        write(0x30, 4, 1)
+        write(0xC0, 4, 1)
+        rig.driver.rings[1] = rig.driver.make(1, features)
+        rig.driver.ready(1)
+        assert rig.driver.call(b"new") == b"wen"
+        assert [data for _, data in rig.echo.served] == [b"x", b"new"]
+        rig.echo.defer.add(1)
+        rig.driver.send(b"waits")
+        die(rig)
+        assert len(reap_all(rig)) == 1
+
+
+def test_the_buffer_may_come_before_the_features():
+    """Which format the rings have is decided when they start; a buffer too small for it is refused then."""
+    for size_bytes, works in ((8320, True), (2 * 2112, False)):
+        with Rig(echo=EchoDevice(BASIC | PACKED), backend=OPTIONS) as rig:
+            buffer = SharedMemory("inflight", size_bytes)
+            area = p.Inflight(size_bytes, 0, 2, 128)
+            request = Request(rig.dialect.messages["SET_INFLIGHT_FD"], area, (buffer.fd,), True)
+            assert rig.transport.request(request).payload.value == 0
+            buffer.close()
+            rig.device.frontend.inflight = None
+            rig.boot(PACKED)
+            rig.driver.send(b"x")
+            assert (rig.driver.reap() is not None) == works
+            assert bool(rig.device.virtio.status & STATUS_DEVICE_NEEDS_RESET) != works
+
+
 BAD = [
     p.Inflight(*area)
     for area in (
-        (0, 0, 2, 128), (4096, 0, 0, 128), (8192, 0, 3, 128), (8192, 0, 2, 0), (4096, 0, 2, 128),
+        (0, 0, 2, 128), (4096, 0, 0, 128), (8192, 0, 3, 128), (8192, 0, 2, 0), (32, 0, 2, 128),
         (1 << 40, 0, 2, 128), (8192, 1 << 63, 2, 128), (4128 + 2, 0, 2, 128),
     )
 ]
