@@ -1,4 +1,4 @@
-"""A real Linux guest: the kernel and busybox of the peers, an initramfs made here, and a shell on its console.
+"""A real Linux guest: the kernel and busybox of the peers, an initramfs made here, a shell on its console.
 
 The kernel has virtio-pci, FUSE and virtio-fs built in, so that no module needs to be loaded.
 """

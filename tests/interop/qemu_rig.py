@@ -52,7 +52,8 @@ class Lines:
                 break
             except OSError:
                 self._socket.close()
-                assert alive() and time.monotonic() < deadline, said()
+                assert alive(), said()
+                assert time.monotonic() < deadline, said()
                 time.sleep(LOOK_S)
         self._socket.settimeout(ANSWER_S)
         self._file = self._socket.makefile("rb")
@@ -138,6 +139,7 @@ class Qemu:
 
     def migration_ended(self) -> dict[str, Any]:
         """How the migration ended, as query-migrate says: status completed or failed (with error-desc)."""
+
         def ended() -> Any:
             found = self.qmp("query-migrate")
             return found if found.get("status") in ("completed", "failed", "cancelled") else None
@@ -156,6 +158,7 @@ class Qemu:
 
     def arrived(self) -> str:
         """Wait for the end of an incoming migration; what the machine then is, or "gone" if QEMU gave up."""
+
         def look() -> str:
             try:
                 status = self.status
@@ -192,7 +195,7 @@ class Qemu:
 
 
 def start_backend(peers: Any, kind: str, share: Path, *options: str) -> BackendProcess:
-    """A back-end that listens: ``virtiofsd`` or ``vmsim``. Nobody has connected to it yet: it may take one."""
+    """A back-end that listens: ``virtiofsd`` or ``vmsim``. Nobody has connected yet: it may take only one."""
     command = SERVE
     if kind == VIRTIOFSD:
         place = ("--socket-path={socket}", "--shared-dir={dir}")

@@ -1,4 +1,4 @@
-"""What can go wrong between a real QEMU and a back-end, message by message; ours in place of virtiofsd, and it.
+"""What can go wrong between a real QEMU and a back-end, message by message: ours, and virtiofsd.
 
 No guest system runs: our own guest drives the device through qtest. Each row is the same for both back-ends
 unless it says otherwise.

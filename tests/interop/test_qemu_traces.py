@@ -1,4 +1,4 @@
-"""What a real QEMU says to our back-end, compared with the logs of it and virtiofsd; lives without accidents."""
+"""What a real QEMU says to our back-end, compared with its logs; lives without accidents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINE = re.compile(r"[\d.]+ (FE>BE|BE>FE) (\w+) +flags=(\w+) size=(\d+) fds=(\d+)
 PLAIN = F_VERSION_1
 """The features of the driver in the golden logs."""
 ADDRESSES = {"ADD_MEM_REG", "SET_VRING_ADDR"}
-"""Their payloads are places in memory, which every run chooses anew; SET_VRING_ADDR's index and flags stay."""
+"""Their payloads are places in memory, which every run chooses anew; index and flags stay."""
 OURS = {"GET_MAX_MEM_SLOTS"}
 """Replies that are our own business: how many slots we have."""
 
@@ -98,7 +98,13 @@ def test_the_messages_are_those_that_virtiofsd_got(world):
 
 SETUP = ["SET_VRING_NUM", "SET_VRING_BASE", "SET_VRING_ADDR", "SET_VRING_KICK"]
 STOP = [*["SET_VRING_ENABLE"] * 2, *["GET_VRING_BASE"] * 2, *["SET_VRING_CALL"] * 2]
-CONT = [*["SET_VRING_CALL"] * 2, "SET_FEATURES", *SETUP * 2, *["SET_VRING_ENABLE"] * 2, *["SET_VRING_CALL"] * 2]
+CONT = [
+    *["SET_VRING_CALL"] * 2,
+    "SET_FEATURES",
+    *SETUP * 2,
+    *["SET_VRING_ENABLE"] * 2,
+    *["SET_VRING_CALL"] * 2,
+]
 
 
 def test_stop_and_cont(world, kind):
