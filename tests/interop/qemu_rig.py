@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from vmsim.host.processes import SERVE, BackendProcess
+from vmsim.host.processes import SERVE, BackendProcess, ends_with
 
 START_S = 20
 ANSWER_S = 60
@@ -92,7 +92,7 @@ class Qemu:
             self.process = subprocess.Popen(
                 [peers.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                  "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off", *arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=ends_with(os.getpid()),
             )  # fmt: skip
 
     @property

@@ -16,7 +16,11 @@ from tests.interop.qtest_world import FILE, TEXT, Client, Side, StateInStream, W
 from tests.interop.vhost_mitm import TO_FRONTEND
 from vmsim.virtio.constants import F_VERSION_1
 
-pytestmark = pytest.mark.interop
+pytestmark = [
+    pytest.mark.interop,
+    # Children start while somebody is in the middle, in a thread of his own; they only ask to end with us.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 KINDS = [VMSIM, VIRTIOFSD]
 OTHER_NAME = FILE.encode().replace(b"h", b"j")
 

@@ -96,7 +96,7 @@ class BackendProcess:
         try:
             return subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said,
-                start_new_session=True, preexec_fn=_ends_with(os.getpid()),
+                start_new_session=True, preexec_fn=ends_with(os.getpid()),
             )  # fmt: skip
         except OSError as error:
             raise HostError(f"starting {self.command[0]}", errno=error.errno or errno.ENOENT) from error
@@ -170,7 +170,8 @@ class BackendProcess:
     def _unreachable(self, why: str, number: int) -> HostError:
         said = self.said()
         return HostError(
-            f"{shlex.join(self.command)}: {why}", errno=number,
+            f"{shlex.join(self.command)}: {why}",
+            errno=number,
             hint=f"it said: {said}" if said else "it said nothing; try the command by hand",
         )
 
@@ -211,8 +212,8 @@ class BackendProcess:
         self.stop()
 
 
-def _ends_with(parent: int) -> Callable[[], None]:
-    """For a child to call: it is killed when the thread that started it ends, however that happens."""
+def ends_with(parent: int) -> Callable[[], None]:
+    """A ``preexec_fn``: the child is killed when the thread that started it ends, however that happens."""
 
     def ask() -> None:
         _prctl(PRCTL, PR_SET_PDEATHSIG, signal.SIGKILL)
