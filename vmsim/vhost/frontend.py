@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vmsim.errors import PeerError, StateError, VmsimError
-from vmsim.memory import GuestMemory, Region, bitmap_bytes, taker
+from vmsim.memory import GuestMemory, Region, bitmap_bytes
 from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
 from vmsim.vhost.dialects.base import Dialect, StateTransferError, error_number
+from vmsim.vhost.frontend_log import FrontendLog
 from vmsim.vhost.kept import KeptInflight
 from vmsim.vhost.messages import Ack, MessageError, Reply, Request, Row
 from vmsim.vhost.seams import FrontendHost, SharedBuffer, Transport
@@ -80,7 +81,7 @@ class VhostFrontend:
         """Where back-ends record requests in flight, if they can; None: they are not asked to."""
         self.queue_max = 0
         self.memory_slots = p.MEMORY_TABLE_REGIONS_MAX
-        self.log: SharedBuffer | None = None
+        self.log: FrontendLog | None = None
         self._log_unsure = False
         self.keeps_session = False
         """The back-end has a session that the guest goes on with: a transfer that fails must not end it."""
@@ -381,40 +382,23 @@ class VhostFrontend:
         blocker = self.log_blocker()
         if blocker:
             raise self._error("SET_LOG_BASE", blocker, errno=errno.ENOTSUP)
-        size = bitmap_bytes(memory)
-        log = self.host.shared_memory("vhost-log", size, sealed=True)
+        self._log_unsure = True
+        log = FrontendLog(
+            self.host, self._use_log, bitmap_bytes(memory), shares_process=self.transport.shares_process
+        )
+        self.log = log
+        self._log_unsure = False
         try:
-            self.exchange("SET_LOG_BASE", p.LogArea(size, 0), (log.fd,))
-            self.log = log
             self._set_logging(True)
         except BaseException:
-            begun, self.log = self.log is not None, None
-            self._log_unsure = not (begun and self._stop_log_quietly())
+            self.log = None
+            self._log_unsure = not self._stop_log_quietly()
             log.close()
             raise
-        return self._take_log
+        return log.take
 
-    def _take_log(self) -> bytes:
-        """What the log holds, which holds nothing then.
-
-        Bits that another process sets meanwhile must not be lost, and Python has no atomic exchange: the
-        back-end gets a new log, and once it has acknowledged that nobody writes to the former one any more.
-        """
-        log = self.log
-        if log is None:
-            return b""
-        if self.transport.shares_process:
-            return taker(log.view)()
-        fresh = self.host.shared_memory("vhost-log", log.size_bytes, sealed=True)
-        try:
-            self.exchange("SET_LOG_BASE", p.LogArea(fresh.size_bytes, 0), (fresh.fd,))
-        except BaseException:
-            fresh.close()
-            raise
-        self.log = fresh
-        bits = bytes(log.view)
-        log.close()
-        return bits
+    def _use_log(self, log: SharedBuffer) -> None:
+        self.exchange("SET_LOG_BASE", p.LogArea(log.size_bytes, 0), (log.fd,))
 
     def stop_log(self) -> None:
         """Switch dirty logging off; take what the bitmap holds before. Nothing happens if it is off."""
