@@ -14,6 +14,8 @@ SPIN_NS: Final = 60_000
 MISSES_MAX: Final = 8
 RETRY: Final = 64
 """After MISSES_MAX vain tries only each 64th wait begins by looking."""
+AWAY_NS: Final = 10_000
+"""Who was off the CPU for longer while looking did not have it to itself."""
 
 
 class FdWaits:
@@ -75,12 +77,17 @@ class FdWaits:
         if self._misses >= MISSES_MAX:
             self._misses += 1
             if self._misses % RETRY:
-                return self._poll.poll(0)
+                return []
         poll, now_ns = self._poll.poll, time.monotonic_ns
-        end_ns = now_ns() + min(self.spin_ns, int(timeout_ms * 1e6))
+        if found := poll(0):
+            return found
+        began_ns, ran_ns = now_ns(), time.thread_time_ns()
+        end_ns = began_ns + min(self.spin_ns, int(timeout_ms * 1e6))
         while not (found := poll(0)):
             if now_ns() >= end_ns:
                 self._misses += 1
                 return found
-        self._misses = 0
+        # A peer that shares our CPU answers only when it gets it: looking has just kept it waiting.
+        away_ns = now_ns() - began_ns - (time.thread_time_ns() - ran_ns)
+        self._misses = 0 if away_ns < AWAY_NS else self._misses + 1
         return found
