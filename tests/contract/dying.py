@@ -45,9 +45,9 @@ def dies(act: Callable[[], object], after: int) -> bool:
     return False
 
 
-def boot(features: int, size: int = 128) -> Rig:
+def boot(features: int, size: int = 128, make: Callable[..., Rig] = Rig) -> Rig:
     """A device whose back-end records its requests in flight."""
-    rig = Rig(echo=EchoDevice(BASIC | features), backend=OPTIONS)
+    rig = make(echo=EchoDevice(BASIC | features), backend=OPTIONS)
     rig.driver.size = size
     return rig.boot(features)
 
@@ -59,13 +59,13 @@ def die(rig: Rig) -> None:
     served = rig.echo.served
     rig.echo = EchoDevice(rig.echo.virtio_features)
     rig.echo.served = served
-    rig.backend = VhostBackend(rig.echo, rig.host, rig.schedule, rig.dialect, OPTIONS)
+    rig.backend = VhostBackend(rig.echo, rig.host, rig.backend_schedule, rig.dialect, OPTIONS)
 
 
 def bury(rig: Rig) -> None:
     """What the system does with a process that was killed: its memory and connection are gone."""
     former = rig.backend
-    rig.transport.inner.backend = None
+    rig.cut()
     rig.echo.waiting.clear()
     for ring in former.rings:
         ring.ring = ring.live = ring._tracking = ring._inflight = None

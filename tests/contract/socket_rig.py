@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from tests.contract.vhost_rig import Recorder, Rig
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.server import VhostUserServer
@@ -21,12 +23,15 @@ class SocketRig(Rig):
         # In a process of its own a back-end waits for nobody.
         super().__init__(*arguments, schedule=schedule, backend_schedule=ImmediateSchedule(), **options)
 
-    def attach(self, *, reset=True):
+    def connect(self):
         ours, theirs = UnixSocket.pair()
         self.server = VhostUserServer(self.backend, theirs, self.waits)
         inner = VhostUserTransport(ours, self.dialect.messages, self.waits, timeout_ns=5_000_000_000)
         self.transport = Recorder(Settling(inner, self.waits))
-        self.device.attach(self.transport, reset=reset)
+
+    def cut(self):
+        self.server.backend = SimpleNamespace(close=lambda: None)
+        self.server.close("killed")
 
 
 class Settling:

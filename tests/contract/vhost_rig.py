@@ -15,6 +15,7 @@ from vmsim.memory import GuestMemory, Region
 from vmsim.sim.immediate import ImmediateSchedule
 from vmsim.vhost.backend import BackendOptions, VhostBackend
 from vmsim.vhost.dialects import dialect_by_name
+from vmsim.vhost.frontend import FrontendOptions
 from vmsim.vhost.inproc import InProcessTransport
 from vmsim.vhost.messages import encode_reply, encode_request
 from vmsim.virtio.constants import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1
@@ -243,6 +244,7 @@ class Rig:
         self, dialect: str = "upstream", *, echo: EchoDevice | None = None,
         options: FsDeviceOptions | None = None, backend: BackendOptions | None = None, schedule=None,
         user=USER, attach: bool = True, reset: bool = True, backend_schedule=None,
+        frontend: FrontendOptions | None = None,
     ) -> None:
         self.schedule = schedule or ImmediateSchedule()
         self.host = HostServices()
@@ -254,29 +256,36 @@ class Rig:
             Region("high", 0x100000, high, self.ram.view[0x100000:], self.ram.fd, 0x100000, user[1]),
         ])
         self.echo = echo or EchoDevice()
-        self.backend = VhostBackend(
-            self.echo, self.host, backend_schedule or self.schedule, self.dialect, backend
-        )
+        self.backend_schedule = backend_schedule or self.schedule
+        self.backend = VhostBackend(self.echo, self.host, self.backend_schedule, self.dialect, backend)
         self.options = options or FsDeviceOptions(tag="myfs")
-        self.device = VirtioFsDevice(self.options, self.memory, self.host, self.dialect)
+        self.device = VirtioFsDevice(self.options, self.memory, self.host, self.dialect, frontend)
         self.interrupts = 0
         self.device.virtio.on_interrupt = self._interrupt
         self.driver = Driver(self, queues=range(self.options.queue_count))
         if attach:
             self.attach(reset=reset)
 
-    def attach(self, *, reset: bool = True) -> None:
+    def connect(self) -> None:
+        """A new transport to the back-end."""
         self.transport = Recorder(InProcessTransport(self.backend, self.schedule, self.host))
+
+    def cut(self) -> None:
+        """The back-end's process is gone, without a word: so is its end of the connection."""
+        self.transport.inner.backend = None
+
+    def attach(self, *, reset: bool = True) -> None:
+        self.connect()
         self.device.attach(self.transport, reset=reset)
 
     def attach_again(self) -> None:
         """Connect to a back-end that took the place of one that died."""
-        self.transport = Recorder(InProcessTransport(self.backend, self.schedule, self.host))
+        self.connect()
         self.device.reattach(self.transport, died=True)
 
     def attach_to_the_same(self) -> None:
         """Connect again to a back-end that has stopped its rings when the connection broke."""
-        self.transport = Recorder(InProcessTransport(self.backend, self.schedule, self.host))
+        self.connect()
         self.device.reattach(self.transport)
 
     def _interrupt(self) -> None:

@@ -169,6 +169,14 @@ class VhostFrontend:
             self._notifier("SET_VRING_CALL", index)
             self._notifier("SET_VRING_ERR", index)
 
+    def read_config(self, offset: int, size_bytes: int) -> bytes:
+        """Part of the back-end's configuration space (feature CONFIG); MessageError if it has not all that."""
+        wanted = p.ConfigSpace(offset, 0, bytes(size_bytes))
+        data: bytes = self.exchange("GET_CONFIG", wanted).payload.data
+        if len(data) != size_bytes:
+            raise self._error("GET_CONFIG", f"the back-end has no {size_bytes} bytes at {offset}")
+        return data
+
     def reset_device(self) -> None:
         """The driver or the machine reset the device (never for stop and continue)."""
         self._rings = ()

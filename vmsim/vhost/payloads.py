@@ -309,7 +309,22 @@ class LogReplyCodec:
         return None
 
 
+class ConfigReplyCodec(ConfigCodec):
+    """The same; no payload at all stands for an error (libvhost-user; rust-vmm sends a size of 0)."""
+
+    size_min = 0
+
+    def encode(self, payload: ConfigSpace) -> bytes:
+        """The header and the bytes; nothing if there are none."""
+        return super().encode(payload) if payload.data else b""
+
+    def decode(self, data: bytes) -> ConfigSpace:
+        """The part of the configuration space, without bytes in case of an error."""
+        return super().decode(data) if data else ConfigSpace(0, 0, b"")
+
+
 MEMORY_TABLE = MemoryTableCodec()
 CONFIG = ConfigCodec()
+CONFIG_REPLY = ConfigReplyCodec()
 OPAQUE = OpaqueCodec()
 LOG_REPLY = LogReplyCodec()
