@@ -12,6 +12,7 @@ import msgspec
 from devices.virtio_fs.backend import VirtioFsBackend
 from devices.virtio_fs.config import FsDeviceOptions
 from devices.virtio_fs.device import VirtioFsDevice
+from devices.virtio_fs.inspection import INSPECTION
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.host_calls import HostFs
 from devices.virtio_fs.passthrough.lock_table import END
@@ -31,6 +32,7 @@ class VirtioFs:
     """How a machine makes the parts of this device."""
 
     name = "virtio-fs"
+    inspection = INSPECTION
     file_options = frozenset(field.name for field in fields(FsOptions))
     state_options = frozenset(STATE_PREFIX + name for name in StateOptions.__struct_fields__)
 

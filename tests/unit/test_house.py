@@ -20,7 +20,7 @@ FUNCTION_LINES_MAX = 70
 TOP_LEVEL = {"devices", "guest_images", "tests", "tools", "vmsim"}
 
 LAYERS = [
-    {"cli"}, {"pytest_plugin"}, {"check"}, {"machine"}, {"sim", "guest"}, {"host"}, {"vhost", "fuse"},
+    {"cli"}, {"pytest_plugin"}, {"check", "inspect"}, {"machine"}, {"sim", "guest"}, {"host"}, {"vhost", "fuse"},
     {"virtio"}, {"migration"}, {"memory"}, {"wire"}, {"trace"}, {"schedule"}, {"limits"}, {"errors"},
 ]
 """Top first; who stands on one line does not import its neighbour."""

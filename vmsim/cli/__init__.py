@@ -25,7 +25,7 @@ FAILED = 1
 MISUSED = 2
 
 
-COMMANDS: Final = ("check", "migrate", "restore", "serve", "shell")
+COMMANDS: Final = ("check", "diff", "inspect", "migrate", "restore", "serve", "shell")
 """Each in the module of its name, which is imported when the command is used: back-ends start quickly."""
 
 

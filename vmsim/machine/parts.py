@@ -24,6 +24,7 @@ from vmsim.vhost.seams import BackendDevice, FrontendHost, Transport
 from vmsim.virtio.device import VirtioDevice
 from vmsim.virtio.mmio import MmioRegisters
 from vmsim.virtio.ring_types import Fence, RingState
+from vmsim.wire.tree import Finding, Node
 
 ENTRY_POINTS = "vmsim.devices"
 
@@ -106,10 +107,46 @@ class DeviceSection(Section, Protocol):
         ...
 
 
+class DeviceInspection(Protocol):
+    """What ``vmsim inspect`` has to know of a kind of device: its section, numbers, its back-end's state."""
+
+    vmsd_name: str
+    """How its sections are named behind the bus."""
+    state_subsection: str
+    """The subsection that carries the back-end's state."""
+    device_features: int
+    """All feature bits that such a device can have."""
+    feature_names: Mapping[int, str]
+    """Names of the device's own feature bits, by bit."""
+    queue_size_max: int
+    """Entries of its largest queue."""
+
+    def queue_name(self, index: int, features: int) -> str:
+        """What a queue is for."""
+        ...
+
+    def config(self, data: bytes) -> list[Node]:
+        """The fields of the configuration space; offsets are not known."""
+        ...
+
+    def queues(self, config: bytes, features: int) -> int:
+        """How many queues the configuration space asks for; 0 if it does not say."""
+        ...
+
+    def looks_like_state(self, data: bytes) -> bool:
+        """Whether these first bytes of a file may be the beginning of a back-end's state."""
+        ...
+
+    def state(self, data: bytes) -> tuple[Node, list[Finding]]:
+        """A back-end's state and what is wrong with it, with offsets in ``data``; its bytes never raise."""
+        ...
+
+
 class DeviceType(Protocol):
     """A kind of device: what the entry point names."""
 
     name: str
+    inspection: DeviceInspection
 
     def check_options(self, options: Mapping[str, Any]) -> object:
         """UsageError for options that do not exist."""
@@ -151,6 +188,11 @@ class DeviceType(Protocol):
     def preflight(self, backend: Any) -> list[Any]:
         """What would not survive a migration, or not without further ado, the worst first."""
         ...
+
+
+def device_types() -> list[DeviceType]:
+    """All kinds of devices that are installed."""
+    return [find_device(entry.name) for entry in entry_points(group=ENTRY_POINTS)]
 
 
 @functools.cache

@@ -309,14 +309,16 @@ def virtio_save(out: VmWriter, state: VirtioState, transport: TransportState = M
                 row.save(out, state, transport)
 
 
-def virtio_load(src: VmReader, transport: TransportState = MMIO) -> VirtioState:
+def virtio_load(
+    src: VmReader, transport: TransportState = MMIO, into: VirtioState | None = None
+) -> VirtioState:
     """Read what :func:`virtio_save` wrote; StreamError naming the field if it is not that.
 
     ``host_features`` is not in a stream: the result has what the stream proves (accepted features, VERSION_1
     and RING_PACKED by their subsections). Whether the device can do what the driver accepted is for the
-    device to check.
+    device to check. ``into`` is filled in instead: it keeps what came before an error.
     """
-    state = VirtioState(started=False)
+    state = into or VirtioState(started=False)
     transport.load_config(src, state)
     head = HEAD.unpack(src.buffer("head", HEAD.size))
     state.status, state.isr, state.queue_sel = head.status, head.isr, head.queue_sel
