@@ -5,6 +5,7 @@ import os
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.contract.dying import OPTIONS
 from tests.contract.vhost_rig import Rig, open_fds
 from vmsim.vhost import payloads as p
 from vmsim.vhost.dialects import DIALECTS
@@ -30,7 +31,10 @@ PAYLOADS = {
     "StateChunk": st.builds(p.StateChunk, word, word),
     "ConfigSpace": st.just(p.ConfigSpace(0, 0, b"x")),
     "IotlbMessage": st.just(p.IotlbMessage(0, 0, 0, 0, 0)),
-    "Inflight": st.just(p.Inflight(0, 0, 1, 1)),
+    "Inflight": st.builds(
+        p.Inflight, st.sampled_from([0, 64, 8320, 1 << 20, 2**63]), small, small,
+        st.sampled_from([0, 1, 128, 65535]),
+    ),
     "Uuid": st.just(p.Uuid(bytes(16))),
     "Opaque": st.just(p.Opaque(b"x")),
 }
@@ -53,9 +57,10 @@ def run(rig, sequence):
             if what == "message":
                 one.fds = tuple(files[:other])
                 try:
-                    rig.transport.request(one)
+                    reply = rig.transport.request(one)
                 except MessageError:
-                    pass
+                    continue
+                files += reply.fds if reply else ()
             elif what == "kick":
                 if one < 2:
                     rig.transport.kick(one)
@@ -72,7 +77,8 @@ def fuzz(dialect):
     @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(steps(DIALECTS[dialect].messages), max_size=30), st.booleans())
     def check(sequence, booted):
-        with Rig(dialect) as rig:
+        with Rig(dialect, backend=OPTIONS) as rig:
+            rig.echo.config_space = bytes(40)
             if booted:
                 rig.boot()
             run(rig, sequence)

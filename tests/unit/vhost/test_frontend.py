@@ -3,7 +3,7 @@
 import pytest
 
 from devices.virtio_fs.config import FsDeviceOptions
-from tests.contract.vhost_rig import BASIC, EchoDevice, Rig
+from tests.contract.vhost_rig import BASIC, PACKED, EchoDevice, Rig
 from vmsim.errors import PeerError, StateError, UsageError
 from vmsim.memory import DirtyLog
 from vmsim.vhost.backend import PROTOCOL_FEATURES, BackendOptions, VhostBackend
@@ -17,6 +17,7 @@ from vmsim.vhost.constants import (
 )
 from vmsim.vhost.dialects import dialect_by_name
 from vmsim.vhost.inproc import InProcessTransport
+from vmsim.virtio.constants import F_EVENT_IDX, F_VERSION_1
 
 
 def without(*bits):
@@ -107,6 +108,19 @@ def test_resuming_without_a_kick_works_off_nothing():
         assert rig.driver.reap() is None
         rig.device.kick()
         assert rig.driver.reap() is not None
+
+
+@pytest.mark.parametrize("features", [F_VERSION_1, F_VERSION_1 | F_EVENT_IDX, PACKED])
+def test_rings_shared_with_another_process_have_a_fence(features):
+    """Before each decision about notifications: when kicks are asked for, and before a call."""
+    fences = []
+    options = BackendOptions(fence=lambda: fences.append(1))
+    with Rig(echo=EchoDevice(BASIC | features), backend=options) as rig:
+        rig.boot(features)
+        rig.driver.call(b"first")
+        before = len(fences)
+        rig.driver.call(b"next")
+        assert len(fences) - before == 2
 
 
 def test_a_bit_that_is_not_offered_to_the_driver_reaches_nobody():
