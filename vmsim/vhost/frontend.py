@@ -170,7 +170,7 @@ class VhostFrontend:
             self._notifier("SET_VRING_ERR", index)
 
     def read_config(self, offset: int, size_bytes: int) -> bytes:
-        """Part of the back-end's configuration space (feature CONFIG); MessageError if it has not all that."""
+        """Part of the back-end's configuration space (feature CONFIG); MessageError if it has not all."""
         wanted = p.ConfigSpace(offset, 0, bytes(size_bytes))
         data: bytes = self.exchange("GET_CONFIG", wanted).payload.data
         if len(data) != size_bytes:

@@ -102,7 +102,7 @@ class DriverRingState(msgspec.Struct):
 
 
 class UsedWitness(Protocol):
-    """Told of used buffers at the two moments between which a device may die: see vhost's in-flight buffer."""
+    """Told of used buffers at the two moments between which a device may die (vhost: in-flight buffer)."""
 
     def giving(self, chains: list[Chain]) -> None:
         """These chains become visible to the driver as used next."""
