@@ -252,12 +252,12 @@ def _child(
     try:
         try:
             if sandbox.kind == "namespace":
-                _enter_namespaces(sandbox, told_w, go_r)
+                share_fd = _enter_namespaces(sandbox, told_w, go_r)
                 server = os.fork()
                 if server:
                     _tell(told_w, _Told(pid=server))
                     os._exit(0)
-                confined = _change_root(sandbox.share)
+                confined = _change_root(share_fd)
             else:
                 confined = _chroot(sandbox.share)
             _end_with_keeper(life_r)
@@ -292,23 +292,26 @@ def _check(result: int, what: str, hint: str = OTHERWISE) -> None:
         raise HostError(f"sandbox: {what}", errno=_ffi.errno, hint=hint)
 
 
-def _enter_namespaces(sandbox: Sandbox, told_w: int, go_r: int) -> None:
+def _enter_namespaces(sandbox: Sandbox, told_w: int, go_r: int) -> int:
+    """Enter all but the process namespace, which the next child is in; a descriptor of the share."""
     if sandbox.own_users:
         _check(_libc.unshare(CLONE_NEWUSER), "a user namespace")
         _tell(told_w, _Told())
         if not os.read(go_r, 1):
             os._exit(1)
-        for maps, become in ((sandbox.gid_maps, os.setresgid), (sandbox.uid_maps, os.setresuid)):
-            if maps:
-                first = maps[0].inside
-                become(first, first, first)
     _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC), "namespaces")
+    # Opened here: other mount namespaces' cannot be bound, and other ids may not get there.
+    share_fd = os.open(sandbox.share, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for maps, become in ((sandbox.gid_maps, os.setresgid), (sandbox.uid_maps, os.setresuid)):
+        if maps:
+            first = maps[0].inside
+            become(first, first, first)
+    return share_fd
 
 
-def _change_root(share: str) -> Confined:
+def _change_root(share_fd: int) -> Confined:
     """Build the new root on top of /proc, which is always there, and move into it."""
     name = b"share-" + os.urandom(16).hex().encode()
-    share_fd = os.open(share, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(PROC)  # from here on the old /proc is reached by the working directory only
     _mount(None, b"/", MS_REC | MS_SLAVE, "mounts of its own")
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
@@ -319,7 +322,7 @@ def _change_root(share: str) -> Confined:
     for file in SEEN:
         os.close(os.open(b"/proc/proc/self/" + file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
         _mount(file, b"/proc/proc/self/" + file, MS_BIND, f"its own {file.decode()}")
-    _mount(b"fd/%d" % share_fd, b"/proc/" + name, MS_BIND | MS_REC, f"binding {share}")
+    _mount(b"fd/%d" % share_fd, b"/proc/" + name, MS_BIND | MS_REC, "binding the shared directory")
     os.close(share_fd)
     _mount(None, b"/proc", flags | MS_REMOUNT | MS_RDONLY, "a read-only root")
     os.chdir(b"/proc")
