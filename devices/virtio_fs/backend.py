@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 
 from devices.virtio_fs import parked
@@ -81,6 +82,8 @@ class VirtioFsBackend:
         self._locks_wanted = False
         """They were, and are to be taken back."""
         self._collecting = False
+        self._saved = b""
+        """A digest of the state that was saved last, while the session is what it says."""
         self._busy = False
         """Whether something beside the plain serving of requests is going on."""
 
@@ -178,6 +181,7 @@ class VirtioFsBackend:
 
     def resume_parked(self, ring: int) -> RingState | None:
         """Hand them back, once: the ring starts again."""
+        self._saved = b""
         if self._locks_suspended:
             self._resume_locks()
         return self._kept.pop(ring, None)
@@ -185,6 +189,7 @@ class VirtioFsBackend:
     def reset(self) -> None:
         """The driver reset the device."""
         self._kept.clear()
+        self._saved = b""
         self.session.reset()
         if self.collector.active:
             self.collector.start()
@@ -212,11 +217,18 @@ class VirtioFsBackend:
         if state:
             state += parked.encode(self._kept)
             self._suspend_locks()
+            self._saved = _digest(state)
         self._note_business()
         return (state[at : at + PIECE] for at in range(0, len(state), PIECE))
 
     def load_state(self, blob: bytes) -> None:
-        """Check and apply a state; VmsimError or OSError, and then nothing of it is here."""
+        """Check and apply a state; VmsimError or OSError, and then nothing of it is here.
+
+        The one that was saved here last finds its session as it was, if no ring has run since: the guest's
+        machine went to a file and comes back to the back-end that has stayed.
+        """
+        if self._saved and _digest(blob) == self._saved:
+            return
         state, rings = parked.split(blob, self.queue_count)
         self.report = restore_state(self.fs, self.session, state, self.state_options)
         if not self.state_options.empty_state:
@@ -236,3 +248,7 @@ class VirtioFsBackend:
             self._locks_wanted = self._busy = True
         else:
             self._locks_suspended = self._locks_wanted = False
+
+
+def _digest(state: bytes) -> bytes:
+    return hashlib.blake2b(state, digest_size=32).digest()

@@ -43,7 +43,7 @@ from devices.virtio_fs.state.records import (
 )
 from vmsim.errors import StreamError
 from vmsim.fuse.abi.init_flags import flag_names
-from vmsim.limits import VIRTIO_QUEUE_MAX
+from vmsim.limits import PATH_MAX, VIRTIO_QUEUE_MAX
 from vmsim.virtio.constants import (
     F_ACCESS_PLATFORM,
     F_ANY_LAYOUT,
@@ -53,7 +53,8 @@ from vmsim.virtio.constants import (
 from vmsim.virtio.rings import RingState
 from vmsim.wire.tree import Finding, Node, Piece, Severity
 
-PATH_DEPTH_MAX: Final = 4096
+PATHS_CHARACTERS: Final = 64 << 20
+"""What the paths of one state may have altogether; after that they are shortened."""
 ACCESS: Final = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 FLAG_NAMES: Final = (
     (0o40000000 >> 1 | os.O_DIRECTORY, "O_TMPFILE"), (os.O_SYNC, "O_SYNC"), (os.O_APPEND, "O_APPEND"),
@@ -116,7 +117,7 @@ class FsInspection:
             return False
         reader = Reader(data, 1)
         try:
-            if INODES.count(reader, "inodes"):
+            if U64.decode(reader, "inodes"):
                 INODE.decode(reader, "inodes[0]")
         except StreamError:
             return len(data) < 64 and data[2:4] != b"\0\0"
@@ -287,6 +288,7 @@ class _Paths:
     def __init__(self, inodes: list[InodeRecord]) -> None:
         self._records = {record.id: record for record in inodes}
         self._known: dict[int, str] = {}
+        self._budget = PATHS_CHARACTERS
 
     def of(self, node_id: int) -> str:
         """The path, or in angle brackets why there is none."""
@@ -301,7 +303,7 @@ class _Paths:
             if record is None:
                 base = f"<inode {here} is missing>"
                 break
-            if here in seen or len(chain) > PATH_DEPTH_MAX:
+            if here in seen:
                 base = "<parents form a cycle>"
                 break
             if record.location != PATH:
@@ -313,8 +315,10 @@ class _Paths:
             here = record.parent
         for record in reversed(chain):
             base = f"{base.rstrip('/')}/{_name(record.name)}"
-            # Every path is kept only as long as it is one: a chain of long names must not fill memory.
-            base = base if len(base) <= PATH_DEPTH_MAX else f"…{base[-PATH_DEPTH_MAX:]}"
+            # Paths cost more than the names they are made of: a long chain of parents must not fill memory.
+            self._budget -= len(base)
+            if len(base) > PATH_MAX or self._budget < 0:
+                base = f"…/{_name(record.name)}"
             self._known[record.id] = base
         return base
 

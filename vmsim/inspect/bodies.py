@@ -237,6 +237,14 @@ def _globalstate(capture: Capture, node: Node, cursor: Cursor) -> None:
     node.add("runstate", text, "", start + 4, 100)
 
 
+def name_runstate(node: Node) -> None:
+    """The run state as text, of a ``globalstate`` that was read along its description."""
+    child = node.find("runstate") if node.key == "globalstate" else None
+    if child is not None and isinstance(child.value, str):
+        child.value = bytes.fromhex(child.value).partition(b"\0")[0].decode("ascii", "backslashreplace")
+        child.text = ""
+
+
 def _counted(cursor: Cursor, field: str) -> bytes:
     size = cursor.be32(field)
     if size > GUEST_STATE_MAX:

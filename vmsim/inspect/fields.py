@@ -97,8 +97,8 @@ class FieldWalker:
             cursor.offset = child.offset + size
         elif kind.startswith(("int", "uint", "bool")) and size in NUMBERS and count <= LIST_MAX:
             code = NUMBERS[size] if kind.startswith(("u", "bool")) else NUMBERS[size].lower()
-            order = "<" if kind.endswith(" le") else ">"
-            numbers = Struct(f"{order}{count}{code}").unpack(cursor.read(child.size, name))
+            # "int32 le" is big-endian too: a destination takes what is less than or equal to its own.
+            numbers = Struct(f">{count}{code}").unpack(cursor.read(child.size, name))
             child.value = numbers[0] if "array_len" not in entry else list(numbers)
             if kind == "bool":
                 child.value = child.value if numbers[0] > 1 else child.value == 1

@@ -51,7 +51,7 @@ class PlacedInput(StreamInput):
 class RecordingReader(VmReader):
     """Notes a Piece per field in ``spans``, and what a destination would refuse in ``findings``."""
 
-    __slots__ = ("_prefix", "_queue", "findings", "placed", "spans", "subsection_places")
+    __slots__ = ("_prefix", "_queue", "features", "findings", "placed", "spans", "subsection_places")
 
     def __init__(self, source: Bytes, start: int, end: int, where: str) -> None:
         self.placed = PlacedInput(source, start, end)
@@ -60,6 +60,8 @@ class RecordingReader(VmReader):
         self.findings: list[Finding] = []
         self.subsection_places: list[tuple[str, int, int]] = []
         """Name, version, offset."""
+        self.features: int | None = None
+        """What the device took, where the registers may say something else."""
         self._prefix = ""
         self._queue = -1
 
@@ -90,7 +92,10 @@ class RecordingReader(VmReader):
 
     def be64(self, name: str) -> int:
         """As VmReader, noted."""
-        return self.number("be64", name)
+        value = self.number("be64", name)
+        if name == "guest_features":
+            self.features = value
+        return value
 
     def array(self, kind: str, name: str, count: int) -> tuple[int, ...]:
         """As VmReader, noted."""

@@ -113,7 +113,8 @@ def tree(title: str, nodes: list[Node], everything: bool) -> Tree:
 def hex_dump(capture: Capture, nodes: list[Node]) -> Iterator[str]:
     """Every field's bytes with its name, offset and value, in the order of the file."""
     for node in nodes:
-        pieces = sorted(_pieces(node, node.key), key=lambda piece: (piece.offset, piece.size))
+        yield label(node)
+        pieces = sorted(_pieces(node, ""), key=lambda piece: (piece.offset, piece.size))
         for piece in pieces:
             data = capture.source.read_at(piece.offset, min(piece.size, HEX_BYTES))
             yield render([Span(printable(piece.name), piece.offset, data, printable(piece.value))])
@@ -126,10 +127,10 @@ def _pieces(node: Node, path: str) -> Iterator[Piece]:
     while waiting:
         node, path = waiting.pop()
         for piece in node.pieces:
-            yield Piece(f"{path}.{piece.name}", piece.offset, piece.size, piece.value)
+            yield Piece(f"{path}{piece.name}", piece.offset, piece.size, piece.value)
         # What is divided already is not told twice: only the elements of lists are added to pieces.
         if node.offset >= 0 and node.size and not node.children and not node.pieces:
-            yield Piece(path, node.offset, node.size, value_text(node))
+            yield Piece(path.rstrip(".") or node.key, node.offset, node.size, value_text(node))
         covered = {(piece.offset, piece.size) for piece in node.pieces}
         ends = [(piece.offset, piece.offset + piece.size) for piece in node.pieces]
         for child in node.children:
@@ -140,4 +141,4 @@ def _pieces(node: Node, path: str) -> Iterator[Piece]:
             if not inside and not (
                 node.pieces and child.key in ("queues", "config", "transport", "subsections")
             ):
-                waiting.append((child, f"{path}.{child.key}"))
+                waiting.append((child, f"{path}{child.key}."))

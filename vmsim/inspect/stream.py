@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from vmsim.errors import StreamError
-from vmsim.inspect.bodies import DECODERS, read_device, read_virtio_field
+from vmsim.inspect.bodies import DECODERS, name_runstate, read_device, read_virtio_field
 from vmsim.inspect.capture import MACHINE, MAPPED_RAM, Capture, Device
 from vmsim.inspect.description import Description, find_description
 from vmsim.inspect.fields import FieldWalker, raw_value
@@ -301,13 +301,13 @@ class _Reader:
         row = self.description.devices.get((head.idstr, head.instance_id))
         end = start + self.description.sizes.get((head.idstr, head.instance_id), 0) if row else 0
         inspection = self.inspections.get(head.idstr.rpartition("/")[2])
-        decoder = DECODERS.get(head.idstr)
+        decoder = DECODERS.get(head.idstr) if row is None or head.idstr.startswith("vmsim/") else None
         if inspection is not None:
-            limit = min(end, capture.source.size) if row else self.limit(head)
+            limit = self.limit(head, end)
             device = Device(head.idstr, node, version=head.version_id, inspection=inspection)
             consumed = read_device(capture, device, start, limit)
             self.compare_extent(head, consumed, end if row else 0)
-            cursor.offset = end if row else (limit if self.footers else consumed)
+            cursor.offset = self.believed(head, consumed, limit)
         elif decoder is not None:
             decoder(capture, node, cursor)
             self.compare_extent(head, cursor.offset, end if row else 0)
@@ -324,6 +324,7 @@ class _Reader:
             self.unknown(node, head)
         else:
             walker.section(row, node)
+            name_runstate(node)
 
     def compare_extent(self, head: SectionHead, consumed: int, described: int) -> None:
         """Whether the description agrees on a section's length."""
@@ -338,11 +339,23 @@ class _Reader:
                 hint="the state is truncated, has trailing bytes, or the description is of another stream",
             )
 
-    def limit(self, head: SectionHead) -> int:
-        """Where a section ends that is not described: before its footer, or at the end of the file."""
-        place = self.cursor.offset
-        found = find_footer(self.capture.source, place, head.section_id)
-        return found if found >= 0 else self.capture.source.size
+    def believed(self, head: SectionHead, consumed: int, limit: int) -> int:
+        """Where a section ends: where its state does, unless its footer is only found elsewhere."""
+        if not self.footers or self.footer_at(head, consumed) or not self.footer_at(head, limit):
+            return consumed
+        return limit
+
+    def footer_at(self, head: SectionHead, place: int) -> bool:
+        """Whether the section's footer is there."""
+        footer = bytes((SECTION_FOOTER,)) + head.section_id.to_bytes(4, "big")
+        return self.capture.source.read_at(place, len(footer)) == footer
+
+    def limit(self, head: SectionHead, described: int) -> int:
+        """How far a section may reach: to its footer, where the description or a search finds it."""
+        if described and self.footer_at(head, described):
+            return described
+        found = find_footer(self.capture.source, self.cursor.offset, head.section_id)
+        return found if found >= 0 else min(described or self.capture.source.size, self.capture.source.size)
 
     def unknown(self, node: Node, head: SectionHead) -> None:
         """A body that nobody can take apart: it ends where its footer is found; StreamError if there is none."""

@@ -46,6 +46,7 @@ def read_virtio(capture: Capture, device: Device, start: int, end: int) -> int:
             field=device.idstr, offset=max(error.offset, start),
             hint="the section is cut off or damaged; what came before it is shown",
         )  # fmt: skip
+    state.guest_features = state.guest_features if reader.features is None else reader.features
     state.host_features |= state.guest_features
     capture.findings += reader.findings
     node = device.node.add("virtio", offset=start, size=reader.offset - start)
