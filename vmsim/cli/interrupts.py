@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from types import FrameType
 from typing import Final
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AGAIN_S: Final = 0.01
 FATAL: Final = 128
 """What a shell adds to the number of the signal that ended a command."""
 
@@ -33,21 +35,44 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
+    handled = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    first = signal.SIGINT
 
     def end(number: int, frame: FrameType | None) -> None:
+        nonlocal first
         for each in handled:
             signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number)
+        first = first if number == signal.SIGALRM else signal.Signals(number)
+        raise Interrupted(first)
 
     try:
-        for number in handled:
+        for number in (*handled, signal.SIGALRM):
             signal.signal(number, end)
-        yield
+        with _never_swallowed():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _never_swallowed() -> Iterator[None]:
+    """Within this, an Interrupted that came up in a destructor, where Python drops it, comes up once more."""
+    tell = sys.unraisablehook
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if isinstance(dropped.exc_value, Interrupted):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        else:
+            tell(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = tell
 
 
 @contextmanager

@@ -53,6 +53,27 @@ def test_the_first_signal_is_told_and_the_others_ignored():
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+class Destroyed:
+    """Somebody in whose destructor the signal arrives; Python drops what is raised there."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+
+
+def test_a_signal_that_comes_in_a_destructor_is_not_lost():
+    def interrupted():
+        with interruptible():
+            Destroyed()
+            time.sleep(20)
+
+    hook = sys.unraisablehook
+    with pytest.raises(Interrupted) as caught:
+        interrupted()
+    assert caught.value.status == 143
+    assert sys.unraisablehook is hook
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -220,7 +220,8 @@ def test_options_are_spelled_as_virtiofsds():
         "--translate-uid=map:5:6:7",
     ]  # fmt: skip
     assert command_options(config, own=True) == [
-        *said, "--reconnect", "--dialect=rfc2023", "--request-queues=2",
+        *said, "--sandbox=none", "--ring-policy=strict", "--xattr", "--reconnect", "--dialect=rfc2023",
+        "--request-queues=2",
     ]  # fmt: skip
     assert command_options(config, own=False) == [*said, "--dialect=rfc2023"]
 

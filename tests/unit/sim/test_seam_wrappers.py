@@ -106,7 +106,7 @@ class Device:
     """A device that answers every chain; opcode 33 (SETLKW) later."""
 
     virtio_features, queue_count, hiprio_count = 0, 2, 1
-    virtio_features, queue_count, config_space = b""
+    config_space = b""
 
     def __init__(self):
         self.later = []
