@@ -93,13 +93,16 @@ class LinuxVm:
 
     def boot(self) -> None:
         """Wait for the guest's shell."""
-        self._until("guest: ready", BOOT_S)
+        self._until("guest: ready", BOOT_S, "boot")
 
-    def _until(self, pattern: str, limit_s: float) -> list[str]:
+    def _until(self, pattern: str, limit_s: float, what: str) -> list[str]:
         deadline = time.monotonic() + limit_s
         lines = []
         while True:
-            line = self.console.receive().rstrip("\r")
+            try:
+                line = self.console.receive().rstrip("\r")
+            except TimeoutError:
+                raise AssertionError(f"{what}: the guest says nothing but {lines}; {self.qemu.log}") from None
             if re.match(pattern, line):
                 return [*lines, line]
             lines.append(line)
@@ -114,7 +117,7 @@ class LinuxVm:
     def attempt(self, line: str) -> tuple[int, str]:
         """The same, and its exit status whatever it is."""
         self.console.send(line)
-        *lines, last = self._until("guest: done", ANSWER_S)
+        *lines, last = self._until("guest: done", ANSWER_S, line)
         return int(last.split()[-1]), "\n".join(lines)
 
     def close(self) -> None:

@@ -40,11 +40,15 @@ BIG = bytes(range(256)) * 2048
 class LinuxWorld:
     """One share, back-ends and QEMUs on it, and a guest that moves between them; ``close`` ends all.
 
-    ``vm`` and ``backend`` are where the guest is. ``device`` are properties of the device, everywhere alike.
+    ``vm`` and ``backend`` are where the guest is. ``device`` are properties of the device and ``options`` are
+    those of the back-ends, everywhere alike.
     """
 
-    def __init__(self, peers: Any, folder: Path, kind: str, device: str = "") -> None:
+    def __init__(
+        self, peers: Any, folder: Path, kind: str, device: str = "", options: tuple[str, ...] = ()
+    ) -> None:
         self.peers = peers
+        self.options = options
         self.share = folder / "share"
         self.share.mkdir()
         self.device = device
@@ -59,7 +63,7 @@ class LinuxWorld:
         self, kind: str, *, incoming: bool = False, share: Path | None = None, device: str | None = None
     ) -> tuple[LinuxVm, BackendProcess]:
         """A QEMU on a back-end of its own."""
-        backend = start_backend(self.peers, kind, share or self.share)
+        backend = start_backend(self.peers, kind, share or self.share, *self.options)
         self._made.append(backend.stop)
         device = self.device if device is None else device
         vm = LinuxVm(self.peers, backend.socket, self.initrd, incoming=incoming, device=device)

@@ -17,6 +17,9 @@ from tests.interop.qemu_rig import VIRTIOFSD, VMSIM, until
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
 LIKE_VIRTIOFSD = "queue_reset=off"
 """virtiofsd does not offer VIRTIO_F_RING_RESET; a machine that is to move there must do without."""
+TOLERANT = "--migration-on-error=guest-error"
+"""virtiofsd cannot save what was removed while the guest's kernel has not forgotten it yet: such an inode is
+lost, and with ``abort`` the destination refuses all because of it. The guest never uses it again."""
 SLOW = {"max-bandwidth": 4 << 20}
 FAST = {"max-bandwidth": 1 << 32}
 
@@ -26,8 +29,8 @@ def world(peers, tmp_path):
     """Makes a world with a guest that has mounted the share; all of it ends with the test."""
     made = []
 
-    def make(kind: str, device: str = "") -> LinuxWorld:
-        made.append(LinuxWorld(peers, tmp_path, kind, device))
+    def make(kind: str, device: str = "", *options: str) -> LinuxWorld:
+        made.append(LinuxWorld(peers, tmp_path, kind, device, options))
         return made[-1]
 
     yield make
@@ -61,7 +64,7 @@ def check_open_files(world: LinuxWorld, hop: int) -> None:
 
 
 def test_a_guest_that_works_moves_between_vmsim_and_virtiofsd(world):
-    w = world(VMSIM, LIKE_VIRTIOFSD)
+    w = world(VMSIM, LIKE_VIRTIOFSD, TOLERANT)
     w.begin_work()
     open_files(w)
     for hop, (there, here) in enumerate(
