@@ -23,6 +23,9 @@ VERSION: Final = 1
 ALIGN: Final = 64
 """Bytes; regions begin on a cache line."""
 
+COUNTER_LIMIT: Final = 1 << 63
+"""Nobody counts that far; so whoever goes on from below it never passes 64 bits either."""
+
 Slot = tuple[int, int, int, int]
 """One descriptor of a packed ring: gpa, bytes, buffer id, flags."""
 
@@ -106,8 +109,8 @@ class _Region:
         if len(set(counters.values())) != len(found):
             raise MessageError("two requests in flight have the same counter", spec=SPEC)
         self._counter = max(counters.values(), default=-1) + 1
-        if self._counter >= 1 << 64:
-            raise MessageError("the counter of a request in flight has no successor", spec=SPEC)
+        if self._counter >= COUNTER_LIMIT:
+            raise MessageError(f"a request in flight has the counter {self._counter - 1}", spec=SPEC)
         return sorted(found, key=counters.__getitem__)
 
     def _count_of(self, index: int) -> int:

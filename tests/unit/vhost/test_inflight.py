@@ -235,3 +235,23 @@ def test_any_content(content, at, packed):
             reap_all(rig)
         except VmsimError:
             pass
+
+
+@pytest.mark.parametrize("counter", [2**63, 2**64 - 2, 2**64 - 1])
+@pytest.mark.parametrize("features", [F_VERSION_1, PACKED], ids=["split", "packed"])
+def test_a_counter_at_its_end(features, counter):
+    """No back-end ever counted that far: those to come could not be counted on from there."""
+    with boot(features) as rig:
+        rig.driver.call(b"x")
+        rig.echo.defer.add(1)
+        rig.driver.send(b"waits")
+        view = rig.backend._inflight_view
+        region = region_of(view, 1, 2)
+        kind, head = (PackedRegion, 32) if features == PACKED else (SplitRegion, 16)
+        entry = next(at for at in range(head, len(region), kind.ENTRY) if region[at])
+        struct.pack_into("<Q", region, entry + kind.COUNTER_AT, counter)
+        del view, region
+        die(rig)
+        for slot in range(1, 4):
+            rig.driver.send(b"more", slot=slot)
+        assert rig.device.virtio.status & STATUS_DEVICE_NEEDS_RESET
