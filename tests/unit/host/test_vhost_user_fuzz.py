@@ -1,6 +1,7 @@
 """Whatever a front-end sends, the server answers or ends the connection, and nothing leaks."""
 
 import os
+import select
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,9 +9,11 @@ from hypothesis import strategies as st
 
 from tests.contract.vhost_rig import EchoDevice, mappings, open_fds
 from tests.unit.vhost.test_backend_fuzz import steps
+from vmsim.host.eventfd import EventFd
 from vmsim.host.services import HostServices
 from vmsim.host.shm import SharedMemory
 from vmsim.host.sockets import UnixSocket
+from vmsim.host.vhost_user.channel import ChannelClient, ChannelServer
 from vmsim.host.vhost_user.server import VhostUserServer
 from vmsim.host.waits import FdWaits
 from vmsim.sim.immediate import ImmediateSchedule
@@ -157,3 +160,47 @@ def test_refusals(data, survives):
         if not survives:
             assert served.server.failure is not None
             assert served.server.failure.spec
+
+
+def test_a_front_end_that_never_pauses_leaves_everybody_their_turn():
+    owner = HEADER.pack(3, 1, 0)
+    with Served() as served:
+        turns, sent = [], []
+
+        def one_more(_):
+            sent.append(1)
+            if not turns and len(sent) < 10_000:
+                served.peer.send(owner)
+
+        served.backend._handlers["SET_OWNER"] = one_more
+        kick = EventFd()
+        served.waits.add(kick.fd, select.POLLIN, lambda: turns.append(kick.drain()))
+        kick.signal()
+        served.send(owner)
+        assert turns == [1]
+        assert len(sent) < 1000
+        served.waits.remove(kick.fd)
+        kick.close()
+
+
+def test_calls_without_end_leave_everybody_their_turn():
+    turns, calls = [], []
+    waits = FdWaits(patience_ns=1_000_000_000)
+    channel = ChannelServer(waits, lambda ring: again(), calls.append)
+    back_end = ChannelClient(os.dup(channel.peer_fd))
+
+    def again():
+        calls.append(1)
+        if not turns and len(calls) < 10_000:
+            back_end.tell("VRING_CALL", 0)
+
+    kick = EventFd()
+    waits.add(kick.fd, select.POLLIN, lambda: turns.append(kick.drain()))
+    kick.signal()
+    back_end.tell("VRING_CALL", 0)
+    waits.settle()
+    assert turns == [1]
+    assert len(calls) < 1000
+    channel.close()
+    back_end.close()
+    kick.close()

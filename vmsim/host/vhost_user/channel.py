@@ -29,6 +29,8 @@ from vmsim.vhost.payloads import Number, VringState
 UNSUPPORTED: Final = 1
 ANSWER_MS: Final = 1000
 ACKNOWLEDGED: Final = 0
+MESSAGES_PER_TURN: Final = 32
+"""Pieces of messages that are read before everything else that is ready gets its turn."""
 
 
 class ChannelServer:
@@ -50,7 +52,9 @@ class ChannelServer:
 
     def _readable(self) -> None:
         try:
-            while self._open and (found := self._ours.receive(self._buffer.needed)) is not None:
+            for _ in range(MESSAGES_PER_TURN):
+                if not self._open or (found := self._ours.receive(self._buffer.needed)) is None:
+                    return
                 data, fds = found
                 if not data:
                     self.close()

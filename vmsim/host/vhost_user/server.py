@@ -26,6 +26,8 @@ from vmsim.vhost.messages import (
 from vmsim.vhost.payloads import Number
 
 REPLY_TIMEOUT_MS: Final = 10_000
+MESSAGES_PER_TURN: Final = 32
+"""Pieces of messages that are read before everything else that is ready gets its turn."""
 
 
 class VhostUserServer:
@@ -70,7 +72,9 @@ class VhostUserServer:
 
     def _readable(self) -> None:
         try:
-            while not self.ended and (found := self._connection.receive(self._buffer.needed)) is not None:
+            for _ in range(MESSAGES_PER_TURN):
+                if self.ended or (found := self._connection.receive(self._buffer.needed)) is None:
+                    return
                 data, fds = found
                 if not data:
                     self.close("the front-end closed the connection")
