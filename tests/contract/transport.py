@@ -13,7 +13,7 @@ import os
 import pytest
 
 from tests.contract.vhost_rig import PACKED, EchoDevice, open_fds
-from vmsim.errors import PeerError, StallError, VmsimError
+from vmsim.errors import PeerError, StallError, StateError, VmsimError
 from vmsim.host.shm import SharedMemory
 from vmsim.memory import DirtyLog
 from vmsim.vhost import payloads as p
@@ -25,6 +25,16 @@ from vmsim.virtio.constants import (
     F_VERSION_1,
     STATUS_DEVICE_NEEDS_RESET,
 )
+
+
+class InUse(EchoDevice):
+    """Loads a state only after a reset."""
+
+    def load_state(self, blob):
+        if "reset" not in self.events:
+            raise StateError("the device is in use")
+        super().load_state(blob)
+
 
 NO_ACKS = BackendOptions(protocol_features=0x8A42B & ~(1 << 3))
 
@@ -362,6 +372,27 @@ def check_a_kept_session_survives_the_reset_of_a_new_front_end(make):
         assert rig.echo.events == []
         rig.boot()
         assert rig.echo.events == ["reset"]
+
+
+def check_a_kept_session_gives_way_to_a_state(make):
+    """QEMU saves and loads a state also when its back-end stays: a new front-end may bring one, a running
+    guest's front-end may not."""
+    for keeps in (True, False):
+        with make(echo=InUse(), backend=BackendOptions(keeps_session=keeps)) as rig:
+            rig.boot()
+            rig.echo.events.clear()
+            rig.driver.call(b"one")
+            rig.device.pause()
+            with pytest.raises(PeerError):
+                rig.dialect.load(rig.device.frontend, b"a state")
+            rig.device.detach()
+            rig.attach(reset=keeps)
+            if keeps:
+                rig.dialect.load(rig.device.frontend, b"a state")
+                assert (rig.echo.events, rig.echo.loaded) == (["reset"], [b"a state"])
+            else:
+                with pytest.raises(PeerError):
+                    rig.dialect.load(rig.device.frontend, b"a state")
 
 
 def check_bad_descriptors_are_closed(make):

@@ -7,11 +7,11 @@ message belong to the back-end from then on: what a message does not keep is clo
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vmsim.errors import HostError, StallError, VmsimError
+from vmsim.errors import HostError, StallError, StateError, VmsimError
 from vmsim.limits import MEMORY_REGIONS_MAX, QUEUE_SIZE_MAX
 from vmsim.memory import BitmapSink, bitmap_bytes
 from vmsim.schedule import Schedule
@@ -46,7 +46,8 @@ class BackendOptions:
 
     ``log_shared``: another process harvests the dirty log. ``keeps_session``: front-ends come and go, and the
     guest of one may go on with the next (external migration), which resets the device before its rings have
-    run: that leaves the session alone. ``fence``: what another process needs of our rings, see ``Fence`` of
+    run: that leaves the session alone. If it brings a state, as QEMU always does, the device takes that
+    instead of the session. ``fence``: what another process needs of our rings, see ``Fence`` of
     :mod:`vmsim.virtio.ring_types`. ``own_state_channel``: SET_DEVICE_STATE_FD is
     answered with a channel of the back-end's own.
     """
@@ -82,7 +83,9 @@ class VhostBackend:
         self.status = 0
         self.refusal: VmsimError | None = None
         self.memory = BackendMemory(io)
-        self.transfer: BackendTransfer = dialect.serve(device, io, own_channel=self.options.own_state_channel)
+        self.transfer: BackendTransfer = dialect.serve(
+            _Transferred(self), io, own_channel=self.options.own_state_channel
+        )
         self.rings = [
             BackendRing(index, device, schedule, self.options.policy, self.options.fence)
             for index in range(device.queue_count)
@@ -433,6 +436,28 @@ class VhostBackend:
 
     def _get_status(self, _: None) -> p.Number:
         return p.Number(self.status)
+
+
+class _Transferred:
+    """The device's state, for the dialect."""
+
+    def __init__(self, backend: VhostBackend) -> None:
+        self._backend = backend
+
+    def save_state(self) -> Iterator[bytes]:
+        """As the device does."""
+        return self._backend.device.save_state()
+
+    def load_state(self, blob: bytes) -> None:
+        """As the device does; the session of a front-end that has gone gives way."""
+        backend = self._backend
+        try:
+            backend.device.load_state(blob)
+        except StateError:
+            if backend._used or not backend.options.keeps_session:
+                raise
+            backend.device.reset()
+            backend.device.load_state(blob)
 
 
 def _code(error: VmsimError) -> int:

@@ -152,7 +152,22 @@ class Transport(Protocol):
         ...
 
 
-class BackendDevice(Protocol):
+class DeviceState(Protocol):
+    """What a transfer of state needs of the device."""
+
+    def save_state(self) -> Iterator[bytes]:
+        """The device's state in pieces of any size; VmsimError or OSError if it cannot be saved."""
+        ...
+
+    def load_state(self, blob: bytes) -> None:
+        """Check and apply a state; VmsimError or OSError if it cannot be, and then nothing is applied.
+
+        StateError: the device has a session, which would have to be reset first.
+        """
+        ...
+
+
+class BackendDevice(DeviceState, Protocol):
     """The device behind a vhost back-end.
 
     ``virtio_features`` are the virtio feature bits that it offers (without the transport's bits 26 and 30),
@@ -197,14 +212,6 @@ class BackendDevice(Protocol):
 
     def log_stopped(self) -> None:
         """Dirty logging is off: the migration is over or cancelled."""
-        ...
-
-    def save_state(self) -> Iterator[bytes]:
-        """The device's state in pieces of any size; VmsimError or OSError if it cannot be saved."""
-        ...
-
-    def load_state(self, blob: bytes) -> None:
-        """Check and apply a state; VmsimError or OSError if it cannot be, and then nothing is applied."""
         ...
 
     def reset(self) -> None:

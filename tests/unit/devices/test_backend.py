@@ -14,7 +14,7 @@ from devices.virtio_fs import parked
 from devices.virtio_fs.backend import VirtioFsBackend
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.state.options import StateOptions
-from vmsim.errors import StreamError, VmsimError
+from vmsim.errors import StateError, StreamError, VmsimError
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.init_flags import LINUX_6_12_OFFER
@@ -223,6 +223,27 @@ def test_empty_state(start):
     source.lock(node, fh, 1, WR)
     assert b"".join(source.backend.save_state()) == b""
     destination.backend.load_state(b"")
+
+
+def test_its_own_state_finds_the_session_as_it_was(start):
+    """Saved and loaded by one back-end, which has stayed: nothing is made anew that is there."""
+    driver = start()
+    node, fh = opened(driver)
+    driver.lock(node, fh, 1, WR)
+    state = b"".join(driver.backend.save_state())
+    inode = driver.backend.fs.inodes.get(node)
+    driver.backend.load_state(state)
+    assert driver.backend.fs.inodes.get(node) is inode
+    driver.backend.resume_parked(1)
+    driver.send(op.GETATTR, 1, (0, 0, 0))
+    with pytest.raises(StateError):
+        driver.backend.load_state(state)  # the guest has gone on
+    state = b"".join(driver.backend.save_state())
+    with pytest.raises(StateError):
+        driver.backend.load_state(state + b"x")
+    driver.backend.reset()
+    driver.backend.load_state(state)
+    assert driver.backend.fs.inodes.get(node) is not inode
 
 
 def test_reset_forgets_the_session(start):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from vmsim.errors import PeerError, VmsimError
 from vmsim.vhost.messages import MessageSet, Reply, Request
-from vmsim.vhost.seams import BackendDevice, BackendIo, FrontendHost
+from vmsim.vhost.seams import BackendIo, DeviceState, FrontendHost
 
 SPEC = "vhost-user 'Migrating back-end state'"
 
@@ -109,6 +109,6 @@ class Dialect(Protocol):
         """Have the back-end apply a complete state."""
         ...
 
-    def serve(self, device: BackendDevice, io: BackendIo, *, own_channel: bool = False) -> BackendTransfer:
+    def serve(self, device: DeviceState, io: BackendIo, *, own_channel: bool = False) -> BackendTransfer:
         """The back-end half for one device; ``own_channel``: answer with a descriptor of its own."""
         ...

@@ -26,7 +26,7 @@ from vmsim.vhost.dialects.base import (
     error_number,
 )
 from vmsim.vhost.messages import FRONTEND_ROWS, Ack, MessageError, MessageSet, Reply, Request, Row
-from vmsim.vhost.seams import BackendDevice, BackendIo, SharedBuffer
+from vmsim.vhost.seams import BackendIo, DeviceState, SharedBuffer
 
 SHM_NAME: Final = "vhost-fs-state"
 SHM_BYTES: Final = 4 << 20
@@ -94,7 +94,7 @@ class Rfc2023:
         finally:
             buffer.close()
 
-    def serve(self, device: BackendDevice, io: BackendIo, *, own_channel: bool = False) -> BackendTransfer:
+    def serve(self, device: DeviceState, io: BackendIo, *, own_channel: bool = False) -> BackendTransfer:
         """The back-end half for one device; this dialect has no channel of its own to offer."""
         return Rfc2023Transfer(device, io)
 
@@ -177,7 +177,7 @@ def _read_pieces(read: ReadExactly) -> Iterator[bytes]:
 class Rfc2023Transfer:
     """The back-end's end: serialised at the first FS_GET_STATE, applied at detach after FS_SET_STATE."""
 
-    def __init__(self, device: BackendDevice, io: BackendIo) -> None:
+    def __init__(self, device: DeviceState, io: BackendIo) -> None:
         self._device = device
         self._io = io
         self._shm: memoryview | None = None

@@ -32,7 +32,7 @@ from vmsim.vhost.messages import (
     Request,
     Row,
 )
-from vmsim.vhost.seams import BackendDevice, BackendIo
+from vmsim.vhost.seams import BackendIo, DeviceState
 
 CHUNK_BYTES: Final = 1 << 20
 BE32: Final = struct.Struct(">I")
@@ -95,7 +95,7 @@ class Upstream:
         link.require_stopped("CHECK_DEVICE_STATE")
         _check(link)
 
-    def serve(self, device: BackendDevice, io: BackendIo, *, own_channel: bool = False) -> BackendTransfer:
+    def serve(self, device: DeviceState, io: BackendIo, *, own_channel: bool = False) -> BackendTransfer:
         """The back-end half for one device."""
         return UpstreamTransfer(device, io, own_channel=own_channel)
 
@@ -197,7 +197,7 @@ def _send(link: StateLink, fd: int, data: bytes) -> None:
 class UpstreamTransfer:
     """The back-end's end: one transfer at a time, applied by CHECK and by nothing else."""
 
-    def __init__(self, device: BackendDevice, io: BackendIo, *, own_channel: bool) -> None:
+    def __init__(self, device: DeviceState, io: BackendIo, *, own_channel: bool) -> None:
         self._device = device
         self._io = io
         self._own_channel = own_channel
