@@ -146,11 +146,12 @@ class SplitRegion(_Region):
 
     def giving(self, heads: Sequence[int]) -> None:
         """These chains are about to become visible in the used ring, by one store of its index."""
-        last = self._half(self.BATCH_AT)
+        halves = self._halves
+        last = halves[self.BATCH_AT >> 1]
         for head in heads:
-            self._set_half(self._at(head) + self.NEXT_AT, last)
+            halves[self._at(head) + self.NEXT_AT >> 1] = last
             last = head
-        self._set_half(self.BATCH_AT, last)
+        halves[self.BATCH_AT >> 1] = last
 
     def given(self, heads: Sequence[int], used_idx: int) -> None:
         """They are; ``used_idx`` is the ring's used index now."""
@@ -196,6 +197,7 @@ class PackedRegion(_Region):
     def prepare(self, used_idx: int, used_wrap: int) -> None:
         """Begin a region for a ring whose used position is that; ``announce`` ends that."""
         self._clear()
+        self._position = used_idx, used_wrap
         for index in range(self._size):
             self._set_half(self._at(index) + self.NEXT, index + 1)
         self._set_used((used_idx, used_wrap), (used_idx, used_wrap))
@@ -211,13 +213,13 @@ class PackedRegion(_Region):
 
     def taken(self, slots: Sequence[Slot]) -> int:
         """A list of descriptors was taken from the ring; the entry that stands for it."""
-        head = entry = self._half(self.FREE)
-        for number, (gpa, size_bytes, buffer_id, flags) in enumerate(slots):
+        head = last = entry = self._half(self.FREE)
+        for gpa, size_bytes, buffer_id, flags in slots:
             at = self._at(entry)
             self._DESC.pack_into(self._view, at + self.DESC, buffer_id, flags, size_bytes, gpa)
-            self._set_half(self._at(head) + self.LAST, entry)
-            self._set_half(self._at(head) + self.NUM, number + 1)
-            entry = self._half(at + self.NEXT)
+            last, entry = entry, self._half(at + self.NEXT)
+        self._set_half(self._at(head) + self.LAST, last)
+        self._set_half(self._at(head) + self.NUM, len(slots))
         self._begin(head)
         self._set_half(self.FREE, entry)
         self._set_half(self.OLD_FREE, entry)
@@ -231,15 +233,15 @@ class PackedRegion(_Region):
             self._set_half(self._at(last) + self.NEXT, free)
             free = entry
         self._set_half(self.FREE, free)
-        self._set_used((used_idx, used_wrap), self._used()[1])
+        former, self._position = self._position, (used_idx, used_wrap)
+        self._set_used(self._position, former)
 
     def given(self, entries: Sequence[int]) -> None:
         """They are."""
         for entry in entries:
             self._end(entry)
         self._set_half(self.OLD_FREE, self._half(self.FREE))
-        new, _ = self._used()
-        self._set_used(new, new)
+        self._set_used(self._position, self._position)
 
     def recover(self, shown: Sequence[int]) -> tuple[int, int, dict[int, list[Slot]]]:
         """The used position (slot, wrap counter), and the lists in flight by their entries, oldest first.
@@ -261,6 +263,7 @@ class PackedRegion(_Region):
         self._set_half(self.FREE, free)
         self._set_half(self.OLD_FREE, free)
         self._set_used(position, position)
+        self._position = position
         return *position, {entry: self._slots_of(entry) for entry in self._in_order()}
 
     def _free_entries(self, entry: int) -> list[int]:

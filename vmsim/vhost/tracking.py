@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TypeVar
 
 from vmsim.errors import VmsimError
 from vmsim.vhost.inflight import SPEC, PackedRegion, Slot, SplitRegion
@@ -14,8 +13,6 @@ from vmsim.virtio.constants import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
 from vmsim.virtio.packed_device import PackedDeviceRing
 from vmsim.virtio.ring_types import DeviceRing, RingState
 from vmsim.virtio.split_device import SplitDeviceRing
-
-T = TypeVar("T")
 
 
 class SplitTracking:
@@ -33,7 +30,8 @@ class SplitTracking:
 
     def begin(self) -> None:
         """The ring has its position, and what is in flight."""
-        self.region.prepare(self._ring.position().next_used)
+        self._used = self._ring.position().next_used
+        self.region.prepare(self._used)
         for chain in self._ring.in_flight:
             self.taken(chain)
         self.region.announce()
@@ -42,7 +40,7 @@ class SplitTracking:
         """Where the ring of a back-end that died goes on, and what was in flight; None if there was none."""
         if not self.region.used_before:
             return None
-        used = self._ring.used_index
+        used = self._used = self._ring.used_index
         parked = [self._ring.chain_of(head) for head in self.region.recover(used)]
         return RingState(next_avail=(used + len(parked)) & 0xFFFF, next_used=used, in_flight=parked)
 
@@ -56,11 +54,12 @@ class SplitTracking:
 
     def giving(self, chains: list[Chain]) -> None:
         """See ``UsedWitness``."""
-        _guarded(lambda: self.region.giving([chain.head for chain in chains]))
+        self.region.giving([chain.head for chain in chains])
 
     def given(self, chains: list[Chain]) -> None:
         """See ``UsedWitness``."""
-        _guarded(lambda: self.region.given([chain.head for chain in chains], self._ring.position().next_used))
+        self._used = (self._used + len(chains)) & 0xFFFF
+        self.region.given([chain.head for chain in chains], self._used)
 
 
 class PackedTracking:
@@ -81,7 +80,8 @@ class PackedTracking:
         """The ring has its position, and what is in flight."""
         self._entries.clear()
         state = self._ring.position()
-        self.region.prepare(state.next_used, state.used_wrap)
+        self._used, self._wrap = state.next_used, state.used_wrap
+        self.region.prepare(self._used, self._wrap)
         for chain in self._ring.in_flight:
             self._take(chain, _slots_of(chain.park()))
         self.region.announce()
@@ -90,7 +90,8 @@ class PackedTracking:
         """Where the ring of a back-end that died goes on, and what was in flight; None if there was none."""
         if not self.region.used_before:
             return None
-        used, wrap, lists = _guarded(lambda: self.region.recover(self._ring.shown()))
+        used, wrap, lists = self.region.recover(self._ring.shown())
+        self._used, self._wrap = used, wrap
         self._entries.clear()
         parked = []
         for entry, slots in lists.items():
@@ -112,19 +113,27 @@ class PackedTracking:
         self._take(chain, self._ring.slots_of(chain))
 
     def _take(self, chain: Chain, slots: list[Slot]) -> None:
-        self._entries[chain.head] = _guarded(lambda: self.region.taken(slots))
+        try:
+            self._entries[chain.head] = self.region.taken(slots)
+        except (struct.error, IndexError) as error:
+            raise _astray(error) from error
 
     def giving(self, chains: list[Chain]) -> None:
         """See ``UsedWitness``."""
-        state = self._ring.position()
-        used = state.next_used + sum(chain.count for chain in chains)
-        lap, slot = divmod(used, self._ring.size)
+        slot = self._used + sum([chain.count for chain in chains])
+        if slot >= self._ring.size:
+            slot -= self._ring.size
+            self._wrap ^= 1
+        self._used = slot
         entries = [self._entries[chain.head] for chain in chains]
-        _guarded(lambda: self.region.giving(entries, slot, state.used_wrap ^ lap & 1))
+        try:
+            self.region.giving(entries, slot, self._wrap)
+        except (struct.error, IndexError) as error:
+            raise _astray(error) from error
 
     def given(self, chains: list[Chain]) -> None:
         """See ``UsedWitness``."""
-        _guarded(lambda: self.region.given([self._entries.pop(chain.head) for chain in chains]))
+        self.region.given([self._entries.pop(chain.head) for chain in chains])
 
 
 Tracking = SplitTracking | PackedTracking
@@ -163,9 +172,6 @@ def _slots_of(parked: ParkedChain) -> list[Slot]:
     ]
 
 
-def _guarded(act: Callable[[], T]) -> T:
-    """``act()``; MessageError if the region, which the front-end can write to, leads astray."""
-    try:
-        return act()
-    except (struct.error, IndexError) as error:
-        raise MessageError(f"in-flight region: {error}", spec=SPEC) from error
+def _astray(error: Exception) -> MessageError:
+    """The region, which the front-end can write to, leads out of itself."""
+    return MessageError(f"in-flight region: {error}", spec=SPEC)
