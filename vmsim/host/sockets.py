@@ -115,14 +115,15 @@ class Listener:
         self._folder = -1
         self._socket = listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _reachable(path) as name:
+            if not os.path.basename(path):
+                raise OSError(errno.EISDIR, "no name of a file")  # the system would choose one for ""
+            with _reachable(path) as name, _made_with(0o660 if group else None):
                 listening.bind(name)
             # What ``path`` is relative to may be another folder when the file is removed.
             self._folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_CLOEXEC)
             self._file = self._identity()
-            if group:
-                os.chown(path, -1, owner)
-                os.chmod(path, 0o660)
+            if group:  # whoever may write to the folder may have put a link there
+                os.chown(os.path.basename(path), -1, owner, dir_fd=self._folder, follow_symlinks=False)
             if mode is not None:
                 os.chmod(path, mode)
             listening.listen(BACKLOG)
@@ -189,6 +190,8 @@ def _as_socket(fd: int) -> socket.socket:
         os.set_inheritable(fd, False)
         return socket.socket(fileno=fd)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.close(fd)  # a socket of a kind that has no address
         raise HostError(f"descriptor {fd}", errno=error.errno or errno.EBADF) from error
 
 
@@ -204,6 +207,19 @@ def _reachable(path: str) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}/{name}"
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _made_with(mode: int | None) -> Iterator[None]:
+    """Files that are made meanwhile have this mode; None: whatever they have otherwise."""
+    if mode is None:
+        yield
+        return
+    before = os.umask(0o777 & ~mode)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _remove_stale(path: str) -> None:

@@ -160,3 +160,36 @@ def test_inherited_sockets(tmp_path):
     assert (tmp_path / "inherited").exists(), "the file belongs to whoever made it"
     with pytest.raises(HostError, match="no socket"):
         UnixSocket.adopt(os.open(os.devnull, os.O_RDONLY))
+
+
+@pytest.mark.parametrize("mask", [0, 0o077])
+def test_nobody_gets_in_before_the_group_is_set(tmp_path, mask):
+    """Not even for a moment is the file more open than asked for, and a link there is not followed."""
+    before = os.umask(mask)
+    try:
+        listener = Listener(str(tmp_path / "socket"), group=str(os.getegid()))
+    finally:
+        assert os.umask(before) == mask
+    assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o660
+    listener.close()
+
+
+@pytest.mark.parametrize("path", ["", "folder/"])
+def test_a_path_without_a_name(tmp_path, monkeypatch, path):
+    """Bound to an empty name a socket would be reachable by anybody, under a name of the system's choice."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises((HostError, UsageError)):
+        Listener(path)
+    assert [found.name for found in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_a_socket_that_cannot_be_used_is_closed():
+    try:
+        odd = socket.socket(44, socket.SOCK_RAW)  # AF_XDP: it has no address
+    except OSError:
+        pytest.skip("no such sockets here")
+    before = len(os.listdir("/proc/self/fd"))
+    with odd, pytest.raises(HostError):
+        UnixSocket.adopt(os.dup(odd.fileno()))
+    assert len(os.listdir("/proc/self/fd")) == before - 1
