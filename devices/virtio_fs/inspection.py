@@ -1,6 +1,6 @@
 """What ``vmsim inspect`` knows of virtio-fs: its section, its configuration space, and a back-end's state.
 
-The state is read element by element, so that each has its place, and as far as it goes: what is wrong becomes a
+The state is read element by element, so that each has its place, and as far as it goes: what is wrong is a
 finding. :mod:`.state.lint` then looks at what was read.
 """
 
@@ -59,7 +59,8 @@ ACCESS: Final = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O
 FLAG_NAMES: Final = (
     (0o40000000 >> 1 | os.O_DIRECTORY, "O_TMPFILE"), (os.O_SYNC, "O_SYNC"), (os.O_APPEND, "O_APPEND"),
     (os.O_CREAT, "O_CREAT"), (os.O_EXCL, "O_EXCL"), (os.O_NOCTTY, "O_NOCTTY"), (os.O_TRUNC, "O_TRUNC"),
-    (os.O_NONBLOCK, "O_NONBLOCK"), (os.O_DSYNC, "O_DSYNC"), (os.O_ASYNC, "O_ASYNC"), (os.O_DIRECT, "O_DIRECT"),
+    (os.O_NONBLOCK, "O_NONBLOCK"), (os.O_DSYNC, "O_DSYNC"), (os.O_ASYNC, "O_ASYNC"),
+    (os.O_DIRECT, "O_DIRECT"),
     (0o100000, "O_LARGEFILE"), (os.O_DIRECTORY, "O_DIRECTORY"), (os.O_NOFOLLOW, "O_NOFOLLOW"),
     (os.O_NOATIME, "O_NOATIME"), (os.O_CLOEXEC, "O_CLOEXEC"), (os.O_PATH, "O_PATH"),
 )  # fmt: skip
@@ -385,11 +386,13 @@ def _extension_tree(extension: ext.Extension, offset: int) -> Node:
     rows: tuple[tuple[str, list[Any]], ...] = (
         ("handles", [(h.id, {"effective": open_flags(h.effective_flags), "guest": open_flags(h.guest_flags)})
                      for h in extension.handles]),
-        ("locks", [(k.inode, {"owner": k.owner, "start": k.start, "end": k.end, "kind": ("read", "write")[k.kind],
+        ("locks", [(k.inode, {"owner": k.owner, "start": k.start, "end": k.end,
+                              "kind": ("read", "write")[k.kind],
                               "pid": k.pid}) for k in extension.locks]),
         ("flocks", [(k.fh, {"kind": ("", "shared", "exclusive")[k.kind]}) for k in extension.flocks]),
         ("unlinked", [(f.id, {"mode": f"{f.mode:#o}", "uid": f.uid, "gid": f.gid, "size": f.size,
-                              "bytes": sum(len(data) for _, data in f.extents)}) for f in extension.anonymous]),
+                              "bytes": sum(len(data) for _, data in f.extents)})
+                      for f in extension.anonymous]),
         ("raw_names", [(r.id, {"parent": r.parent, "name": _name(r.name)}) for r in extension.raw_names]),
         ("losses", [(loss.id, {"reason": loss.reason}) for loss in extension.losses]),
     )  # fmt: skip

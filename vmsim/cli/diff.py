@@ -39,8 +39,8 @@ def diff(
 ) -> int:
     """Say what changed from capture A to capture B: streams, saved machines or back-end states.
 
-    Sections, fields, rings, inodes, handles and options are compared by name, memory page by page. A state may
-    also be compared with a stream that has one.
+    Sections, fields, rings, inodes, handles and options are compared by name, memory page by page. A state
+    may also be compared with a stream that has one.
 
     \b
     Exit status: 0 no difference, 1 differences, 2 wrong usage or a file that cannot be read.
@@ -102,7 +102,8 @@ def _tell(changes: list[Change], memory: list[Pages], unread: list[str], everyth
 def _pages(pages: Pages) -> str:
     parts = [
         f"{count} pages {what}" for count, what in (
-            (pages.changed, "differ"), (pages.only_a, "only in the first"), (pages.only_b, "only in the second"),
+            (pages.changed, "differ"), (pages.only_a, "only in the first"),
+            (pages.only_b, "only in the second"),
             (pages.unknown, "cannot be compared"),
         ) if count
     ]  # fmt: skip

@@ -1,4 +1,6 @@
-"""``vmsim inspect``: what is in a migration stream, a saved machine or a back-end's state, and what is wrong."""
+"""``vmsim inspect``: what is in a migration stream, a saved machine or a back-end's state, and what is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -75,9 +77,12 @@ def inspect(invocation: Invocation, /, file: str, **options: Any) -> int:
 def facts(capture: Capture) -> dict[str, Any]:
     """What is told of every capture."""
     return {
-        "file": capture.name, "kind": capture.kind, "size": capture.source.size, "decoded": capture.end,
+        "file": capture.name,
+        "kind": capture.kind,
+        "size": capture.source.size,
+        "decoded": capture.end,
         "findings": [finding.facts() for finding in capture.findings],
-    }  # fmt: skip
+    }
 
 
 def _lint(capture: Capture, as_json: bool) -> int:
@@ -119,8 +124,13 @@ def _show(capture: Capture, options: dict[str, Any]) -> int:
             parts = {node.key: node.facts() for node in nodes}
         else:
             parts = {node.key: node.facts() for node in capture.root.distinct().children}
-        print_json({**facts(capture), **{f"{name}_": value for name, value in parts.items() if name in facts(capture)},
-                    **{name: value for name, value in parts.items() if name not in facts(capture)}})  # fmt: skip
+        print_json(
+            {
+                **facts(capture),
+                **{f"{name}_": value for name, value in parts.items() if name in facts(capture)},
+                **{name: value for name, value in parts.items() if name not in facts(capture)},
+            }
+        )
         return 0
     title = f"{printable(capture.name)}: {capture.kind}, {capture.source.size} bytes"
     if options["as_hex"]:

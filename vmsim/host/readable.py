@@ -1,4 +1,6 @@
-"""Reading any part of a file without holding it: what ``vmsim inspect`` looks at files of any size through."""
+"""Reading any part of a file without holding it: what ``vmsim inspect`` looks at files of any size
+through.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from vmsim.errors import HostError, UsageError
 
 
 class ReadableFile:
-    """A regular file (or block device), read by place. UsageError if it is none, HostError as the system says."""
+    """A regular file (or block device), read by place. UsageError if it is none, HostError as the system
+    says.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)

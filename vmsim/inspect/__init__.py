@@ -1,1 +1,3 @@
-"""``vmsim inspect``, its lint, and ``vmsim diff``: what is in a migration stream, and what is wrong with it."""
+"""``vmsim inspect``, its lint, and ``vmsim diff``: what is in a migration stream, and what is wrong with
+it.
+"""

@@ -1,4 +1,6 @@
-"""Sections whose contents we know: virtio-fs in its layouts, any other virtio device, a vmsim machine's own."""
+"""Sections whose contents we know: virtio-fs in its layouts, any other virtio device, a vmsim machine's
+own.
+"""
 
 from __future__ import annotations
 
@@ -83,10 +85,13 @@ def _upstream_state(capture: Capture, device: Device, at: int, head: int, end: i
         version = cursor.be32(field)
         if version:
             capture.found(
-                Severity.ERROR, "state-version",
+                Severity.ERROR,
+                "state-version",
                 f"version {version} of the subsection: QEMU takes only 0 (incoming version_id is too new)",
-                field=field, offset=at, hint="use the VMM release that wrote it",
-            )  # fmt: skip
+                field=field,
+                offset=at,
+                hint="use the VMM release that wrote it",
+            )
         while size := cursor.be32(field):
             place = cursor.offset
             chunks.append(Piece("chunk", place - BE32, BE32, f"{size} bytes"))
@@ -101,10 +106,15 @@ def _upstream_state(capture: Capture, device: Device, at: int, head: int, end: i
     except StreamError as error:
         cursor.offset = end
         capture.found(
-            Severity.ERROR, "state-truncated",
-            f"the back-end's state is cut off: {error.message}. A careless destination applies what it has, and"
-            " fails afterwards", field=field, offset=max(error.offset, at), hint="save the machine again",
-        )  # fmt: skip
+            Severity.ERROR,
+            "state-truncated",
+            f"the back-end's state is cut off: {error.message}. A careless destination applies"
+            f" what it has, and"
+            " fails afterwards",
+            field=field,
+            offset=max(error.offset, at),
+            hint="save the machine again",
+        )
     node = device.node.add(device.inspection.state_subsection, offset=at, size=cursor.offset - at)
     node.add("chunks", len(pieces.parts), f"{pieces.size} bytes in {len(pieces.parts)} chunks")
     node.pieces = chunks
@@ -128,9 +138,13 @@ def _rfc_state(capture: Capture, device: Device, at: int, end: int) -> int:
     except StreamError as error:
         cursor.offset = end
         capture.found(
-            Severity.ERROR, "state-truncated", f"the back-end's state is cut off: {error.message}",
-            field=field, offset=max(error.offset, at), hint="save the machine again",
-        )  # fmt: skip
+            Severity.ERROR,
+            "state-truncated",
+            f"the back-end's state is cut off: {error.message}",
+            field=field,
+            offset=max(error.offset, at),
+            hint="save the machine again",
+        )
     node.size = cursor.offset - at
     _state(capture, device, node, pieces)
     return cursor.offset
@@ -184,9 +198,13 @@ def _machine(capture: Capture, node: Node, cursor: Cursor) -> None:
         config.check()
     except (StreamError, UsageError) as error:
         capture.found(
-            Severity.ERROR, "machine-config", error.message, field="vmsim/machine", offset=start + 4,
+            Severity.ERROR,
+            "machine-config",
+            error.message,
+            field="vmsim/machine",
+            offset=start + 4,
             hint=error.hint or "the stream is damaged, or of a later vmsim",
-        )  # fmt: skip
+        )
         return
     capture.config = config
     _plain(node.add("configuration", offset=start + 4, size=len(data)), msgspec.to_builtins(config))
@@ -218,9 +236,13 @@ def _programs(capture: Capture, node: Node, cursor: Cursor) -> None:
         notes = msgspec.msgpack.decode(data, type=dict[str, bytes])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         capture.found(
-            Severity.ERROR, "programs", f"notes of programs: {error}", field="vmsim/programs", offset=start + 4,
+            Severity.ERROR,
+            "programs",
+            f"notes of programs: {error}",
+            field="vmsim/programs",
+            offset=start + 4,
             hint="the stream is damaged",
-        )  # fmt: skip
+        )
         return
     for name, note in notes.items():
         node.add(name, {"bytes": len(note), "begin": note[:32].hex()}, f"{len(note)} bytes")
@@ -264,6 +286,9 @@ def _plain(node: Node, value: Any) -> None:
 
 
 DECODERS: Final[dict[str, Callable[[Capture, Node, Cursor], None]]] = {
-    "vmsim/machine": _machine, "vmsim/guest": _guest, "vmsim/programs": _programs, "globalstate": _globalstate,
-}  # fmt: skip
+    "vmsim/machine": _machine,
+    "vmsim/guest": _guest,
+    "vmsim/programs": _programs,
+    "globalstate": _globalstate,
+}
 """By section name; each reads exactly the body."""

@@ -1,4 +1,6 @@
-"""The description at the end of a stream (vmdesc): found, checked, and what it says of each section's length."""
+"""The description at the end of a stream (vmdesc): found, checked, and what it says of each section's
+length.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ from vmsim.wire.tree import Node
 RANGES_MAX: Final = 4096
 """Ranges of memory that are kept."""
 SKIPPED: Final = frozenset({"records", "description", "chunks"})
-"""Where the two differ without saying anything: how often memory was sent, and in what pieces a state came."""
+"""Where the two differ without saying anything: how often memory was sent, and in what pieces a state
+came.
+"""
 INDEX_KEYS: Final = frozenset({"last_avail_idx", "used_idx", "next_avail", "next_used"})
 
 
@@ -39,7 +41,9 @@ class Change:
 
 @dataclass(slots=True)
 class Pages:
-    """How one block of memory differs: pages, the ranges (offset, bytes) they form, pages only one file has."""
+    """How one block of memory differs: pages, the ranges (offset, bytes) they form, pages only one file
+    has.
+    """
 
     block: str
     changed: int = 0

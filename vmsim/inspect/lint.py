@@ -54,14 +54,24 @@ def _backend(capture: Capture, device: Device) -> Iterator[Finding]:
         return
     assert device.inspection is not None
     if capture.config is not None and capture.config.migration == "external":
-        yield Finding(NOTE, "no-backend-state", "no back-end state, as the machine migrates externally",
-                      device.idstr, device.node.offset, "attach the same back-end again")  # fmt: skip
+        yield Finding(
+            NOTE,
+            "no-backend-state",
+            "no back-end state, as the machine migrates externally",
+            device.idstr,
+            device.node.offset,
+            "attach the same back-end again",
+        )
         return
     yield Finding(
-        ERROR, "no-backend-state", f"the subsection {device.inspection.state_subsection} is missing: QEMU loads"
-        " this without a word, and the guest finds its files gone", device.idstr, device.node.offset,
+        ERROR,
+        "no-backend-state",
+        f"the subsection {device.inspection.state_subsection} is missing: QEMU loads"
+        " this without a word, and the guest finds its files gone",
+        device.idstr,
+        device.node.offset,
         "right only for an external migration, whose back-end keeps its session and is attached again",
-    )  # fmt: skip
+    )
 
 
 def _features(device: Device) -> Iterator[Finding]:
@@ -71,13 +81,23 @@ def _features(device: Device) -> Iterator[Finding]:
     if impossible:
         names = " ".join(named_features(impossible, inspection))
         yield Finding(
-            ERROR, "impossible-features", f"the driver accepted {names} ({impossible:#x}), which such a device never"
-            " offers: the load fails with \"Features … unsupported\"", f"{device.idstr}/features",
-            _at(device, "features"), DAMAGED,
-        )  # fmt: skip
+            ERROR,
+            "impossible-features",
+            f"the driver accepted {names} ({impossible:#x}), which such a device never"
+            ' offers: the load fails with "Features … unsupported"',
+            f"{device.idstr}/features",
+            _at(device, "features"),
+            DAMAGED,
+        )
     if device.state.status & STATUS_FEATURES_OK and not features & F_VERSION_1:
-        yield Finding(WARNING, "legacy-driver", "the driver did not accept VERSION_1", f"{device.idstr}/features",
-                      _at(device, "features"), "vmsim's device is modern only")  # fmt: skip
+        yield Finding(
+            WARNING,
+            "legacy-driver",
+            "the driver did not accept VERSION_1",
+            f"{device.idstr}/features",
+            _at(device, "features"),
+            "vmsim's device is modern only",
+        )
 
 
 def _status(device: Device) -> Iterator[Finding]:
@@ -104,9 +124,13 @@ def _counts(device: Device) -> Iterator[Finding]:
     wanted = inspection.queues(state.config, state.guest_features) if inspection is not None else 0
     if wanted and wanted != len(state.queues):
         yield Finding(
-            ERROR, "queue-count", f"{len(state.queues)} queues, but the configuration space says {wanted}",
-            f"{device.idstr}/queues", _at(device, "queues"), DAMAGED,
-        )  # fmt: skip
+            ERROR,
+            "queue-count",
+            f"{len(state.queues)} queues, but the configuration space says {wanted}",
+            f"{device.idstr}/queues",
+            _at(device, "queues"),
+            DAMAGED,
+        )
 
 
 def _queue(capture: Capture, device: Device, index: int, queue: VirtioQueueState) -> Iterator[Finding]:
@@ -162,45 +186,86 @@ def _split(capture: Capture, queue: VirtioQueueState, field: str, at: int) -> It
     busy = (queue.last_avail_idx - used) & 0xFFFF
     if posted > queue.num:
         yield Finding(
-            ERROR, "ring-delta", f"the driver's index {avail:#x} is {posted} ahead of last_avail_idx"
-            f" {queue.last_avail_idx:#x} in a ring of {queue.num}: QEMU marks the device broken", field, at, DAMAGED,
-        )  # fmt: skip
+            ERROR,
+            "ring-delta",
+            f"the driver's index {avail:#x} is {posted} ahead of last_avail_idx"
+            f" {queue.last_avail_idx:#x} in a ring of {queue.num}: QEMU marks the device broken",
+            field,
+            at,
+            DAMAGED,
+        )
     if busy > queue.num:
         yield Finding(
-            ERROR, "ring-delta", f"last_avail_idx {queue.last_avail_idx:#x} is {busy} ahead of the used index {used:#x}"
-            f" in a ring of {queue.num}: the load fails", field, at, DAMAGED,
-        )  # fmt: skip
+            ERROR,
+            "ring-delta",
+            f"last_avail_idx {queue.last_avail_idx:#x} is {busy} ahead of the used index {used:#x}"
+            f" in a ring of {queue.num}: the load fails",
+            field,
+            at,
+            DAMAGED,
+        )
     elif busy:
         yield _in_flight(busy, field, at)
 
 
 def _in_flight(count: int, field: str, at: int) -> Finding:
     return Finding(
-        WARNING, "in-flight", f"{count} entries were taken and not used: nobody answers them after the migration,"
-        " unless the back-end's state has them parked", field, at, "drain the rings before saving",
-    )  # fmt: skip
+        WARNING,
+        "in-flight",
+        f"{count} entries were taken and not used: nobody answers them after the migration,"
+        " unless the back-end's state has them parked",
+        field,
+        at,
+        "drain the rings before saving",
+    )
 
 
 def compare(capture: Capture, other: Capture) -> None:
-    """Add to ``capture`` what of it does not fit ``other``: the machine that it is to be loaded into, saved."""
+    """Add to ``capture`` what of it does not fit ``other``: the machine that it is to be loaded into,
+    saved.
+    """
     found = capture.findings
     if capture.machine_type and other.machine_type and capture.machine_type != other.machine_type:
-        found.append(Finding(ERROR, "machine-type", f"machine type {capture.machine_type}, there"
-                             f" {other.machine_type}: QEMU refuses it", "configuration", 8, "start the same"))  # fmt: skip
+        found.append(
+            Finding(
+                ERROR,
+                "machine-type",
+                f"machine type {capture.machine_type}, there {other.machine_type}: QEMU refuses it",
+                "configuration",
+                8,
+                "start the same",
+            )
+        )
     for name, block in capture.ram.blocks.items():
         there = other.ram.blocks.get(name)
         if other.ram.blocks and (there is None or there.size != block.size):
             size = "none" if there is None else f"{there.size} bytes"
-            found.append(Finding(ERROR, "ram-size", f"memory block of {block.size} bytes, there {size}", f"ram/{name}",
-                                 block.offset, "give the destination the same memory"))  # fmt: skip
+            found.append(
+                Finding(
+                    ERROR,
+                    "ram-size",
+                    f"memory block of {block.size} bytes, there {size}",
+                    f"ram/{name}",
+                    block.offset,
+                    "give the destination the same memory",
+                )
+            )
     theirs = {device.idstr: device for device in other.devices}
     for device in capture.devices:
         peer = theirs.get(device.idstr)
         if peer is not None:
             found += _device_pair(device, peer)
         elif other.devices:
-            found.append(Finding(ERROR, "device-missing", "the other has no such device", device.idstr,
-                                 device.node.offset, "start the destination with the same devices"))  # fmt: skip
+            found.append(
+                Finding(
+                    ERROR,
+                    "device-missing",
+                    "the other has no such device",
+                    device.idstr,
+                    device.node.offset,
+                    "start the destination with the same devices",
+                )
+            )
     found += _options(capture, other)
     found.sort(key=lambda finding: (-finding.severity, finding.offset))
 
@@ -210,27 +275,56 @@ def _device_pair(device: Device, peer: Device) -> Iterator[Finding]:
     tags = [one.node.find("virtio", "config", "tag") for one in (device, peer)]
     if tags[0] is not None and tags[1] is not None and tags[0].value != tags[1].value:
         yield Finding(
-            ERROR, "tag", f"tag {tags[0].value!r}, there {tags[1].value!r}: QEMU loads it without a word, and the"
-            " guest cannot mount again", f"{idstr}/tag", _at(device, "config"), "give both the same tag",
-        )  # fmt: skip
+            ERROR,
+            "tag",
+            f"tag {tags[0].value!r}, there {tags[1].value!r}: QEMU loads it without a word, and the"
+            " guest cannot mount again",
+            f"{idstr}/tag",
+            _at(device, "config"),
+            "give both the same tag",
+        )
     mine, theirs = device.state.guest_features, peer.state.guest_features
     for bits, where in ((mine & ~theirs, "only here"), (theirs & ~mine, "only there")):
         if bits:
             names = " ".join(named_features(bits, device.inspection))
-            yield Finding(WARNING, "features", f"accepted {where}: {names}", f"{idstr}/features",
-                          _at(device, "features"), "both back-ends have to offer the same")  # fmt: skip
+            yield Finding(
+                WARNING,
+                "features",
+                f"accepted {where}: {names}",
+                f"{idstr}/features",
+                _at(device, "features"),
+                "both back-ends have to offer the same",
+            )
     queues, others = device.state.queues, peer.state.queues
     if len(queues) != len(others):
-        yield Finding(ERROR, "queue-count", f"{len(queues)} queues, there {len(others)}", f"{idstr}/queues",
-                      _at(device, "queues"), "give both as many request queues")  # fmt: skip
+        yield Finding(
+            ERROR,
+            "queue-count",
+            f"{len(queues)} queues, there {len(others)}",
+            f"{idstr}/queues",
+            _at(device, "queues"),
+            "give both as many request queues",
+        )
     for index, (queue, other) in enumerate(zip(queues, others, strict=False)):
         if queue.num != other.num:
-            yield Finding(WARNING, "queue-size", f"{queue.num} entries, there {other.num}: the stream's count"
-                          " replaces that of the destination", f"{idstr}/queues/{index}",
-                          _at(device, "queues", str(index)), "give both the same queue-size")  # fmt: skip
+            yield Finding(
+                WARNING,
+                "queue-size",
+                f"{queue.num} entries, there {other.num}: the stream's count"
+                " replaces that of the destination",
+                f"{idstr}/queues/{index}",
+                _at(device, "queues", str(index)),
+                "give both the same queue-size",
+            )
     if device.version != peer.version:
-        yield Finding(ERROR, "section-version", f"version {device.version} of the section, there {peer.version}",
-                      idstr, device.node.offset, "choose the same dialect of state transfer")  # fmt: skip
+        yield Finding(
+            ERROR,
+            "section-version",
+            f"version {device.version} of the section, there {peer.version}",
+            idstr,
+            device.node.offset,
+            "choose the same dialect of state transfer",
+        )
 
 
 def _options(capture: Capture, other: Capture) -> Iterator[Finding]:
@@ -242,5 +336,11 @@ def _options(capture: Capture, other: Capture) -> Iterator[Finding]:
         here, there = mine.find("negotiated"), theirs.find("negotiated")
         if here is None or there is None or here.value is None or here.value == there.value:
             continue
-        yield Finding(WARNING, "options", f"negotiated {here.text}, there {there.text}", "negotiated_opts",
-                      here.offset, "start both back-ends with the same options")  # fmt: skip
+        yield Finding(
+            WARNING,
+            "options",
+            f"negotiated {here.text}, there {there.text}",
+            "negotiated_opts",
+            here.offset,
+            "start both back-ends with the same options",
+        )

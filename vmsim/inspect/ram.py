@@ -1,7 +1,7 @@
 """The RAM section: what a stream carries of each block, without holding a page (reference 6.2 and 6.3).
 
 The records are passed over one after another; of each page only the place of its latest contents is kept, in
-arrays that exist where something was sent. A mapped-ram file needs not even that: its bitmap says what is there.
+arrays that exist where something was sent. A mapped-ram file does without: its bitmap says what is there.
 """
 
 from __future__ import annotations
@@ -170,10 +170,17 @@ class Ram:
         if address >= block.size:
             block.outside += 1
             if block.outside == 1:
-                self.findings.append(Finding(
-                    Severity.ERROR, "page-outside", f"a page at {address:#x} of a block of {block.size:#x} bytes:"
-                    " QEMU refuses the stream", f"ram/{block.name}", at, "the stream is damaged",
-                ))  # fmt: skip
+                self.findings.append(
+                    Finding(
+                        Severity.ERROR,
+                        "page-outside",
+                        f"a page at {address:#x} of a block of {block.size:#x} bytes:"
+                        " QEMU refuses the stream",
+                        f"ram/{block.name}",
+                        at,
+                        "the stream is damaged",
+                    )
+                )
         else:
             block.places.put(address // self.page_size, place)
 
@@ -182,10 +189,16 @@ class Ram:
             block.zero_records += 1
             fill = cursor.u8("ram:fill")
             if fill:
-                self.findings.append(Finding(
-                    Severity.ERROR, "page-fill", f"a page filled with {fill:#04x}: QEMU takes zeros only",
-                    f"ram/{block.name}", at, "the stream is damaged, or older than QEMU takes",
-                ))  # fmt: skip
+                self.findings.append(
+                    Finding(
+                        Severity.ERROR,
+                        "page-fill",
+                        f"a page filled with {fill:#04x}: QEMU takes zeros only",
+                        f"ram/{block.name}",
+                        at,
+                        "the stream is damaged, or older than QEMU takes",
+                    )
+                )
             return ZEROED
         block.page_records += 1
         place = cursor.offset

@@ -1,4 +1,6 @@
-"""A reader of virtio state that notes where every field lies, and goes on where a destination would refuse."""
+"""A reader of virtio state that notes where every field lies, and goes on where a destination would
+refuse.
+"""
 
 from __future__ import annotations
 

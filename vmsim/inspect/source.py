@@ -66,11 +66,14 @@ class Cursor:
         return window[at : at + size_bytes]
 
     def read(self, size_bytes: int, field: str = "") -> bytes:
-        """Exactly ``size_bytes`` bytes. What a stream only claims is compared with the source's size first."""
+        """Exactly ``size_bytes`` bytes. What a stream only claims is compared with the source's size
+        first.
+        """
         left = self.source.size - self.offset
         if size_bytes > left:
             raise StreamTruncated(
-                f"the file ends {size_bytes - max(left, 0)} bytes before the end of a field of {size_bytes} bytes",
+                f"the file ends {size_bytes - max(left, 0)} bytes before the end of a field of"
+                f" {size_bytes} bytes",
                 offset=self.offset, field=field,
             )  # fmt: skip
         window, at = self.window(size_bytes)

@@ -333,7 +333,8 @@ class _Reader:
             self.capture.found(
                 Severity.ERROR,
                 "section-length",
-                f"{abs(described - consumed)} bytes {what}: the description has the section end at {described:#x}",
+                f"{abs(described - consumed)} bytes {what}: the description has the section end"
+                f" at {described:#x}",
                 field=head.idstr,
                 offset=min(consumed, described),
                 hint="the state is truncated, has trailing bytes, or the description is of another stream",
@@ -358,7 +359,9 @@ class _Reader:
         return found if found >= 0 else min(described or self.capture.source.size, self.capture.source.size)
 
     def unknown(self, node: Node, head: SectionHead) -> None:
-        """A body that nobody can take apart: it ends where its footer is found; StreamError if there is none."""
+        """A body that nobody can take apart: it ends where its footer is found; StreamError if there is
+        none.
+        """
         cursor = self.cursor
         start = cursor.offset
         end = find_footer(self.capture.source, start, head.section_id)
@@ -421,8 +424,8 @@ class _Reader:
             capture.root.children.append(self.description.node)
         elif capture.source.size > 8:
             capture.found(
-                Severity.NOTE, "no-description", "no description at the end: sections of unknown devices are not"
-                " taken apart", field="description", offset=capture.end,
+                Severity.NOTE, "no-description", "no description at the end: unknown sections are not taken apart",
+                field="description", offset=capture.end,
                 hint="QEMU leaves it out when it migrates live; a stream saved with file: has it",
             )  # fmt: skip
 

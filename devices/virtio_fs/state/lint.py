@@ -36,6 +36,9 @@ class Held(NamedTuple):
     size: int = 0
 
 
+NOT_READ: Final = Held()
+
+
 @dataclass
 class Facts:
     """What was read of a state and where; ``complete`` once the blob was read to its end at ``end``."""
@@ -43,8 +46,8 @@ class Facts:
     blob: StateBlob
     inode_places: list[Held] = field(default_factory=list)
     handle_places: list[Held] = field(default_factory=list)
-    options_place: Held = Held()
-    mounts_place: Held = Held()
+    options_place: Held = NOT_READ
+    mounts_place: Held = NOT_READ
     next_inode_at: int = -1
     next_handle_at: int = -1
     extension: Extension | None = None
@@ -125,16 +128,24 @@ def _locations(facts: Facts) -> Iterator[Finding]:
         if record.location == INVALID:
             if record.id in facts.carried:
                 yield Finding(
-                    WARNING, "invalid-inode", f"inode {record.id} is Invalid to virtiofsd, which refuses the load"
-                    " (--migration-on-error=abort); vmsim restores it from the extension", where, at,
+                    WARNING,
+                    "invalid-inode",
+                    f"inode {record.id} is Invalid to virtiofsd, which refuses the load"
+                    " (--migration-on-error=abort); vmsim restores it from the extension",
+                    where,
+                    at,
                     "load it with vmsim, or with --migration-on-error=guest-error",
-                )  # fmt: skip
+                )
             else:
                 yield Finding(
-                    ERROR, "invalid-inode", f"inode {record.id} is Invalid (unlinked, or its path was lost): the load"
-                    " fails by default; with guest-error the guest gets EIO for it", where, at,
+                    ERROR,
+                    "invalid-inode",
+                    f"inode {record.id} is Invalid (unlinked, or its path was lost): the load"
+                    " fails by default; with guest-error the guest gets EIO for it",
+                    where,
+                    at,
                     "load with --migration-on-error=guest-error, or save with --migration-mode=file-handles",
-                )  # fmt: skip
+                )
         elif record.location == FULL_PATH:
             text = f"inode {record.id} has a full path, which virtiofsd reads but never writes"
             yield Finding(NOTE, "full-path", text, where, at, "it was written by another program")
@@ -161,9 +172,14 @@ def _names(facts: Facts) -> Iterator[Finding]:
                 problem = "leads out of its directory"
         if problem:
             yield Finding(
-                ERROR, "unsafe-name", f"the name {name[:80]!r} {problem}: virtiofsd opens it as it is, and may leave"
-                " the shared directory", where, at, DO_NOT_LOAD,
-            )  # fmt: skip
+                ERROR,
+                "unsafe-name",
+                f"the name {name[:80]!r} {problem}: virtiofsd opens it as it is, and may leave"
+                " the shared directory",
+                where,
+                at,
+                DO_NOT_LOAD,
+            )
 
 
 def _handles(facts: Facts) -> Iterator[Finding]:
@@ -173,7 +189,10 @@ def _handles(facts: Facts) -> Iterator[Finding]:
     for index, handle in enumerate(facts.blob.handles):
         where, at = f"handles[{index}].inode", facts.handle_places[index].offset
         if handle.inode not in facts.ids:
-            text = f"handle {handle.id} refers to the unknown inode {handle.inode}: the load fails, even with guest-error"
+            text = (
+                f"handle {handle.id} refers to the unknown inode {handle.inode}: the load"
+                f" fails, even with guest-error"
+            )
             yield Finding(ERROR, "handle-inode", text, where, at, SAVE_AGAIN)
         elif handle.inode in invalid:
             text = (
@@ -197,10 +216,19 @@ def _flags(facts: Facts) -> Iterator[Finding]:
             text = f"handle {handle.id} has O_EXCL, which a source must take off"
             yield Finding(WARNING, "open-excl", text, where, at, SAVE_AGAIN)
         if flags & os.O_APPEND:
-            text = (f"handle {handle.id} has O_APPEND: writes go to the end of the file, whatever offset the guest"
-                    " gives")  # fmt: skip
-            yield Finding(WARNING, "open-append", text, where, at,
-                          "virtiofsd keeps it of files that CREATE opened; vmsim does not need it")  # fmt: skip
+            text = (
+                f"handle {handle.id} has O_APPEND: writes go to the end of the file, whatever"
+                f" offset the guest"
+                " gives"
+            )
+            yield Finding(
+                WARNING,
+                "open-append",
+                text,
+                where,
+                at,
+                "virtiofsd keeps it of files that CREATE opened; vmsim does not need it",
+            )
         if flags & os.O_PATH or flags & 0o20000000:
             text = f"handle {handle.id} has O_PATH or O_TMPFILE: it cannot be what the guest opened"
             yield Finding(ERROR, "open-flags", text, where, at, SAVE_AGAIN)
@@ -248,10 +276,19 @@ def _refcounts(facts: Facts) -> Iterator[Finding]:
         where, at = f"inodes[{index}].refcount", _at(facts, index)
         count = facts.children.get(record.id, 0)
         if record.refcount < count or (record.refcount == count and record.id == ROOT_ID):
-            text = (f"inode {record.id} has refcount {record.refcount} and {count} children, of which each takes one"
-                    " off at load: it underflows and the inode vanishes")  # fmt: skip
-            yield Finding(ERROR, "refcount-underflow", text, where, at,
-                          "a source has to count every migrated child in its parent's refcount")  # fmt: skip
+            text = (
+                f"inode {record.id} has refcount {record.refcount} and {count} children, of"
+                f" which each takes one"
+                " off at load: it underflows and the inode vanishes"
+            )
+            yield Finding(
+                ERROR,
+                "refcount-underflow",
+                text,
+                where,
+                at,
+                "a source has to count every migrated child in its parent's refcount",
+            )
         elif record.refcount == 0:
             text = f"inode {record.id} has refcount 0: it is gone at load, or underflows at the first FORGET"
             yield Finding(ERROR, "refcount-zero", text, where, at, SAVE_AGAIN)
@@ -291,7 +328,10 @@ def _mounts(facts: Facts) -> Iterator[Finding]:
             and record.handle is not None
             and record.handle.mnt_id not in mounts
         ):
-            text = f"inode {record.id} lies on mount {record.handle.mnt_id}, which has no path: it cannot be opened"
+            text = (
+                f"inode {record.id} lies on mount {record.handle.mnt_id}, which has no path:"
+                f" it cannot be opened"
+            )
             yield Finding(
                 ERROR,
                 "mount-missing",
@@ -318,8 +358,14 @@ def _agreement(facts: Facts) -> Iterator[Finding]:
     try:
         check_agreement(facts.blob.negotiated, extension.negotiated)
     except StreamError as error:
-        yield Finding(ERROR, "options-disagree", f"{error.message}: vmsim refuses the state", "negotiated_opts",
-                      facts.options_place.offset, SAVE_AGAIN)  # fmt: skip
+        yield Finding(
+            ERROR,
+            "options-disagree",
+            f"{error.message}: vmsim refuses the state",
+            "negotiated_opts",
+            facts.options_place.offset,
+            SAVE_AGAIN,
+        )
     handles = {handle.id for handle in facts.blob.handles}
     unknown = [
         *(f"inode {file.id}" for file in extension.anonymous if file.id not in facts.ids),
@@ -339,9 +385,11 @@ def _unused(facts: Facts) -> Iterator[Finding]:
         return
     locks = len(extension.locks) + len(extension.flocks)
     for count, what in (
-        (locks, "locks"), (len(extension.anonymous), "unlinked files"), (len(extension.raw_names), "odd names"),
+        (locks, "locks"),
+        (len(extension.anonymous), "unlinked files"),
+        (len(extension.raw_names), "odd names"),
         (len(extension.waiting), "requests that wait for locks"),
-    ):  # fmt: skip
+    ):
         if count:
             text = f"{count} {what} are in vmsim's extension only: virtiofsd would lose them"
             yield Finding(NOTE, "extension-only", text, "extension", facts.end, "load it with vmsim")
@@ -362,5 +410,11 @@ def _general(facts: Facts) -> Iterator[Finding]:
             "it loads all the same",
         )
     if not blob.inodes and not blob.handles:
-        yield Finding(NOTE, "no-session", "no session: it was saved before the guest's FUSE INIT, or after DESTROY",
-                      "inodes", 0, "right if the guest had not mounted the file system")  # fmt: skip
+        yield Finding(
+            NOTE,
+            "no-session",
+            "no session: it was saved before the guest's FUSE INIT, or after DESTROY",
+            "inodes",
+            0,
+            "right if the guest had not mounted the file system",
+        )

@@ -59,7 +59,8 @@ def test_one_page_of_memory():
     place = block.place(page, capture.source)
     changed = STREAM[:place] + b"\x5a" + STREAM[place + 1 :]
     _, memory = diff(capture, look(changed))
-    assert [(pages.block, pages.ranges) for pages in memory if pages.differs] == [("mem", [(0x1100000, 4096)])]
+    differing = [(pages.block, pages.ranges) for pages in memory if pages.differs]
+    assert differing == [("mem", [(0x1100000, 4096)])]
 
 
 def test_a_state_and_a_stream_that_has_one():

@@ -41,7 +41,10 @@ def test_the_worked_example():
 @pytest.mark.parametrize("path", STATES, ids=lambda path: path.stem)
 def test_what_virtiofsd_wrote(path):
     capture = look(state_bytes(path))
-    expected = {"virtiofsd-unlinked-open": {"invalid-inode", "handle-invalid"}, "virtiofsd-no-session": {"no-session"}}
+    expected = {
+        "virtiofsd-unlinked-open": {"invalid-inode", "handle-invalid"},
+        "virtiofsd-no-session": {"no-session"},
+    }  # fmt: skip
     assert codes(capture) == expected.get(path.stem, set())
 
 
@@ -98,7 +101,7 @@ def more(record):
         (change(next_handle=0), "next-id", Severity.ERROR),
         (change(mount_paths={3: b"../up"}), "unsafe-mount", Severity.ERROR),
         (change(version=0), "state-v1", Severity.NOTE),
-        (more(InodeRecord(3, 1, FILE_HANDLE, handle=FileHandle(5, 1, b"x" * 8))), "mount-missing", Severity.ERROR),
+        (more(InodeRecord(3, 1, FILE_HANDLE, handle=FileHandle(5, 1, b""))), "mount-missing", Severity.ERROR),
     ],
 )
 def test_findings(damage, code, severity):

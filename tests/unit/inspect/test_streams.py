@@ -34,7 +34,8 @@ def test_every_number_is_what_the_document_has(path):
     for value in fields.values:
         node = capture.root.get("sections", "timer", value.name)
         assert data[node.offset : node.offset + node.size] == value.raw
-        expected = value.raw.hex() if value.type.endswith("buffer") else int.from_bytes(value.raw, "big", signed=True)
+        number = int.from_bytes(value.raw, "big", signed=True)
+        expected = value.raw.hex() if value.type.endswith("buffer") else number
         assert node.value == expected
 
 
@@ -122,7 +123,8 @@ def test_without_description():
     capture = look(data[:end])
     assert codes(capture) == {"no-description"}
     assert capture.root.get("sections", "timer", "undecoded").size == 24
-    assert capture.root.get("sections", FS, "vhost-user-fs-backend", "inodes", "2").value["path"] == "/hello.txt"
+    inode = capture.root.get("sections", FS, "vhost-user-fs-backend", "inodes", "2")
+    assert inode.value["path"] == "/hello.txt"
 
 
 def test_trailing_bytes_after_the_description():
