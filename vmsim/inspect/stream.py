@@ -424,7 +424,7 @@ class _Reader:
             capture.root.children.append(self.description.node)
         elif capture.source.size > 8:
             capture.found(
-                Severity.NOTE, "no-description", "no description at the end: unknown sections are not taken apart",
+                Severity.NOTE, "no-description", "no description at the end: unknown sections stay undecoded",
                 field="description", offset=capture.end,
                 hint="QEMU leaves it out when it migrates live; a stream saved with file: has it",
             )  # fmt: skip
