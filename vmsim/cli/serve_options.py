@@ -225,7 +225,10 @@ def sandbox_of(values: Mapping[str, Any]) -> Sandbox:
     gid_maps = tuple(IdMap.parse(text) for text in values["gid_map"])
     if (uid_maps or gid_maps) and kind != "namespace":
         raise UsageError("--uid-map and --gid-map are of a namespace", hint="use --sandbox namespace")
-    handles = values["inode_file_handles"] != "never" or values["migration_mode"] == "file-handles"
+    # Handles lead out of a changed root, where a file of the outside looks like one of the share.
+    handles = kind != "chroot" and (
+        values["inode_file_handles"] != "never" or values["migration_mode"] == "file-handles"
+    )
     usual = capabilities.SERVING | ({"dac_read_search"} if handles else set())
     keep = capabilities.changed(frozenset(usual), values["modcaps"])
     return Sandbox(kind, os.path.abspath(values["shared_dir"] or "."), keep, uid_maps, gid_maps)
