@@ -156,6 +156,7 @@ class VirtioFsBackend:
 
     def parked(self, ring: int) -> list[Chain]:
         """Give up the chains of one ring that wait; those of the other rings go on waiting."""
+        self._slot = None  # it keeps the memory mapped in which its last request lay
         given_up = self.open_slots[ring]
         self.open_slots[ring] = []
         if ring != NOTIFICATION_QUEUE or not self._has_notification:

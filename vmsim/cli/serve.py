@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 import click
@@ -124,7 +125,11 @@ def _confined(
     wanted = sandbox_of(values)
     if wanted.kind != "none":
         try:
-            return sandbox.run(wanted, in_a_child)
+            status = sandbox.run(wanted, in_a_child)
+            if status == 128 + signal.SIGBUS:
+                log("error", "killed by SIGBUS: the front-end took memory back that it had shared, "
+                    "or the system had none left for it")  # fmt: skip
+            return status
         except HostError as error:
             if values["sandbox"] is not None or wanted.uid_maps or wanted.gid_maps:
                 raise
@@ -184,6 +189,7 @@ def _logger(level: str) -> Log:
 
     def log(importance: str, line: str) -> None:
         if LEVELS.index(importance) <= most:
-            print(f"[{time.strftime('%H:%M:%S')}] vmsim serve: {line}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # whoever read it may be gone: the guest is not
+                print(f"[{time.strftime('%H:%M:%S')}] vmsim serve: {line}", file=sys.stderr, flush=True)
 
     return log

@@ -1,0 +1,129 @@
+"""``vmsim serve`` and front-ends that harm it: it goes on for the next one, keeps nothing, and says what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vmsim.check.device import Device
+from vmsim.check.frontend import Frontend
+from vmsim.errors import HostError, PeerError
+from vmsim.fuse import opcodes as op
+from vmsim.host.sockets import UnixSocket
+from vmsim.host.vhost_user.probe import Probe
+
+COMMAND = [sys.executable, "-P", "-m", "vmsim.cli", "serve", "--reconnect", "--socket-path"]
+TIMEOUT_S = 30.0
+
+
+class Served:
+    """A process that serves a folder, and what it says."""
+
+    def __init__(self, folder, *options, stderr=None):
+        self.socket, self.log = str(folder / "socket"), folder / "log"
+        share = folder / "share"
+        share.mkdir()
+        with open(self.log, "wb") as log:
+            command = [*COMMAND, self.socket, "--shared-dir", str(share), *options]
+            self.process = subprocess.Popen(command, stderr=log if stderr is None else stderr)
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                self.front = self.connect()
+                return
+            except HostError:
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+    def connect(self):
+        """Another front-end."""
+        return Frontend(Probe(UnixSocket.connect(self.socket), TIMEOUT_S))
+
+    def boot(self, front=None):
+        """A guest with a session."""
+        front = front or self.connect()
+        front.negotiate()
+        device = Device(front).start()
+        device.init()
+        return device
+
+    def leave(self, device):
+        """Hang up."""
+        device.front.probe.close()
+        device.close()
+
+    def holds(self, what):
+        """How many descriptors and mappings of that name the process has."""
+        folder = f"/proc/{self.process.pid}"
+        with open(f"{folder}/maps") as maps:
+            count = sum(what in line for line in maps)
+        for fd in os.listdir(f"{folder}/fd"):
+            count += what in os.readlink(f"{folder}/fd/{fd}")
+        return count
+
+    def end(self):
+        """Its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(TIMEOUT_S)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """Without a sandbox: its descriptors can be looked at."""
+    served = Served(tmp_path, "--sandbox", "none")
+    yield served
+    served.front.probe.close()
+    assert served.end() == 128 + signal.SIGTERM
+    assert "Traceback" not in served.log.read_text()
+    assert "bug" not in served.log.read_text()
+
+
+def test_a_front_end_that_has_gone_leaves_no_memory_behind(served):
+    """A guest's memory is many gigabytes, and somebody else may wait for them."""
+    device = served.boot(served.front)
+    assert served.holds("memfd:check")
+    device.ok(op.GETATTR, 1, (0, 0, 0))
+    served.leave(device)
+    next_one = served.connect()
+    next_one.barrier()
+    assert served.holds("memfd:check") == 0
+    next_one.probe.close()
+
+
+def test_nobody_has_to_read_what_it_says(tmp_path):
+    read_end, write_end = os.pipe()
+    served = Served(tmp_path, "--sandbox", "none", stderr=write_end)
+    os.close(write_end)
+    os.close(read_end)
+    try:
+        with pytest.raises(PeerError):
+            served.front.probe.send(b"\xff" * 12)  # something to be told
+            served.front.probe.receive()
+        served.front.probe.close()
+        served.leave(served.boot())
+        assert served.process.poll() is None
+    finally:
+        served.end()
+
+
+def test_memory_that_is_taken_back_ends_it_with_a_word(tmp_path):
+    """Nothing can be done about that here: so at least it says who did it."""
+    served = Served(tmp_path)
+    device = served.boot(served.front)
+    os.ftruncate(device.memory.regions[0].fd, 0)
+    device.kick()
+    try:
+        assert served.process.wait(TIMEOUT_S) == 128 + signal.SIGBUS
+    finally:
+        served.end()
+        served.front.probe.close()
+    assert "SIGBUS" in served.log.read_text()
+    assert "memory" in served.log.read_text()
+    device.close()
