@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +59,44 @@ def check(invocation: Invocation, /, **options: Any) -> int:
     aim = Aim(
         options["start"], options["socket_path"], options["shared_dir"], options["timeout"], options["seed"]
     )
-    target = Target(aim)
     told = Telling(stderr_console() if options["as_json"] else report_console())
-    results: list[Result] = []
-    try:
-        target.try_start()
-        results = runner.run(cases, target, told.result)
-    finally:
-        target.close()
-    if options["junit_xml"]:
-        options["junit_xml"].write_text(report.junit_xml(results), encoding="utf-8")
+    junit_xml = _place(options["junit_xml"])
+    results = _run(cases, Target(aim), told, invocation, junit_xml)
     told.summary(results)
     if options["as_json"]:
         print_json(report.facts(results))
     return int(any(result.outcome.bad for result in results))
+
+
+def _place(junit_xml: Path | None) -> Path | None:
+    """UsageError now rather than an error after a long run, if nothing can be written there."""
+    if junit_xml is not None and not (junit_xml.parent.is_dir() and os.access(junit_xml.parent, os.W_OK)):
+        raise UsageError(f"cannot write {junit_xml}", hint="see --junit-xml")
+    return junit_xml
+
+
+def _run(
+    cases: list[Case], target: Target, told: Telling, invocation: Invocation, junit_xml: Path | None
+) -> list[Result]:
+    """The results; whoever interrupts it gets those that are there."""
+    results: list[Result] = []
+
+    def tell(result: Result) -> None:
+        results.append(result)
+        told.result(result)
+
+    try:
+        target.try_start()
+        runner.run(cases, target, tell)
+    except BaseException:
+        if results:
+            invocation.facts.update(report.facts(results), ok=False)
+        raise
+    finally:
+        target.close()
+        if junit_xml is not None and results:
+            junit_xml.write_text(report.junit_xml(results), encoding="utf-8")
+    return results
 
 
 def _list(cases: list[Case], as_json: bool) -> int:

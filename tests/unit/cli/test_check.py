@@ -9,7 +9,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from vmsim.check.cases import CASES
+from vmsim.check.outcome import Result
 from vmsim.cli import run
+from vmsim.cli.check import Telling
+from vmsim.cli.interrupts import Interrupted
 
 BAD = Path(__file__).parents[1] / "check" / "bad_backend.py"
 
@@ -53,6 +56,34 @@ def test_failing(capsys):
 def test_hanging(capsys):
     assert run(["check", "--start", start("silent"), "--only", "messages.reply-ack", "--timeout", "0.3"]) == 1
     assert "hang  reply-ack" in capsys.readouterr().out
+
+
+def test_results_that_cannot_be_written_are_noticed_before_the_run(capsys, tmp_path):
+    command = ["check", "--start", start("nothing"), "--only", "messages.reply-ack", "--junit-xml"]
+    for place in ("none/junit.xml", "test_check.py/junit.xml"):
+        assert run([*command, str(tmp_path / place)]) == 2
+        captured = capsys.readouterr()
+        assert "cannot write" in captured.err
+        assert "reply-ack" not in captured.out
+
+
+def test_an_interrupted_run_leaves_the_results_that_it_has(monkeypatch, capsys, tmp_path):
+    junit = tmp_path / "junit.xml"
+    told = Telling.result
+
+    def result(self: Telling, result: Result) -> None:
+        told(self, result)
+        if result.id == "messages.ack-once":
+            raise Interrupted
+
+    monkeypatch.setattr(Telling, "result", result)
+    assert run(["check", "--start", start("nothing"), "--only", "messages.*ack*", "--json", "--junit-xml",
+                str(junit)]) == Interrupted.status  # fmt: skip
+    names = [case.get("name") for case in ElementTree.parse(junit).getroot().iter("testcase")]
+    assert names[-1] == "messages.ack-once"
+    assert 1 < len(names) < 10
+    facts = json.loads(capsys.readouterr().out)
+    assert ([case["id"] for case in facts["cases"]], facts["ok"]) == (names, False)
 
 
 def test_wrong_usage(capsys, tmp_path):
