@@ -202,9 +202,12 @@ def _reachable(path: str) -> Iterator[str]:
         yield path
         return
     folder, name = os.path.split(path)
-    fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    fd = os.open(folder or ".", os.O_PATH | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{fd}/{name}"
+        short = f"/proc/self/fd/{fd}/{name}"
+        if len(os.fsencode(short)) > ADDRESS_MAX:
+            raise OSError(errno.ENAMETOOLONG, "the name alone does not fit")
+        yield short
     finally:
         os.close(fd)
 

@@ -193,3 +193,14 @@ def test_a_socket_that_cannot_be_used_is_closed():
     with odd, pytest.raises(HostError):
         UnixSocket.adopt(os.dup(odd.fileno()))
     assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+def test_a_name_too_long_for_any_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    for path in (str(tmp_path / ("x" * 120)), "x" * 120):
+        for use in (Listener, UnixSocket.connect):
+            with pytest.raises(HostError) as caught:
+                use(path)
+            assert caught.value.errno == errno.ENAMETOOLONG
+    assert len(os.listdir("/proc/self/fd")) == before
