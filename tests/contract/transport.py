@@ -155,6 +155,22 @@ def check_enabling_is_remembered(make):
         assert rig.driver.reap() is not None, "the unsolicited kick finds it"
 
 
+def check_nothing_is_left_in_a_ring_that_is_disabled(make):
+    """What was made available before is answered first, though its kick is still under way.
+
+    A front-end that stops drops that kick, and the next back-end may well wait for another one.
+    """
+    for features in (F_VERSION_1, PACKED):
+        with make(echo=EchoDevice(features)) as rig:
+            rig.boot(features)
+            rig.driver.add(b"kicked?")
+            rig.driver.rings[1].publish()
+            send(rig, "SET_VRING_ENABLE", p.VringState(1, 0), need_reply=True)
+            assert rig.driver.reap() is not None
+            rig.driver.send(b"later", slot=1)
+            assert rig.driver.reap() is None
+
+
 def check_bases(make):
     """GET_VRING_BASE says where the ring stands: next available index, or both packed positions."""
     for features, base in ((F_VERSION_1, 5), (PACKED, 0x800A_800A)):

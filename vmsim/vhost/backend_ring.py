@@ -7,7 +7,7 @@ while it is both started and enabled; enabling is remembered while it is stopped
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 from vmsim.errors import VmsimError
 from vmsim.limits import QUEUE_SIZE_MAX
@@ -23,6 +23,9 @@ from vmsim.virtio.ring_types import DeviceRing, Fence, RingConfig
 from vmsim.virtio.rings import make_device_ring
 
 Policy = Literal["strict", "lenient"]
+
+CHAINS_PER_TURN: Final = 1024
+"""A driver that never pauses keeps nobody else waiting for longer, where the link can come back to it."""
 
 
 class BackendRing:
@@ -122,7 +125,13 @@ class BackendRing:
         self._trusted = region is not None
 
     def set_enabled(self, enabled: bool) -> None:
-        """SET_VRING_ENABLE; a ring that was started meanwhile is worked off."""
+        """SET_VRING_ENABLE; a ring that was started meanwhile is worked off.
+
+        So is one that is to be disabled: a kick may be under way that the front-end drops next, and whoever
+        goes on with this ring would wait for another one.
+        """
+        if not enabled and self.live is not None and not self._fresh:
+            self.kicked()
         self.enabled = enabled
         self._update()
         if self.started:
@@ -162,10 +171,12 @@ class BackendRing:
         index = self.index
         complete = self.complete
         pushed = False
+        left = CHAINS_PER_TURN
         self._busy = True
         try:
             while True:
                 while chain is not None:
+                    left -= 1
                     written = handle(index, chain, complete)
                     if written is None:
                         self._outstanding[id(chain)] = chain
@@ -173,6 +184,8 @@ class BackendRing:
                         ring.push(chain, written)
                         pushed = True
                     if self.live is not ring:
+                        return
+                    if left <= 0 and self.link is not None and self.link.again(index):
                         return
                     chain = take()
                     if chain is not None:
