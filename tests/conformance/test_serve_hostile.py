@@ -1,4 +1,4 @@
-"""``vmsim serve`` and front-ends that harm it: it goes on for the next one, keeps nothing, and says what happened."""
+"""``vmsim serve`` and front-ends that harm it: it goes on for the next one, keeps nothing, and says why."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_nobody_has_to_read_what_it_says(tmp_path):
     os.close(write_end)
     os.close(read_end)
     try:
+        served.front.probe.send(b"\xff" * 12)  # something to be told
         with pytest.raises(PeerError):
-            served.front.probe.send(b"\xff" * 12)  # something to be told
             served.front.probe.receive()
         served.front.probe.close()
         served.leave(served.boot())

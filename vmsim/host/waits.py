@@ -33,6 +33,7 @@ class FdWaits:
         self._now_ns = now_ns
         self._ready: dict[int, Callable[[], object] | None] = {}
         self._poll = select.poll()
+        self._later: list[Callable[[], object]] = []
         self.spin_ns = spin_ns
         self._misses = 0
 
@@ -47,9 +48,13 @@ class FdWaits:
             del self._ready[fd]
             self._poll.unregister(fd)
 
+    def later(self, act: Callable[[], object]) -> None:
+        """Call ``act`` once, after all descriptors that are ready have been served."""
+        self._later.append(act)
+
     def idle(self, deadline_ns: int | None) -> bool:
         """Wait for one of the descriptors, at most until ``deadline_ns``; whether one of them was ready."""
-        if not self._ready:
+        if not self._ready and not self._later:
             return False
         limit_ns = self._patience_ns if deadline_ns is None else deadline_ns - self._now_ns()
         return self._serve(max(limit_ns, 0) / 1e6)
@@ -60,17 +65,22 @@ class FdWaits:
 
     def settle(self) -> None:
         """Serve what is ready now, until nothing is."""
-        while self._ready and self._serve(0):
+        while (self._ready or self._later) and self._serve(0):
             pass
 
     def _serve(self, timeout_ms: float) -> bool:
+        later, self._later = self._later, []
+        if later:
+            timeout_ms = 0
         found = self._look(timeout_ms) if self.spin_ns and timeout_ms else []
         found = found or self._poll.poll(timeout_ms)
         for fd, _ in found:
             ready = self._ready.get(fd)
             if ready is not None:
                 ready()
-        return bool(found)
+        for act in later:
+            act()
+        return bool(found or later)
 
     def _look(self, timeout_ms: float) -> list[tuple[int, int]]:
         """What became ready while we looked, without sleeping."""

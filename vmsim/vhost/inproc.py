@@ -105,6 +105,10 @@ class _Link:
         """Tell the front-end."""
         self._transport.on_ring_error(ring, why)
 
+    def again(self, ring: int) -> bool:
+        """A driver in the same thread cannot go on while it is served."""
+        return False
+
     def set_notifier(self, message: str, ring: int, fd: int) -> None:
         """Descriptors are not needed here."""
         if fd >= 0:

@@ -94,6 +94,10 @@ class BackendLink(Protocol):
         """The back-end gave up on a ring."""
         ...
 
+    def again(self, ring: int) -> bool:
+        """The ring has had its turn: kick it once the others have had theirs. False: it may as well go on."""
+        ...
+
     def set_notifier(self, message: str, ring: int, fd: int) -> None:
         """SET_VRING_KICK, SET_VRING_CALL or SET_VRING_ERR brought ``fd`` (now the link's); -1: none."""
         ...

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.vhost_rig import EchoDevice, mappings, open_fds
+from tests.contract.socket_rig import SocketRig
+from tests.contract.vhost_rig import BASIC, PACKED, EchoDevice, mappings, open_fds
 from tests.unit.vhost.test_backend_fuzz import steps
 from vmsim.host.eventfd import EventFd
 from vmsim.host.services import HostServices
@@ -204,3 +205,31 @@ def test_calls_without_end_leave_everybody_their_turn():
     channel.close()
     back_end.close()
     kick.close()
+
+
+@pytest.mark.parametrize("features", [BASIC, PACKED], ids=["split", "packed"])
+def test_a_driver_that_never_pauses_leaves_everybody_their_turn(features):
+    """Else its machine could never be stopped: GET_VRING_BASE would not be answered."""
+    with SocketRig(echo=EchoDevice(features)) as rig:
+        rig.boot(features)
+        turns, limit = [], 10_000
+
+        def one_more(_):
+            if not turns and len(rig.echo.served) < limit:
+                rig.driver.reap()
+                rig.driver.add(b"x")
+                rig.driver.rings[1].publish()
+
+        other = EventFd()
+        rig.waits.add(other.fd, select.POLLIN, lambda: turns.append(other.drain() and len(rig.echo.served)))
+        other.signal()
+        rig.echo.during = one_more
+        rig.driver.send(b"x")
+        assert 1000 < turns[0] < limit
+        served = len(rig.echo.served)
+        while rig.driver.reap() is not None:
+            pass
+        assert rig.driver.rings[1].outstanding == 0
+        assert served == turns[0] + 1  # what it had made available when it stopped
+        rig.waits.remove(other.fd)
+        other.close()

@@ -183,6 +183,15 @@ class _Link:
         elif self._inband and self._channel is not None:
             self._channel.tell("VRING_ERR", ring)
 
+    def again(self, ring: int) -> bool:
+        """Kick the ring when everything else that is ready has been served."""
+        self._waits.later(lambda: self._kick_again(ring))
+        return True
+
+    def _kick_again(self, ring: int) -> None:
+        if self._backend.link is self:
+            self._backend.kicked(ring)
+
     @staticmethod
     def _signal(fd: int) -> None:
         try:
