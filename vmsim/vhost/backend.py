@@ -321,8 +321,10 @@ class VhostBackend:
         packed = not self.features or bool(self.features & F_RING_PACKED)
         size_bytes = queues * region_bytes(size, packed=packed)
         buffer = self._io.shared_memory("vhost-inflight", size_bytes, sealed=True)
-        fd = self._io.dup(buffer.fd)
-        buffer.close()
+        try:
+            fd = self._io.dup(buffer.fd)
+        finally:
+            buffer.close()
         return Reply(p.Inflight(size_bytes, 0, queues, size), (fd,))
 
     def _set_inflight_fd(self, payload: p.Inflight) -> None:
