@@ -16,6 +16,7 @@ from vmsim.errors import HostError, PeerError
 from vmsim.fuse import opcodes as op
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.probe import Probe
+from vmsim.vhost import payloads as p
 
 COMMAND = [sys.executable, "-P", "-m", "vmsim.cli", "serve", "--reconnect", "--socket-path"]
 TIMEOUT_S = 30.0
@@ -94,6 +95,27 @@ def test_a_front_end_that_has_gone_leaves_no_memory_behind(served):
     next_one = served.connect()
     next_one.barrier()
     assert served.holds("memfd:check") == 0
+    next_one.probe.close()
+
+
+def test_nor_does_one_whose_requests_were_recorded(served):
+    device = served.boot(served.front)
+    reply = device.front.ask("GET_INFLIGHT_FD", p.Inflight(0, 0, 2, device.size))
+    area = reply.payload._replace(num_queues=2, queue_size=device.size)
+    for ring in range(2):
+        device.stop_ring(ring)
+    device.front.done("SET_INFLIGHT_FD", area, reply.fds)
+    os.close(reply.fds[0])
+    for ring in range(2):
+        device.new_ring(ring)
+        device.start_ring(ring, 0)
+        device.enable(ring)
+    device.ok(op.GETATTR, 1, (0, 0, 0))
+    assert served.holds("memfd:vhost-inflight")
+    served.leave(device)
+    next_one = served.connect()
+    next_one.barrier()
+    assert served.holds("memfd:") == 0
     next_one.probe.close()
 
 

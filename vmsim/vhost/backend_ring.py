@@ -242,7 +242,7 @@ class BackendRing:
                 self._device.keep_parked(self.index, state if state.in_flight else None)
             self.base = ring.base_word()
         self.started = self.has_kick = self._fresh = False
-        self.ring = self.live = self._tracking = None
+        self._drop_ring()
         self.broken = ""
         return self.base
 
@@ -253,9 +253,14 @@ class BackendRing:
         self._device.parked(self.index)
         self._outstanding.clear()
         self.started = self.enabled = self.has_kick = self._fresh = False
-        self.ring = self.live = self._tracking = None
+        self._drop_ring()
         self.broken = ""
         self.base = 0
+
+    def _drop_ring(self) -> None:
+        if self._tracking is not None:
+            self._tracking.detach()
+        self.ring = self.live = self._tracking = None
 
     def forget_inflight(self) -> None:
         """The device was reset: what the in-flight region says means nothing any more."""

@@ -28,6 +28,10 @@ class SplitTracking:
         self._ring = ring
         ring.witness = self
 
+    def detach(self) -> None:
+        """The ring is given up: nothing of the memory in which it lies is kept mapped."""
+        self._ring.witness = None
+
     def begin(self) -> None:
         """The ring has its position, and what is in flight."""
         self._used = self._ring.position().next_used
@@ -75,6 +79,10 @@ class PackedTracking:
         assert isinstance(ring, PackedDeviceRing)
         self._ring = ring
         ring.witness = self
+
+    def detach(self) -> None:
+        """The ring is given up: nothing of the memory in which it lies is kept mapped."""
+        self._ring.witness = None
 
     def begin(self) -> None:
         """The ring has its position, and what is in flight."""
