@@ -58,9 +58,13 @@ class LinuxWorld:
         self.initrd.write_bytes(build_initramfs(peers, {"work.sh": WORK}))
         self._made: list[Any] = []
         self.kind = kind
-        self.vm, self.backend = self.start(kind)
-        self.vm.boot()
-        self.vm.run("mount -t virtiofs share /mnt")
+        try:
+            self.vm, self.backend = self.start(kind)
+            self.vm.boot()
+            self.vm.run("mount -t virtiofs share /mnt")
+        except BaseException:
+            self.close()
+            raise
 
     def start(
         self, kind: str, *, incoming: bool = False, share: Path | None = None, device: str | None = None
