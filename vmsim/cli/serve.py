@@ -56,6 +56,7 @@ def serve(
     qemu-system-x86_64 ... -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem
       -chardev socket,id=fs,path=/tmp/fs.sock -device vhost-user-fs-pci,chardev=fs,tag=shared
     In the guest: mount -t virtiofs shared /mnt
+    (queue_reset=off behind the tag keeps the way open to migrate to virtiofsd, which lacks that feature)
 
     Options are spelled as virtiofsd's. Serves until the front-end goes, or with --reconnect until a signal.
     Exit status: 0 the front-end went, 1 it broke the protocol or we could not serve, 2 wrong usage.
