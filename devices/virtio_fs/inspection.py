@@ -53,6 +53,8 @@ from vmsim.virtio.constants import (
 from vmsim.virtio.rings import RingState
 from vmsim.wire.tree import Finding, Node, Piece, Severity
 
+INODES_MAX: Final = 1 << 20
+"""Inodes, and handles, that are taken apart; of a state with more of them only so many are shown."""
 PATHS_CHARACTERS: Final = 64 << 20
 """What the paths of one state may have altogether; after that they are shortened."""
 ACCESS: Final = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
@@ -156,11 +158,10 @@ class _StateReader:
             ))  # fmt: skip
             return self.root, self.findings
         try:
-            self._blob()
-            self.facts.complete = True
+            self.facts.complete = self._blob()
         except StreamError as error:
             self._wrong("state-damaged", error, "the state ends here, a destination refuses it")
-        else:
+        if self.facts.complete:
             self._extension()
         if self.rings:
             self._parked()
@@ -174,8 +175,8 @@ class _StateReader:
             max(error.offset, 0), error.hint or "the state is cut off, or damaged",
         ))  # fmt: skip
 
-    def _blob(self) -> None:
-        """The blob of virtiofsd, element by element."""
+    def _blob(self) -> bool:
+        """The blob of virtiofsd, element by element; False if it has more than we take apart."""
         reader, blob, held = self.reader, self.facts.blob, self.facts
         version = reader.varint(32, "version")
         if version > V2:
@@ -187,18 +188,26 @@ class _StateReader:
         start = reader.position
         count = INODES.count(reader, "inodes")
         self._piece("inodes.count", start, str(count))
-        for index in range(count):
+        if count > INODES_MAX:
+            self._too_many(count, "inodes", start)
+        for index in range(min(count, INODES_MAX)):
             start = reader.position
             blob.inodes.append(INODE.decode(reader, f"inodes[{index}]"))
             held.inode_places.append(Held(start, reader.position - start))
+        if count > INODES_MAX:
+            return False
         self._number("next_inode")
         start = reader.position
         count = HANDLES.count(reader, "handles")
         self._piece("handles.count", start, str(count))
-        for index in range(count):
+        if count > INODES_MAX:
+            self._too_many(count, "handles", start)
+        for index in range(min(count, INODES_MAX)):
             start = reader.position
             blob.handles.append(HANDLE.decode(reader, f"handles[{index}]"))
             held.handle_places.append(Held(start, reader.position - start))
+        if count > INODES_MAX:
+            return False
         self._number("next_handle")
         start = reader.position
         blob.negotiated = NEGOTIATED.decode(reader, "negotiated_opts")
@@ -209,6 +218,14 @@ class _StateReader:
             blob.mount_paths = MOUNT_PATHS.decode(reader, "mount_paths")
             self._piece("mount_paths", start, f"{len(blob.mount_paths)} mounts")
             held.mounts_place = Held(start, reader.position - start)
+        return True
+
+    def _too_many(self, count: int, what: str, place: int) -> None:
+        self.findings.append(Finding(
+            Severity.NOTE, "state-large",
+            f"{count} {what}, of which the first {INODES_MAX} are looked at; nothing is said of what follows",
+            what, place, "load it to see whether the rest is sound",
+        ))  # fmt: skip
 
     def _number(self, name: str) -> None:
         start = self.reader.position

@@ -4,6 +4,7 @@ own.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,12 +20,21 @@ from vmsim.wire.tree import Node, Piece, Severity
 
 STATE_MAX: Final = 256 << 20
 """Bytes of a back-end's state that are taken apart; a larger one is only measured."""
+STATE_NODES_MAX: Final = 1 << 20
+"""Values of back-end states in one file after which a further state is only measured."""
+CHUNKS_MAX: Final = 1 << 16
+"""Pieces that a state may come in; QEMU's have 1 MiB each."""
+DEVICES_MAX: Final = 1000
+SEARCH_BYTES: Final = 1 << 20
+"""How far behind damaged virtio state the back-end's is looked for."""
 RFC_VERSION: Final = 1
 BE32, BE64 = 4, 8
 
 
 def read_device(capture: Capture, device: Device, start: int, end: int) -> int:
     """The section of a device that we know; where its state ends."""
+    if len(capture.devices) >= DEVICES_MAX:
+        raise StreamError(f"more than {DEVICES_MAX} virtio devices", offset=start, field=device.idstr)
     capture.devices.append(device)
     inspection = device.inspection
     assert inspection is not None
@@ -42,7 +52,7 @@ def read_device(capture: Capture, device: Device, start: int, end: int) -> int:
 def _search_state(capture: Capture, device: Device, at: int, end: int) -> int:
     """Where the back-end's state begins behind virtio state that could not be read; ``at`` if nowhere."""
     assert device.inspection is not None
-    window = capture.source.read_at(at, min(end - at, STATE_MAX))
+    window = capture.source.read_at(at, min(end - at, SEARCH_BYTES))
     name = device.inspection.state_subsection.encode()
     found = window.find(b"\x05" + bytes((len(name),)) + name)
     return at + found if found >= 0 else at
@@ -52,26 +62,21 @@ class _Pieces:
     """The parts of a file that the state consists of; ``place`` says where a byte of it lies."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[int, int, int]] = []
+        self.parts: list[tuple[int, int]] = []
         self.size = 0
-        self._hint = 0
+        self._starts: list[int] = []
 
     def add(self, offset: int, size: int) -> None:
-        self.parts.append((self.size, offset, size))
+        self.parts.append((offset, size))
+        self._starts.append(self.size)
         self.size += size
 
     def place(self, position: int) -> int:
         """The offset in the file of a byte of the state, or of the end."""
-        hint = self._hint
-        if hint >= len(self.parts) or self.parts[hint][0] > position:
-            hint = 0
-        while hint + 1 < len(self.parts) and self.parts[hint + 1][0] <= position:
-            hint += 1
-        self._hint = hint
         if not self.parts:
             return 0
-        logical, offset, _ = self.parts[hint]
-        return offset + position - logical
+        index = max(0, bisect_right(self._starts, position) - 1)
+        return self.parts[index][0] + position - self._starts[index]
 
 
 def _upstream_state(capture: Capture, device: Device, at: int, head: int, end: int) -> int:
@@ -102,6 +107,8 @@ def _upstream_state(capture: Capture, device: Device, at: int, head: int, end: i
                 )
             pieces.add(place, size)
             cursor.skip(size, field)
+            if len(pieces.parts) > CHUNKS_MAX:
+                raise StreamError(f"more than {CHUNKS_MAX} chunks", offset=place)
         chunks.append(Piece("end", cursor.offset - BE32, BE32, "no more chunks"))
     except StreamError as error:
         cursor.offset = end
@@ -153,12 +160,13 @@ def _rfc_state(capture: Capture, device: Device, at: int, end: int) -> int:
 def _state(capture: Capture, device: Device, node: Node, pieces: _Pieces) -> None:
     """Have the device take its back-end's state apart; offsets become those of the file."""
     assert device.inspection is not None
-    if pieces.size > STATE_MAX:
+    if pieces.size > STATE_MAX or capture.state_nodes > STATE_NODES_MAX:
         node.add("state", pieces.size, f"{pieces.size} bytes: too many to take apart")
         return
-    data = b"".join(capture.source.read_at(offset, size) for _, offset, size in pieces.parts)
+    data = b"".join(capture.source.read_at(offset, size) for offset, size in pieces.parts)
     state, findings = device.inspection.state(data)
     device.backend = state.moved(pieces.place)
+    capture.state_nodes += sum(1 for _ in state.walk())
     node.children += state.children
     node.pieces += state.pieces
     for finding in findings:
@@ -166,18 +174,19 @@ def _state(capture: Capture, device: Device, node: Node, pieces: _Pieces) -> Non
             finding.message += f" (byte {finding.offset:#x} of the state)"
             finding.offset = pieces.place(finding.offset)
         finding.field = f"{device.idstr}/{finding.field}"
-    capture.findings += findings
+    capture.add(findings)
 
 
 def read_virtio_field(capture: Capture, section: Node, node: Node, offset: int, size: int) -> bool:
     """The field ``virtio`` of any other virtio device; False if it does not look like one."""
     device = Device(section.key, Node(section.key))
-    findings = len(capture.findings)
+    findings, counts = len(capture.findings), capture.counts.copy()
     end = read_virtio(capture, device, offset, offset + size)
     virtio = device.node.children[0]
     if not device.complete or end != offset + size:
         known = end if device.complete else virtio.offset
         del capture.findings[findings:]
+        capture.counts = counts
         if not device.complete:
             return False
         virtio.add(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +19,10 @@ STREAM, MAPPED_RAM, MACHINE, STATE = "QEMU migration stream", "QEMU mapped-ram f
 PC_LOW_MEMORY: Final = 0x8000_0000
 """Below this a PC's memory lies at its own addresses, whatever its size (q35 splits here at the earliest)."""
 PC_MACHINES: Final = ("pc", "microvm", "q35", "isapc")
+
+
+SAME_MAX: Final = 200
+"""Findings of one kind that are kept of a file; the others are counted."""
 
 
 @dataclass(slots=True)
@@ -55,6 +61,10 @@ class Capture:
     """Of a bare back-end state: its tree."""
     end: int = 0
     """Where decoding ended, in bytes from the beginning."""
+    state_nodes: int = 0
+    """Values of all back-end states."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """How often each kind of finding was made."""
 
     def found(
         self,
@@ -67,7 +77,24 @@ class Capture:
         hint: str = "",
     ) -> None:
         """Add a finding."""
-        self.findings.append(Finding(severity, code, message, field, offset, hint))
+        self.add((Finding(severity, code, message, field, offset, hint),))
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Add findings; of one kind only so many are kept."""
+        for finding in findings:
+            self.counts[finding.code] += 1
+            if self.counts[finding.code] <= SAME_MAX:
+                self.findings.append(finding)
+
+    def close(self) -> None:
+        """Say how many were not kept, and put the worst first."""
+        for code, count in self.counts.items():
+            if count > SAME_MAX:
+                first = next(finding for finding in self.findings if finding.code == code)
+                text = f"{count - SAME_MAX} more findings of this kind"
+                self.findings.append(Finding(first.severity, code, text, hint=first.hint))
+        self.counts.clear()
+        self.findings.sort(key=lambda finding: (-finding.severity, finding.offset))
 
     def errors(self) -> int:
         """How many findings are errors."""

@@ -29,7 +29,7 @@ BROKEN: Final = "reset the device before the migration"
 def lint(capture: Capture) -> None:
     """Add the findings about devices."""
     for device in capture.devices:
-        capture.findings += _device(capture, device)
+        capture.add(_device(capture, device))
 
 
 def _device(capture: Capture, device: Device) -> Iterator[Finding]:

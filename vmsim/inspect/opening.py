@@ -37,7 +37,7 @@ def read_capture(source: Bytes, name: str, kind: str = "auto") -> Capture:
             else "the file is empty",
         )
     lint(capture)
-    capture.findings.sort(key=lambda finding: (-finding.severity, finding.offset))
+    capture.close()
     return capture
 
 

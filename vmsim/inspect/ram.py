@@ -80,6 +80,7 @@ class Block:
     page_records: int = 0
     zero_records: int = 0
     outside: int = 0
+    filled: int = 0
     bitmap_offset: int = 0
     pages_offset: int = 0
     mapped_pages: int = 0
@@ -188,7 +189,8 @@ class Ram:
         if flags & ZERO:
             block.zero_records += 1
             fill = cursor.u8("ram:fill")
-            if fill:
+            block.filled += bool(fill)
+            if fill and block.filled == 1:
                 self.findings.append(
                     Finding(
                         Severity.ERROR,

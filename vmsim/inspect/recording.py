@@ -19,6 +19,8 @@ from vmsim.wire.tree import Finding, Piece, Severity
 STRUCTURAL: Final = frozenset({"config_len", "queues", "version_id"})
 """Fields without which what follows cannot be found: a bad one ends the reading."""
 SUBSECTION_HEAD: Final = re.compile(rb"\x05[\x08-\x40](?=virtio[/_])")
+SUBSECTIONS_MAX: Final = 64
+"""Subsections that one device may have; QEMU knows about ten."""
 SEARCH_BYTES: Final = 1 << 20
 """How far the subsections are looked for behind the data of a device's own."""
 
@@ -128,6 +130,10 @@ class RecordingReader(VmReader):
             self._prefix = f"{found[0]}."
             self.spans.append(Piece(found[0], start, self.offset - start, f"subsection, version {found[1]}"))
             self.subsection_places.append((*found, start))
+            if len(self.subsection_places) > SUBSECTIONS_MAX:
+                raise BadField(
+                    f"more than {SUBSECTIONS_MAX} subsections", offset=start, field=self._field(found[0])
+                )
         return found
 
     def subsections(self, vmsd_name: str, known: Mapping[str, int]) -> Iterator[tuple[str, int]]:

@@ -7,7 +7,6 @@ without it (a stream that went through a pipe) a section that nobody knows ends 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Final
 
 from vmsim.errors import StreamError
@@ -35,14 +34,17 @@ from vmsim.migration.stream import (
     SectionHead,
 )
 from vmsim.migration.vmio import SUBSECTION
-from vmsim.wire.tree import Finding, Node, Severity
+from vmsim.wire.tree import Node, Severity
 
 RECORDS_MAX: Final = 2000
 """Records of memory that are listed one by one."""
 SECTIONS_MAX: Final = 20000
+ROUNDS_MAX: Final = 1 << 20
 KINDS: Final = {SECTION_START: "START", SECTION_PART: "PART", SECTION_END: "END", SECTION_FULL: "FULL"}
 RECORD_TYPES: Final = frozenset((EOF, COMMAND, *KINDS))
 PAGE_SIZES: Final = frozenset(1 << shift for shift in range(9, 17))
+SEARCH_FIRST: Final = 1 << 12
+"""Most sections are short: a search begins with a small window."""
 SEARCH_STEP: Final = 1 << 20
 CUT: Final = "the file is cut off, or damaged from here on"
 
@@ -98,8 +100,10 @@ class _Reader:
         capture.root.children.append(self.sections)
         walker = FieldWalker(cursor, self.field_hook)
         for count in itertools.count():
-            if count > SECTIONS_MAX + (1 << 20):
-                raise StreamError("too many records", offset=cursor.offset)
+            if count > ROUNDS_MAX or len(self.sections.children) > SECTIONS_MAX:
+                raise StreamError(
+                    f"more than {SECTIONS_MAX} sections", offset=cursor.offset, hint="no VMM writes so many"
+                )
             start = cursor.offset
             kind = cursor.u8("record type")
             if kind == EOF:
@@ -259,8 +263,6 @@ class _Reader:
                 hint="the stream is damaged, or two were joined",
             )
         self.seen.add((idstr, head.instance_id))
-        if len(self.seen) > SECTIONS_MAX:
-            raise StreamError(f"more than {SECTIONS_MAX} sections", offset=start)
         if kind == SECTION_START:
             self.heads[section_id] = head
         return head
@@ -355,6 +357,8 @@ class _Reader:
         """How far a section may reach: to its footer, where the description or a search finds it."""
         if described and self.footer_at(head, described):
             return described
+        if self.footers is False:
+            return min(described or self.capture.source.size, self.capture.source.size)
         found = find_footer(self.capture.source, self.cursor.offset, head.section_id)
         return found if found >= 0 else min(described or self.capture.source.size, self.capture.source.size)
 
@@ -433,9 +437,7 @@ class _Reader:
 def describe_ram(capture: Capture, node: Node) -> None:
     """The summary of memory."""
     ram = capture.ram
-    capture.findings += [
-        Finding(f.severity, f.code, f.message, f.field, f.offset, f.hint) for f in ram.findings
-    ]
+    capture.add(ram.findings)
     node.add("rounds", ram.rounds)
     blocks = node.add("blocks")
     for block in ram.blocks.values():
@@ -455,23 +457,22 @@ def describe_ram(capture: Capture, node: Node) -> None:
     node.children.append(node.children.pop(0))  # the records last
 
 
-def find_footer(
-    source: Bytes, start: int, section_id: int, valid: Callable[[int], bool] | None = None
-) -> int:
+def find_footer(source: Bytes, start: int, section_id: int) -> int:
     """The first place from ``start`` on where the footer of a section and a plausible record lie; else -1."""
     wanted = bytes((SECTION_FOOTER,)) + section_id.to_bytes(4, "big")
-    base = start
+    base, step = start, SEARCH_FIRST
     while base < source.size:
-        window = source.read_at(base, SEARCH_STEP + 8)
+        window = source.read_at(base, step + 8)
         at = window.find(wanted)
-        while at >= 0 and at < SEARCH_STEP:
+        while 0 <= at < step:
             after = source.read_at(base + at + 5, 6)
             if not after or (
                 after[0] in RECORD_TYPES and (after[0] not in KINDS or _near(after, section_id))
             ):
                 return base + at
             at = window.find(wanted, at + 1)
-        base += SEARCH_STEP
+        base += step
+        step = min(8 * step, SEARCH_STEP)
     return -1
 
 

@@ -48,7 +48,7 @@ def read_virtio(capture: Capture, device: Device, start: int, end: int) -> int:
         )  # fmt: skip
     state.guest_features = state.guest_features if reader.features is None else reader.features
     state.host_features |= state.guest_features
-    capture.findings += reader.findings
+    capture.add(reader.findings)
     node = device.node.add("virtio", offset=start, size=reader.offset - start)
     node.pieces = reader.spans
     _describe(node, device, transport, reader)
