@@ -10,12 +10,16 @@ from tests.contract.machine_rig import FEW_KINDS, Life, make
 from tests.contract.remote_rig import Side, nothing_left
 from vmsim.errors import HostError, MigrationCancelled, UsageError
 from vmsim.host.processes import SERVE, BackendProcess
+from vmsim.host.vhost_user.transport import VhostUserTransport
 from vmsim.machine import Machine, MachineConfig, RemoteBackend
 from vmsim.machine.machine import FINISHED, RUNNING
 from vmsim.machine.remote import command_options
 from vmsim.migration.report import MigrationParameters
 from vmsim.sim.immediate import ImmediateSchedule
 from vmsim.sim.seeded import SeededSchedule
+from vmsim.vhost import payloads as p
+from vmsim.vhost.constants import NO_FD
+from vmsim.vhost.messages import Reply, Request
 
 REMOTE = {"transport": "vhost-user"}
 
@@ -185,6 +189,29 @@ def test_a_back_end_behind_a_path_is_used_and_left_alone(share):
         assert not backend.connected
         assert process.alive
     assert (share / "d").is_dir()
+
+
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_rings_without_a_kick_are_polled(share, ring, monkeypatch):
+    """SET_VRING_KICK without a descriptor (bit 8): "polling should be used instead"."""
+    left_out = []
+
+    def request(self: VhostUserTransport, asked: Request) -> Reply | None:
+        if asked.row.name == "SET_VRING_KICK":
+            left_out.append(asked.payload.value)
+            asked = Request(asked.row, p.Number(asked.payload.value | NO_FD), (), asked.need_reply)
+        return ask(self, asked)
+
+    ask = VhostUserTransport.request
+    monkeypatch.setattr(VhostUserTransport, "request", request)
+    monkeypatch.setattr(VhostUserTransport, "kick", lambda self, ring: None)
+    with Machine(share, ring=ring, **REMOTE) as vm:
+        fs = vm.mount()
+        fs.mkdir("/d")
+        vm.pause()
+        vm.resume()
+        assert "d" in fs.listdir("/")
+    assert left_out == [0, 1, 0, 1]
 
 
 def test_commands_that_start_nothing_useful(share):

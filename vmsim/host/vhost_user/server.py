@@ -52,6 +52,8 @@ class VhostUserServer:
         self._log = log
         self._buffer = MessageBuffer(os.close)
         self._link = _Link(backend, waits, log)
+        self.polled = self._link.polled
+        """Rings that have no kick descriptor: whoever runs the loop calls ``poll`` now and then."""
         self._transfer_fd = -1
         self._failure_told: Exception | None = backend.transfer.failure
         backend.link = self._link
@@ -69,6 +71,10 @@ class VhostUserServer:
         self.backend.link = None
         self._link.close()
         self._connection.close()
+
+    def poll(self) -> bool:
+        """Look at the rings that have no kick descriptor; whether one of them could have work."""
+        return self._link.poll()
 
     def _readable(self) -> None:
         try:
@@ -160,6 +166,7 @@ class _Link:
         self._log = log
         self._fds: dict[tuple[str, int], int] = {}
         self._calls: dict[int, int] = {}
+        self.polled: set[int] = set()
         self._channel: ChannelClient | None = None
 
     @property
@@ -200,9 +207,11 @@ class _Link:
             pass  # full is signalled; a peer's odd descriptor is the peer's loss
 
     def set_notifier(self, message: str, ring: int, fd: int) -> None:
-        """Use the descriptor from now on; without one there are no kicks (or calls) but in-band ones."""
+        """Use the descriptor from now on; without one there are in-band kicks (or calls), or we poll."""
         self._drop(message, ring)
         if fd < 0:
+            if message == "SET_VRING_KICK" and not self._inband:
+                self.polled.add(ring)
             return
         try:
             os.set_blocking(fd, False)
@@ -226,7 +235,19 @@ class _Link:
             return
         self._backend.kicked(ring)
 
+    def poll(self) -> bool:
+        """Look at the rings that have no kick descriptor; whether one of them could have work."""
+        found = False
+        for number in self.polled:
+            ring = self._backend.rings[number]
+            if ring.has_kick and ring.addr is not None and ring.num:
+                found = True
+                self._backend.kicked(number)
+        return found
+
     def _drop(self, message: str, ring: int) -> None:
+        if message == "SET_VRING_KICK":
+            self.polled.discard(ring)
         fd = self._fds.pop((message, ring), -1)
         if fd < 0:
             return

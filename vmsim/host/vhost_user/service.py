@@ -14,7 +14,7 @@ from vmsim.host.waits import FdWaits
 from vmsim.vhost.backend import VhostBackend
 
 LOOK_NS: Final = 1_000_000
-"""Between two looks at what no descriptor announces, such as a lock that somebody outside holds."""
+"""Between two looks at what no descriptor announces: a lock of somebody outside, a ring without kick."""
 
 
 class Background(Protocol):
@@ -87,10 +87,10 @@ class Service:
         return None
 
     def _loop(self, server: VhostUserServer) -> None:
-        idle, background = self._waits.idle, self._background
+        idle, background, polled = self._waits.idle, self._background, server.polled
         more = False
         while not server.ended and not self._stopped:
-            if not background.busy:
+            if not (polled and server.poll()) and not background.busy:
                 idle(None)
             elif not idle(time.monotonic_ns() + (0 if more else LOOK_NS)):
-                more = background.idle()
+                more = background.busy and background.idle()
