@@ -21,7 +21,8 @@ TOP_LEVEL = {"devices", "guest_images", "tests", "tools", "vmsim"}
 
 LAYERS = [
     {"cli"}, {"pytest_plugin"}, {"check", "inspect"}, {"machine"}, {"sim", "guest"}, {"host"},
-    {"vhost", "fuse"}, {"virtio"}, {"migration"}, {"memory"}, {"wire"}, {"trace"}, {"schedule"}, {"limits"}, {"errors"},
+    {"vhost", "fuse"}, {"virtio"}, {"migration"}, {"memory"}, {"wire"}, {"trace"}, {"schedule"}, {"limits"},
+    {"errors"},
 ]
 """Top first; who stands on one line does not import its neighbour."""
 

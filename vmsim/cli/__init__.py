@@ -78,6 +78,12 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
+def serve() -> None:
+    """``vmsim serve`` as a program of its own, as virtual machine managers start back-ends."""
+    sys.argv.insert(1, "serve")
+    main()
+
+
 def run(arguments: Sequence[str]) -> int:
     """One command; its exit status. Errors have been told, on standard output as well with ``--json``."""
     options = set(arguments[: arguments.index("--")] if "--" in arguments else arguments)

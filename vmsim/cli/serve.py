@@ -39,6 +39,9 @@ CAPABILITIES: Final = {"type": "fs", "features": ["migrate-precopy", "separate-o
 
 Log = Callable[[str, str], None]
 
+PROGRAM: Final = "vmsim-serve"
+"""This command as a program of its own (``pyproject.toml``)."""
+
 
 @click.command()
 @serve_options
@@ -62,7 +65,8 @@ def serve(
     Exit status: 0 the front-end went, 1 it broke the protocol or we could not serve, 2 wrong usage.
     """
     if print_capabilities or print_vhost_user_json:
-        own = {"description": "vmsim vhost-user-fs", **CAPABILITIES, "binary": os.path.abspath(sys.argv[0])}
+        binary = os.path.join(os.path.dirname(sys.executable), PROGRAM)
+        own = {"description": "vmsim vhost-user-fs", **CAPABILITIES, "binary": binary}
         print(json.dumps(own if print_vhost_user_json else CAPABILITIES, indent=2))
         return 0
     device = find_device("virtio-fs")  # before the sandbox hides our own program from us

@@ -176,4 +176,5 @@ def test_what_it_prints_for_managers():
     document = json.loads(text)
     assert status == 0
     assert set(document) == {"description", "type", "binary", "features"}
-    assert os.path.isabs(document["binary"])
+    told = subprocess.run([document["binary"], "--print-capabilities"], capture_output=True, check=True)
+    assert json.loads(told.stdout)["type"] == document["type"]
