@@ -294,6 +294,9 @@ class _StateReader:
             child = node.add(f"ring {index}", None, f"{len(ring.in_flight)} in flight")
             for name in ("next_avail", "next_used", "avail_wrap", "used_wrap"):
                 child.add(name, getattr(ring, name))
+            if ring.completed:
+                done = [list(pair) for pair in ring.completed]
+                child.add("completed", done, f"{len(done)} wait for older ones")
             for chain in ring.in_flight:
                 text = f"{chain.count} entries, {len(chain.descriptors)} descriptors"
                 child.add(f"head {chain.head}", [list(part) for part in chain.descriptors], text)

@@ -234,10 +234,11 @@ class Ram:
         version, page_size, bitmap, pages = MAPPED_HEADER.unpack(
             cursor.read(MAPPED_HEADER.size, "ram:mapped")
         )
-        if version != MAPPED_VERSION or not page_size:
+        if version != MAPPED_VERSION or page_size != self.page_size:
             raise UnexpectedRecord(
-                f"mapped-ram header version {version}", offset=at, field=f"ram/{block.name}"
-            )
+                f"mapped-ram header of version {version} with pages of {page_size} bytes"
+                f" (expected: {MAPPED_VERSION}, {self.page_size})", offset=at, field=f"ram/{block.name}",
+            )  # fmt: skip
         if not bitmap and not pages:  # a shared block that the stream leaves out
             return
         octets = -(-block.pages // 64) * 8
@@ -249,7 +250,7 @@ class Ram:
                 field=f"ram/{block.name}",
                 hint="the file is cut off, or was copied without its offset",
             )
-        block.page_size, block.bitmap_offset, block.pages_offset = page_size, bitmap, pages
+        block.bitmap_offset, block.pages_offset = bitmap, pages
         for start in range(0, octets, _BITMAP_WINDOW):
             window = cursor.source.read_at(bitmap + start, min(_BITMAP_WINDOW, octets - start))
             block.mapped_pages += int.from_bytes(window, "little").bit_count()

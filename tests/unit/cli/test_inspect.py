@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -116,3 +120,28 @@ def test_a_saved_machine(vmsim, tmp_path):
     assert facts["sections"]["vmsim/machine"]["configuration"]["tag"] == "vmsim"
     ended = vmsim("inspect", "--lint", saved)
     assert ended.status == 0, ended.out
+
+
+def test_a_tree_on_a_terminal(state):
+    """As people see it: branches and colours, and nothing of that on a pipe."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "vmsim.cli", "inspect", str(state)]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, env=environment)
+    os.close(theirs)
+    parts = []
+    with contextlib.suppress(OSError):  # how a terminal says that nobody has it open any more
+        while part := os.read(ours, 1 << 16):
+            parts.append(part)
+    os.close(ours)
+    assert process.wait(60) == 0
+    shown = b"".join(parts).decode()
+    assert "└── " in shown
+    assert "\x1b[" in shown
+    assert "/d/f, refcount 1" in shown
+    plain = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert plain.returncode == 0, plain.stderr
+    assert "└" not in plain.stdout
+    assert "\x1b" not in plain.stdout
+    assert "/d/f, refcount 1" in plain.stdout
