@@ -250,24 +250,36 @@ def compare(capture: Capture, other: Capture) -> None:
                     "give the destination the same memory",
                 )
             )
-    theirs = {device.idstr: device for device in other.devices}
-    for device in capture.devices:
-        peer = theirs.get(device.idstr)
-        if peer is not None:
-            found += _device_pair(device, peer)
-        elif other.devices:
-            found.append(
-                Finding(
-                    ERROR,
-                    "device-missing",
-                    "the other has no such device",
-                    device.idstr,
-                    device.node.offset,
-                    "start the destination with the same devices",
-                )
-            )
+    if other.state is None:
+        for device in capture.devices:
+            found += _fits(device, capture, other)
     found += _options(capture, other)
     found.sort(key=lambda finding: (-finding.severity, finding.offset))
+
+
+def _fits(device: Device, capture: Capture, other: Capture) -> Iterator[Finding]:
+    """Whether ``other`` has the device: by name and place; else the only one of its kind, elsewhere."""
+    kind = _kind(device)
+    peer = next((one for one in other.devices if one.idstr == device.idstr), None)
+    if peer is None:
+        alone = sum(_kind(one) == kind for one in capture.devices) == 1
+        alike = [one for one in other.devices if _kind(one) == kind]
+        peer = alike[0] if alone and len(alike) == 1 else None
+        where = f"there it is {peer.idstr}" if peer is not None else "the other has no such device"
+        yield Finding(
+            ERROR,
+            "device-missing",
+            f"{where}: QEMU refuses a section without a device of that name",
+            device.idstr,
+            device.node.offset,
+            "start the destination with the same devices, at the same places",
+        )
+    if peer is not None:
+        yield from _device_pair(device, peer)
+
+
+def _kind(device: Device) -> str:
+    return device.idstr.rpartition("/")[2]
 
 
 def _device_pair(device: Device, peer: Device) -> Iterator[Finding]:

@@ -84,3 +84,26 @@ def test_what_does_not_fit_the_destination():
     other = look((GOLDEN / "qemu10.0.2-q35-pci-split.bin").read_bytes())
     compare(capture, other)
     assert codes(capture) >= {"tag", "machine-type", "device-missing"}
+
+
+def test_a_device_elsewhere_is_compared_all_the_same():
+    """Its tag counts, wherever it is plugged in; of several nobody can tell which one is meant."""
+    place = FS.encode()
+    moved = with_tag(STREAM, b"two").replace(place, place.replace(b"02e00", b"02c00"))
+    capture = look(with_tag(STREAM, b"one"))
+    compare(capture, look(moved))
+    assert codes(capture) == {"device-missing", "tag"}
+    missing = next(finding for finding in capture.findings if finding.code == "device-missing")
+    assert "feb02c00" in missing.message
+
+
+def test_a_machine_without_the_device():
+    capture = look(STREAM)
+    compare(capture, look(STREAM.replace(b"vhost-user-fs", b"vhost-user-xx")))
+    assert "device-missing" in codes(capture)
+
+
+def test_a_state_alone_has_no_device_to_miss():
+    capture = look(STREAM)
+    compare(capture, look(encoded(small())))
+    assert codes(capture) == set()
