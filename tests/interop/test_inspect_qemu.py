@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.qemu_rig import VMSIM, Qemu
+from tests.interop.qemu_rig import VIRTIOFSD, VMSIM, Qemu
 from tests.interop.qtest_world import FILE, World
 from vmsim.host.readable import ReadableFile
 from vmsim.inspect.capture import MAPPED_RAM, STREAM, Capture
@@ -248,11 +248,12 @@ def test_a_stream_without_description_is_read_to_its_end(peers, tmp_path):
         assert "undecoded" in {child.key for node in sections_of(capture).values() for child in node.children}
 
 
-def test_a_device_with_our_back_end(peers, analyse, tmp_path):
+@pytest.mark.parametrize("kind", [VMSIM, VIRTIOFSD])
+def test_a_device_with_its_back_end(peers, analyse, tmp_path, kind):
     """What QEMU saved of a guest with an open file is what the guest did."""
     world = World(peers, tmp_path)
     try:
-        client = world.booted(VMSIM)
+        client = world.booted(kind)
         world.save(client.side)
         with opened(world.stream) as capture:
             assert errors(capture) == []

@@ -13,6 +13,7 @@ from typing import Any, Final
 from vmsim.inspect.capture import Capture
 from vmsim.inspect.ram import CHUNK_PAGES, NEVER, UNREADABLE, ZEROED, Block
 from vmsim.inspect.render import value_text
+from vmsim.inspect.source import Ahead, Bytes
 from vmsim.wire.tree import Node
 
 RANGES_MAX: Final = 4096
@@ -152,8 +153,10 @@ def _memory(a: Capture, b: Capture) -> Iterator[Pages]:
 def _compare(a: Capture, block: Block, b: Capture, other: Block, result: Pages) -> None:
     size = block.page_size
     start = end = -1
+    places, others = Ahead(a.source), Ahead(b.source)
+    contents, other_contents = Ahead(a.source), Ahead(b.source)
     for page in _pages(block, other):
-        here, there = block.place(page, a.source), other.place(page, b.source)
+        here, there = block.place(page, places), other.place(page, others)
         if here == there and here in (NEVER, ZEROED):
             continue
         if UNREADABLE in (here, there):
@@ -163,7 +166,7 @@ def _compare(a: Capture, block: Block, b: Capture, other: Block, result: Pages) 
             result.only_a += there == NEVER
             result.only_b += here == NEVER
             continue
-        if _contents(a, here, size) == _contents(b, there, size):
+        if _contents(contents, here, size) == _contents(other_contents, there, size):
             continue
         result.changed += 1
         if page != end:
@@ -173,8 +176,8 @@ def _compare(a: Capture, block: Block, b: Capture, other: Block, result: Pages) 
     _range(result, start, end, size)
 
 
-def _contents(capture: Capture, place: int, size: int) -> bytes:
-    return bytes(size) if place == ZEROED else capture.source.read_at(place, size)
+def _contents(source: Bytes, place: int, size: int) -> bytes:
+    return bytes(size) if place == ZEROED else source.read_at(place, size)
 
 
 def _pages(block: Block, other: Block) -> Iterator[int]:

@@ -7,6 +7,8 @@ from typing import Final, Protocol
 
 from vmsim.errors import StreamTruncated
 
+AHEAD_BYTES: Final = 1 << 16
+"""How much is read at least where pages are looked at one by one."""
 WINDOW_BYTES: Final = 1 << 20
 """How much a cursor holds at a time."""
 
@@ -38,6 +40,26 @@ class MemoryBytes:
     def read_at(self, offset: int, size_bytes: int) -> bytes:
         """The slice."""
         return self._data[offset : offset + size_bytes]
+
+
+class Ahead:
+    """``source``, read a little further than asked for: pages mostly follow one another."""
+
+    __slots__ = ("_base", "_held", "size", "source")
+
+    def __init__(self, source: Bytes) -> None:
+        self.source = source
+        self.size = source.size
+        self._held = b""
+        self._base = 0
+
+    def read_at(self, offset: int, size_bytes: int) -> bytes:
+        """As the source."""
+        at = offset - self._base
+        if at < 0 or at + size_bytes > len(self._held):
+            self._held = self.source.read_at(offset, max(size_bytes, AHEAD_BYTES))
+            self._base, at = offset, 0
+        return self._held[at : at + size_bytes]
 
 
 class Cursor:
