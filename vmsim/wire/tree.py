@@ -116,11 +116,13 @@ class Node:
 
     def distinct(self) -> Node:
         """This node, with keys that siblings share numbered."""
-        seen: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for child in self.children:
-            count = seen[child.key] = seen.get(child.key, 0) + 1
-            if count > 1:
-                child.key = f"{child.key}#{count}"
+            key = child.key
+            while child.key in counts:  # what is numbered may have the name of another
+                counts[key] += 1
+                child.key = f"{key}#{counts[key]}"
+            counts[child.key] = 1
         return self
 
     def facts(self) -> Any:
