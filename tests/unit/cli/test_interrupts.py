@@ -13,6 +13,8 @@ import pytest
 
 from vmsim.cli.interrupts import Interrupted, interruptible, undisturbed
 
+LISTENING = ["env", "--default-signal=INT,TERM,HUP"]
+"""Before a command: a shell's background jobs, and what they start, ignore SIGINT otherwise."""
 MOMENTS = [(number, random.Random(number).uniform(0.0, 1.5)) for number in range(6)]
 
 
@@ -20,7 +22,8 @@ MOMENTS = [(number, random.Random(number).uniform(0.0, 1.5)) for number in range
 def test_a_signal_at_any_moment(share, number, delay):
     which = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[number % 3]
     before = sorted(os.listdir(share))
-    command = [sys.executable, "-m", "vmsim.cli", "migrate", "--json", "--hops", "1000", str(share)]
+    words = ["-m", "vmsim.cli", "migrate", "--json", "--hops", "1000", str(share)]
+    command = [*LISTENING, sys.executable, *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(share.glob("vmsim-scratch-*")) and time.monotonic() < deadline:

@@ -116,7 +116,9 @@ def test_a_shell_on_another_process(vmsim, share):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_nothing_stays(share, tmp_path, number):
-    words = [sys.executable, "-P", "-m", "vmsim.cli", "migrate", *REMOTE, "--hops", "1000", str(share)]
+    # A shell's background jobs, and what they start, ignore SIGINT unless told otherwise.
+    words = ["env", "--default-signal=INT,TERM", sys.executable, "-P", "-m", "vmsim.cli"]
+    words += ["migrate", *REMOTE, "--hops", "1000", str(share)]
     folder = tmp_path / "temporary"
     environment = os.environ | {"TMPDIR": str(folder)}
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
