@@ -114,7 +114,8 @@ def test_a_successor_with_the_same_number_is_no_match(guest, make_guest, share):
     """The inode has no descriptor any more, and its number was given to another file under its name."""
     node = guest.lookup("g")
     inode = guest.fs.inodes.get(node)
-    inode.handle = guest.fs.evidence(inode.fd)[:-1] + b"\xee"
+    evidence = guest.fs.evidence(inode.fd)
+    inode.handle = evidence[:-1] + bytes((evidence[-1] ^ 0xFF,))
     guest.fs.fds.discard(inode)
     data = guest.save(extension=False)
     assert {r.id: r.location for r in blob.decode(data)[0].inodes}[node] == records.INVALID
