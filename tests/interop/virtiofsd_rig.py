@@ -24,7 +24,7 @@ def start_virtiofsd(peers: Any, share: Path, *arguments: str, confined: bool = F
 
 def start_serve(share: Path, *arguments: str) -> BackendProcess:
     """``vmsim serve`` on ``share``."""
-    return BackendProcess(str(share), SERVE, arguments)
+    return BackendProcess(str(share), SERVE, ("--xattr", *arguments))
 
 
 class World:

@@ -11,8 +11,6 @@ import os
 
 import pytest
 
-from devices.virtio_fs.device import VirtioFsDevice
-from devices.virtio_fs.passthrough.locks import LockOps
 from tests.simulation.voyage import Voyage
 from vmsim.guest.kernel import GuestKernel
 from vmsim.memory import DirtyLog
@@ -49,15 +47,6 @@ def loses_pages(monkeypatch):
     monkeypatch.setattr(DirtyLog, "harvest", lambda log: [])
 
 
-def loses_locks(monkeypatch):
-    monkeypatch.setattr(LockOps, "restore_lock", lambda fs, lock: None)
-
-
-def loses_requests(monkeypatch):
-    """Nobody looks at the rings after a migration."""
-    monkeypatch.setattr(VirtioFsDevice, "kick", lambda device: None)
-
-
 def loses_offsets(monkeypatch):
     restore = GuestKernel.restore
 
@@ -70,7 +59,7 @@ def loses_offsets(monkeypatch):
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("defect", [loses_pages, loses_locks, loses_requests, loses_offsets])
+@pytest.mark.parametrize("defect", [loses_pages, loses_offsets])
 def test_a_voyage_finds_what_is_lost(defect, tmp_path, monkeypatch):
     """And says how to see it again."""
     defect(monkeypatch)

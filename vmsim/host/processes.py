@@ -67,6 +67,9 @@ def words_of(command: Command, socket: str, share: str, options: Sequence[str] =
             found.append(word.replace("{socket}", socket).replace("{dir}", share))
     return found
 
+FOLDER_MAX: Final = 70
+"""Bytes of a temporary folder's path in which a socket's path still fits into an address."""
+
 
 class BackendProcess:
     """A back-end of ``share`` that listens on ``socket``, in a temporary folder that nobody else can enter.
@@ -79,7 +82,9 @@ class BackendProcess:
     def __init__(self, share: str, command: Command | None = None, options: Sequence[str] = ()) -> None:
         self.share = share
         self._pending: UnixSocket | None = None
-        self._folder = tempfile.mkdtemp(prefix="vmsim-backend-")
+        # Others' back-ends take no longer path for their socket than an address holds.
+        short = len(tempfile.gettempdir()) <= FOLDER_MAX
+        self._folder = tempfile.mkdtemp(prefix="vmsim-backend-", dir=None if short else "/tmp")
         try:
             self.socket = os.path.join(self._folder, "socket")
             self.command = words_of(command or SERVE, self.socket, share, options)

@@ -120,6 +120,8 @@ def test_a_stale_socket_is_replaced_and_one_in_use_is_not(share, path):
         process.kill()  # so that it leaves both files
     assert path.with_name("socket.pid").exists()
     with start(*words) as process:
+        while path.with_name("socket.pid").read_text().strip() != str(process.pid):
+            assert process.poll() is None, process.stderr.read()
         connect(process, path).close()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
