@@ -45,25 +45,26 @@ class FsSection:
     max_version_id = RFC_VERSION
     """The newest version that ``load`` reads."""
 
-    def blocker(self) -> str:
-        """Why the device cannot be saved as configured; empty if it can."""
+    def check_savable(self) -> None:
+        """MigrationBlocked, in QEMU's words, if the device cannot be saved as configured."""
         device = self.device
         if device.migration_save == "none":
-            return f"Migration is blocked by device {device.options.path}"
+            raise MigrationBlocked(
+                f"Migration is blocked by device {device.options.path}", step="check", side="source",
+                hint="set migration=internal (state in the stream) or external (the back-end is kept)",
+            )
         frontend = device.frontend
         internal = device.migration_save == "internal"
         if internal and frontend is not None and not frontend.supports_device_state:
-            return f"Back-end of {device.describe()} does not support migration through qemu"
-        return ""
+            raise MigrationBlocked(
+                f"Back-end of {device.describe()} does not support migration through qemu",
+                step="check", side="source", hint=device.dialect.unsupported_hint,
+            )
 
     def save(self, out: VmWriter) -> None:
         """Write the section's body; MigrationBlocked, or MigrationError naming what failed."""
         device = self.device
-        blocker = self.blocker()
-        if blocker:
-            raise MigrationBlocked(
-                blocker, step="save device", side="source", hint="set the device's property migration"
-            )
+        self.check_savable()
         frontend = device.frontend
         if frontend is not None and frontend.running:
             raise MigrationError(
@@ -160,7 +161,7 @@ class FsSection:
         if not frontend.supports_device_state:
             raise MigrationError(
                 f"Back-end of {self.device.describe()} does not support migration through qemu",
-                step="load device", side="destination",
+                step="load device", side="destination", hint=self.device.dialect.unsupported_hint,
             )
         try:
             frontend.load_backend_state(blob)
@@ -172,8 +173,9 @@ class FsSection:
         frontend = self.device.frontend
         reason, hint = ("", "") if frontend is None else frontend.transport.reason()
         why = f"{error.message}: {reason}" if reason else error.message
+        unannounced = self.device.dialect.feature < 0  # then a back-end that lacks it fails like any other
         return MigrationError(
             f"Error {doing} back-end state of {self.device.describe()}: {why}",
             step=f"{doing} back-end state", side=side, errno=error_number(error), spec=error.spec,
-            hint=hint or error.hint,
+            hint=hint or error.hint or (self.device.dialect.unsupported_hint if unannounced else ""),
         )

@@ -30,7 +30,8 @@ def migrate(peers, tmp_path, capfd):
     share = tmp_path / "share"
     (share / "docs").mkdir(parents=True)
     (share / "docs" / "one").write_text("1" * 5000)
-    command = f"{peers.virtiofsd} --sandbox=none --seccomp=none --socket-path={{socket}} --shared-dir={{dir}}"
+    place = "--socket-path={socket} --shared-dir={dir} {options}"
+    command = f"{peers.virtiofsd} --sandbox=none --seccomp=none {place}"
     if os.geteuid() == 0:
         command += " --modcaps=+dac_read_search"
 

@@ -15,8 +15,6 @@ from tests.interop.linux_world import BIG, LinuxWorld
 from tests.interop.qemu_rig import VIRTIOFSD, VMSIM, until
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
-LIKE_VIRTIOFSD = "queue_reset=off"
-"""virtiofsd does not offer VIRTIO_F_RING_RESET; a machine that is to move there must do without."""
 TOLERANT = "--migration-on-error=guest-error"
 """virtiofsd cannot save what was removed while the guest's kernel has not forgotten it yet: such an inode is
 lost, and with ``abort`` the destination refuses all because of it. The guest never uses it again."""
@@ -29,8 +27,8 @@ def world(peers, tmp_path):
     """Makes a world with a guest that has mounted the share; all of it ends with the test."""
     made = []
 
-    def make(kind: str, device: str = "", *options: str) -> LinuxWorld:
-        made.append(LinuxWorld(peers, tmp_path, kind, device, options))
+    def make(kind: str, device: str = "", *options: str, own: tuple[str, ...] = ()) -> LinuxWorld:
+        made.append(LinuxWorld(peers, tmp_path, kind, device, options, own))
         return made[-1]
 
     yield make
@@ -64,7 +62,7 @@ def check_open_files(world: LinuxWorld, hop: int) -> None:
 
 
 def test_a_guest_that_works_moves_between_vmsim_and_virtiofsd(world):
-    w = world(VMSIM, LIKE_VIRTIOFSD, TOLERANT)
+    w = world(VMSIM, "", TOLERANT)
     w.begin_work()
     open_files(w)
     for hop, (there, here) in enumerate(
@@ -92,8 +90,20 @@ def test_a_guest_with_packed_rings_moves_twice_with_files_that_have_no_name(worl
     print(f"{w.end_work()} rounds of work, all right")
 
 
-def test_whatever_the_destination_does_wrong_the_source_goes_on(world, tmp_path):
+def test_with_plain_command_lines_a_guest_moves_to_virtiofsd_and_back(world):
+    """Nothing is said to QEMU, virtiofsd or ``vmsim serve`` but where the socket and the directory are."""
     w = world(VMSIM)
+    (w.share / "work").mkdir()
+    (w.share / "work" / "big").write_bytes(BIG)
+    open_files(w)
+    for hop, kind in enumerate((VIRTIOFSD, VMSIM, VIRTIOFSD), 1):
+        w.vm.run("sync")
+        tell(f"{w.kind} -> {kind}", w.plain_hop(kind))
+        check_open_files(w, hop)
+
+
+def test_whatever_the_destination_does_wrong_the_source_goes_on(world, tmp_path):
+    w = world(VMSIM, own=("--ring-reset",))
     w.begin_work()
     open_files(w)
     qemu = w.vm.qemu

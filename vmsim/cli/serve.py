@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 
 from vmsim.cli.common import Invocation, report_error
+from vmsim.cli.compatibility import adapted, virtio_hidden
 from vmsim.cli.interrupts import Interrupted
 from vmsim.cli.serve_options import LEVELS, device_options, sandbox_of, serve_options
 from vmsim.cli.tracing import traced_seams, tracer_for
@@ -32,7 +33,6 @@ from vmsim.sim.immediate import ImmediateSchedule
 from vmsim.vhost import constants as c
 from vmsim.vhost.backend import IMPLEMENTED, BackendOptions, VhostBackend
 from vmsim.vhost.dialects import DIALECTS
-from vmsim.virtio.constants import F_RING_PACKED
 
 CAPABILITIES: Final = {"type": "fs", "features": ["migrate-precopy", "separate-options"]}
 """What QEMU's docs/interop/vhost-user.json asks a back-end program to say of itself."""
@@ -59,7 +59,7 @@ def serve(
     qemu-system-x86_64 ... -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem
       -chardev socket,id=fs,path=/tmp/fs.sock -device vhost-user-fs-pci,chardev=fs,tag=shared
     In the guest: mount -t virtiofs shared /mnt
-    (queue_reset=off behind the tag keeps the way open to migrate to virtiofsd, which lacks that feature)
+    (guests move between this and virtiofsd; --compatible-with virtiofsd leaves nothing that could prevent it)
 
     Options are spelled as virtiofsd's. Serves until the front-end goes, or with --reconnect until a signal.
     Exit status: 0 the front-end went, 1 it broke the protocol or we could not serve, 2 wrong usage.
@@ -69,6 +69,7 @@ def serve(
         own = {"description": "vmsim vhost-user-fs", **CAPABILITIES, "binary": binary}
         print(json.dumps(own if print_vhost_user_json else CAPABILITIES, indent=2))
         return 0
+    values = adapted(values)
     device = find_device("virtio-fs")  # before the sandbox hides our own program from us
     _check(values, device)
     _limit_files(values["rlimit_nofile"])
@@ -169,8 +170,7 @@ def _service(
         request_queues=values["queues"], tag=values["tag"],
     )  # fmt: skip
     stack.callback(served.close)
-    if values["no_packed"]:
-        served.virtio_features &= ~F_RING_PACKED
+    served.virtio_features &= ~virtio_hidden(values)
     hidden = c.protocol_bits(c.F_INFLIGHT_SHMFD) if values["no_inflight"] else 0
     options = BackendOptions(
         protocol_features=IMPLEMENTED & ~hidden, policy=values["ring_policy"], log_shared=True,

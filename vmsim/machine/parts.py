@@ -102,8 +102,8 @@ class ServingDevice(BackendDevice, Protocol):
 class DeviceSection(Section, Protocol):
     """A device's section, which knows beforehand whether it can be saved."""
 
-    def blocker(self) -> str:
-        """Why the device cannot be saved as configured; empty if it can."""
+    def check_savable(self) -> None:
+        """MigrationBlocked, with what to do about it, if the device cannot be saved as configured."""
         ...
 
 

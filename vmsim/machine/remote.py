@@ -7,7 +7,8 @@ something, or ended, is what its process says, if it was started here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -27,7 +28,6 @@ from vmsim.vhost.seams import Transport
 from vmsim.virtio.ring_types import Fence, RingState
 
 TRANSPORTS: Final = ("inproc", "vhost-user")
-EXTERNAL: Final = "external"
 DEFAULTS: Final[dict[str, object]] = {
     "migration_mode": "find-paths", "migration_on_error": "abort", "announce_submounts": True,
     "readdirplus": True, "locks": True,
@@ -83,9 +83,15 @@ class RemoteBackend:
         cls, config: MachineConfig, share: str, schedule: Schedule, seams: Seams,
         command: Command | None = None,
     ) -> RemoteBackend:  # fmt: skip
-        """Start one for a machine: by ``command`` (see ``words_of``), or ``vmsim serve``."""
+        """Start one for a machine: by ``command`` (see ``words_of``), or ``vmsim serve``.
+
+        To somebody else's command nothing is added: options of the back-end stand where it says
+        ``{options}``. UsageError if there are some and it does not say where.
+        """
         find_device(config.device).check_options(config.options)
-        words = command_options(config, own=command is None)
+        words = command_options(config) if command is None else device_words(config.options)
+        if command is not None:
+            require_place(command, words)
         process = BackendProcess(share, command, words)
         try:
             return cls(
@@ -159,23 +165,33 @@ class RemoteBackend:
             self.process.stop()
 
 
-def command_options(config: MachineConfig, *, own: bool) -> list[str]:
-    """What a machine's back-end must be told on its command line, spelled as for virtiofsd.
-
-    Whatever is not the default is said; ``own`` back-ends are told a little more.
-    """
-    words = [word for name, value in config.options.items() for word in _option(name, value)]
-    if own:
-        words += ["--sandbox=none", f"--ring-policy={config.policy}"]
-        if "xattr" not in config.options:
-            words.append("--xattr")  # a machine's default, not virtiofsd's
-    if own or config.migration == EXTERNAL:
-        words.append("--reconnect")
+def command_options(config: MachineConfig) -> list[str]:
+    """What ``vmsim serve`` must be told to be the back-end of a machine: all that is not its default."""
+    words = device_words(config.options)
+    words += ["--sandbox=none", f"--ring-policy={config.policy}", "--reconnect"]
+    words += ["--ring-reset"]  # as in this process: machines move between both
+    if "xattr" not in config.options:
+        words.append("--xattr")  # a machine's default, not virtiofsd's
     if config.dialect != "upstream":
         words.append(f"--dialect={config.dialect}")
-    if own and config.queues > 1:
+    if config.queues > 1:
         words.append(f"--request-queues={config.queues}")
     return words
+
+
+def device_words(options: Mapping[str, object]) -> list[str]:
+    """The back-end's own options as words of a command line, spelled as for virtiofsd; no defaults."""
+    return [word for name, value in options.items() for word in _option(name, value)]
+
+
+def require_place(command: Command, words: Sequence[str]) -> None:
+    """UsageError if there are ``words`` for a command that does not say where they belong."""
+    text = command if isinstance(command, str) else shlex.join(command)
+    if words and "{options}" not in (text.split() if isinstance(command, str) else command):
+        raise UsageError(
+            f"the command {text!r} has no place for {' '.join(words)}",
+            hint="write {options} where they belong, or say them in the command itself and not here",
+        )
 
 
 def _option(name: str, value: object) -> list[str]:

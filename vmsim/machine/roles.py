@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from vmsim.errors import MigrationBlocked, MigrationError, VmsimError
+from vmsim.errors import HostError, MigrationError, VmsimError
 from vmsim.host.shm import data_ranges, write_pages
 from vmsim.memory import Region
 from vmsim.migration.ram import DataFinder, PageWriter, Run
@@ -37,12 +37,7 @@ class Source:
 
     def check_migratable(self) -> None:
         """MigrationBlocked, with the message of the original proposal, if the device says no."""
-        blocker = self.machine.section.blocker()
-        if blocker:
-            raise MigrationBlocked(
-                blocker, step="check", side="source",
-                hint="set migration=internal (state in the stream) or external (the back-end is kept)",
-            )  # fmt: skip
+        self.machine.section.check_savable()
 
     def configuration(self) -> bytes:
         """The machine's configuration."""
@@ -195,7 +190,19 @@ class _Taking(_Wrapped):
 
 
 def _take_backend(machine: Machine) -> None:
-    """Connect to a back-end that keeps its session, once nobody else is connected to it."""
+    """Connect to a back-end that keeps its session, once nobody else is connected to it.
+
+    HostError if it does not take another connection: many back-ends end with their first one.
+    """
     backend = machine.backend
     machine.schedule.wait(lambda: not backend.connected, "the other machine to let go of the back-end")
-    machine.device.attach(backend.connect(), reset=False)
+    try:
+        transport = backend.connect()
+    except HostError as error:
+        raise HostError(
+            f"the back-end did not stay for another connection: {error.message}", errno=error.errno,
+            hint="an external migration needs a back-end that keeps its session while its front-ends change, "
+            "such as `vmsim serve --reconnect`; one that does not, such as virtiofsd, migrates its state: "
+            "migration internal",
+        ) from error
+    machine.device.attach(transport, reset=False)

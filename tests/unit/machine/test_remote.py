@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import sys
 
 import pytest
 
 from tests.contract.machine_rig import FEW_KINDS, Life, make
 from tests.contract.remote_rig import Side, nothing_left
-from vmsim.errors import HostError, MigrationCancelled, UsageError
+from vmsim.errors import HostError, MigrationBlocked, MigrationCancelled, MigrationError, UsageError
 from vmsim.host.processes import SERVE, BackendProcess
 from vmsim.host.vhost_user.transport import VhostUserTransport
-from vmsim.machine import Machine, MachineConfig, RemoteBackend
+from vmsim.machine import Machine, MachineConfig, RemoteBackend, Seams
 from vmsim.machine.machine import FINISHED, RUNNING
-from vmsim.machine.remote import command_options
+from vmsim.machine.remote import command_options, device_words
 from vmsim.migration.report import MigrationParameters
 from vmsim.sim.immediate import ImmediateSchedule
 from vmsim.sim.seeded import SeededSchedule
 from vmsim.vhost import payloads as p
-from vmsim.vhost.constants import NO_FD
+from vmsim.vhost.constants import F_DEVICE_STATE, NO_FD
 from vmsim.vhost.messages import Reply, Request
 
 REMOTE = {"transport": "vhost-user"}
@@ -246,11 +248,69 @@ def test_options_are_spelled_as_virtiofsds():
         "--readonly", "--no-locks", "--allow-direct-io", "--cache=never", "--translate-uid=map:0:1:2",
         "--translate-uid=map:5:6:7",
     ]  # fmt: skip
-    assert command_options(config, own=True) == [
-        *said, "--sandbox=none", "--ring-policy=strict", "--xattr", "--reconnect", "--dialect=rfc2023",
-        "--request-queues=2",
+    assert command_options(config) == [
+        *said, "--sandbox=none", "--ring-policy=strict", "--reconnect", "--ring-reset", "--xattr",
+        "--dialect=rfc2023", "--request-queues=2",
     ]  # fmt: skip
-    assert command_options(config, own=False) == [*said, "--dialect=rfc2023"]
+    assert device_words(config.options) == said
+
+
+RECORDER = "import sys; print(sys.argv[1:], file=sys.stderr); sys.exit(9)"
+
+
+@pytest.mark.parametrize("changes", [
+    {"migration": "external"}, {"dialect": "rfc2023"}, {"queues": 2}, {"migration": "none"},
+    {"options": {"migration_mode": "find-paths", "locks": True}}, {"ring": "packed"},
+])  # fmt: skip
+def test_to_a_command_of_somebody_elses_nothing_is_added(share, changes):
+    command = [sys.executable, "-c", RECORDER, "{socket}", "--like=this", "{dir}"]
+    with pytest.raises(HostError, match="exit status 9") as caught:
+        make(share, transport="vhost-user", backend_command=command, **changes)
+    socket, *rest = ast.literal_eval(caught.value.hint.removeprefix("it said: "))
+    assert os.path.basename(socket) == "socket"
+    assert rest == ["--like=this", str(share)]
+
+
+def test_options_go_where_a_command_of_somebody_elses_says(share):
+    options = {"readonly": True, "cache": "never"}
+    command = [sys.executable, "-c", RECORDER, "{options}", "{socket}"]
+    with pytest.raises(HostError) as caught:
+        make(share, transport="vhost-user", backend_command=command, options=options)
+    assert "['--readonly', '--cache=never'," in caught.value.hint
+    with pytest.raises(UsageError, match="no place for --readonly --cache=never") as refused:
+        make(share, transport="vhost-user", backend_command="serve {socket} {dir}", options=options)
+    assert "{options}" in refused.value.hint
+
+
+def test_a_back_end_that_ends_with_its_front_end_cannot_be_kept(share):
+    command = [*SERVE, "--sandbox=none"]
+    with make(share, transport="vhost-user", backend_command=command, migration="external") as vm:
+        with pytest.raises(MigrationError, match="did not stay for another connection") as caught:
+            vm.migrate()
+        assert "--reconnect" in caught.value.hint
+        assert "migration internal" in caught.value.hint
+
+
+def test_a_back_end_that_cannot_migrate_is_said_so_in_words_that_help(share):
+    """The kind that was asked for is no advice to somebody who has asked for it."""
+    def without_device_state(inner):
+        ask = inner.request
+
+        def request(what):
+            reply = ask(what)
+            if what.row.name == "GET_PROTOCOL_FEATURES":
+                return Reply(p.Number(reply.payload.value & ~(1 << F_DEVICE_STATE)))
+            return reply
+
+        inner.request = request
+        return inner
+
+    with make(share, seams=Seams(transport=without_device_state), transport="vhost-user") as vm:
+        with pytest.raises(MigrationBlocked, match="does not support migration through qemu") as caught:
+            vm.migrate()
+        assert "VHOST_USER_PROTOCOL_F_DEVICE_STATE" in caught.value.hint
+        assert "internal" not in caught.value.hint
+        assert vm.state == "running"
 
 
 def test_a_schedule_that_waits_elsewhere_is_refused(share):

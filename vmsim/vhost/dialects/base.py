@@ -96,6 +96,8 @@ class Dialect(Protocol):
     """The protocol feature bit that the transfer needs; -1: none exists."""
     section_version: int
     subsection: bool
+    unsupported_hint: str
+    """What to do when a back-end does not speak it."""
 
     def save(self, link: StateLink) -> Iterator[bytes]:
         """Fetch the state as the bytes that the migration stream carries, framing included."""

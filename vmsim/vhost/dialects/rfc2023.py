@@ -49,6 +49,10 @@ class Rfc2023:
     feature = -1
     section_version = 1
     subsection = False
+    unsupported_hint = (
+        "only `vmsim serve --dialect rfc2023` speaks the messages of the RFC of 2023; virtiofsd, and whatever "
+        "works with QEMU, speaks the upstream dialect"
+    )
 
     def save(self, link: StateLink) -> Iterator[bytes]:
         """The length, then the state in pieces of at most 4 MiB.

@@ -54,6 +54,10 @@ class Upstream:
     feature = F_DEVICE_STATE
     section_version = 0
     subsection = True
+    unsupported_hint = (
+        "use a back-end that offers VHOST_USER_PROTOCOL_F_DEVICE_STATE (virtiofsd since 1.11, `vmsim serve`), "
+        "or one that keeps its session while its front-ends change: migration=external"
+    )
 
     def save(self, link: StateLink) -> Iterator[bytes]:
         """Chunks as the pipe delivers them (at most 1 MiB), then the terminator once CHECK said yes."""
