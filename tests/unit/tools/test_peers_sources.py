@@ -67,6 +67,24 @@ def test_one_line(peers, tmp_path, line, uri, key):
     assert entry.get("signed-by") == key
 
 
+@pytest.mark.parametrize("suites", [
+    "trixie", "bookworm bookworm-updates", "forky", "sid", "testing", "stable-20260101", "bullseye-backports",
+])  # fmt: skip
+def test_the_suite_need_not_be_the_machines(peers, tmp_path, suites):
+    """os-release may name another release than apt's sources, or none that is known yet."""
+    configure(tmp_path, "sources.list.d/debian.sources", SOURCES.replace("stable stable-updates", suites))
+    assert peers.debian_archive(tmp_path)["uris"] == "http://mirror.example/debian"
+
+
+def test_the_likeliest_comes_first_and_the_others_are_tried_as_well(peers, tmp_path):
+    configure(tmp_path, "sources.list", "deb http://tool.example/debian stable main\n"
+              "deb http://cloud.example/apt cloud-sdk-bookworm main\n"
+              "deb http://plain.example/x trixie main\n")
+    configure(tmp_path, "sources.list.d/debian.sources", SOURCES)
+    found = [entry["uris"] for entry in peers.debian_archives(tmp_path)]
+    assert found == ["http://mirror.example/debian", "http://tool.example/debian", "http://plain.example/x"]
+
+
 def test_disabled_and_foreign_entries_do_not_count(peers, tmp_path):
     off = SOURCES.replace("Types: deb\n#", "Types: deb\nEnabled: no\n#", 1)
     configure(tmp_path, "sources.list.d/debian.sources", off)
