@@ -42,8 +42,8 @@ BIG = bytes(range(256)) * 2048
 class LinuxWorld:
     """One share, back-ends and QEMUs on it, and a guest that moves between them; ``close`` ends all.
 
-    ``vm`` and ``backend`` are where the guest is. ``device`` are properties of the device, ``options`` those of
-    the back-ends, everywhere alike; ``own`` are those that only ``vmsim serve`` has.
+    ``vm`` and ``backend`` are where the guest is. ``device`` are properties of the device, ``options``
+    those of the back-ends, everywhere alike; ``own`` are those that only ``vmsim serve`` has.
     """
 
     def __init__(

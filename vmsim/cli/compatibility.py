@@ -1,7 +1,7 @@
-"""What ``vmsim serve`` offers and another back-end does not, and what that costs a guest that moves between both.
+"""What ``vmsim serve`` offers and another back-end does not, and what that costs a guest that moves there.
 
-A guest keeps what it has negotiated. Where the other back-end lacks it, QEMU refuses the move (virtio features), or
-the guest's calls fail there (FUSE). One row is one difference; ``serve --compatible-with`` applies them, and
+A guest keeps what it has negotiated. Where the other back-end lacks it, QEMU refuses the move (virtio features),
+or the guest's calls fail there (FUSE). One row is one difference; ``serve --compatible-with`` applies them, and
 ``devices/virtio_fs/README.md`` has them as a table.
 """
 
@@ -17,8 +17,8 @@ from vmsim.virtio.constants import F_IN_ORDER, F_NOTIFICATION_DATA, F_RING_PACKE
 class Difference(NamedTuple):
     """One thing that the other back-end lacks.
 
-    ``taken`` says when a guest in QEMU gets it, ``cost`` what then happens on the way to the other back-end; on
-    the way from it the guest does not have it, which costs nothing. ``virtio`` are feature bits, ``options``
+    ``taken`` says when a guest in QEMU gets it, ``cost`` what then happens on the way there; on the
+    way from there the guest does not have it, which costs nothing. ``virtio`` are feature bits, ``options``
     values of the server's options that leave it out.
     """
 
@@ -33,8 +33,8 @@ REFUSED: Final = "QEMU refuses: Features … unsupported"
 
 COMPATIBLE: Final[Mapping[str, tuple[Difference, ...]]] = {
     "virtiofsd": (
-        Difference("VIRTIO_F_RING_RESET", "with `--ring-reset`, unless QEMU is told `queue_reset=off`", REFUSED,
-                   F_RING_RESET),
+        Difference("VIRTIO_F_RING_RESET", "with `--ring-reset`, unless QEMU is told `queue_reset=off`",
+                   REFUSED, F_RING_RESET),
         Difference("VIRTIO_F_RING_PACKED", "if QEMU is told `packed=on`", REFUSED, F_RING_PACKED),
         Difference("VIRTIO_F_IN_ORDER", "if QEMU is told `in_order=on`", REFUSED, F_IN_ORDER),
         Difference("VIRTIO_F_NOTIFICATION_DATA", "in monitors that ask for it; QEMU 10.0 does not", REFUSED,
@@ -57,12 +57,13 @@ def virtio_hidden(values: Mapping[str, Any]) -> int:
 
 
 def adapted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` of ``serve``'s options as ``--compatible-with`` wants them; UsageError for a contradiction."""
+    """``values`` of ``serve``'s options as ``--compatible-with`` wants them; UsageError if they contradict."""
     found = dict(values)
     other = values["compatible_with"]
     if other and values["ring_reset"]:
         raise UsageError(
-            f"--ring-reset offers what {other} lacks", hint=f"leave out --ring-reset or --compatible-with {other}"
+            f"--ring-reset offers what {other} lacks",
+            hint=f"leave out --ring-reset or --compatible-with {other}",
         )
     for row in COMPATIBLE.get(other or "", ()):
         found.update(row.options)

@@ -176,8 +176,8 @@ OPTIONS: Final = (
     Row(("--no-packed",), "Do not offer packed virtqueues.", settings=FLAG),
     Row(("--ring-reset",), "Offer VIRTIO_F_RING_RESET. virtiofsd lacks it, and QEMU takes it unless told "
         "queue_reset=off: a guest that has it does not move there.", settings=FLAG),
-    Row(("--compatible-with",), "Offer only what this back-end has as well, so that every guest can move to it "
-        "and back: no packed rings, IN_ORDER, NOTIFICATION_DATA, RING_RESET, --no-locks.",
+    Row(("--compatible-with",), "Offer only what this back-end has as well, so that every guest can move to "
+        "it and back: no packed rings, IN_ORDER, NOTIFICATION_DATA, RING_RESET, --no-locks.",
         settings=_choice(*COMPATIBLE, default=None)),
     Row(("--no-inflight",), "Do not offer in-flight tracking.", settings=FLAG),
     Row(("--ring-policy",), "What happens to a ring with a malformed chain: the device needs a reset, or the "

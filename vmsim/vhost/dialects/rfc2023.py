@@ -50,8 +50,8 @@ class Rfc2023:
     section_version = 1
     subsection = False
     unsupported_hint = (
-        "only `vmsim serve --dialect rfc2023` speaks the messages of the RFC of 2023; virtiofsd, and whatever "
-        "works with QEMU, speaks the upstream dialect"
+        "only `vmsim serve --dialect rfc2023` speaks the messages of the RFC of 2023; virtiofsd, "
+        "and whatever works with QEMU, speaks the upstream dialect"
     )
 
     def save(self, link: StateLink) -> Iterator[bytes]:

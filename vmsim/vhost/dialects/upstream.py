@@ -55,8 +55,8 @@ class Upstream:
     section_version = 0
     subsection = True
     unsupported_hint = (
-        "use a back-end that offers VHOST_USER_PROTOCOL_F_DEVICE_STATE (virtiofsd since 1.11, `vmsim serve`), "
-        "or one that keeps its session while its front-ends change: migration=external"
+        "use a back-end that offers VHOST_USER_PROTOCOL_F_DEVICE_STATE (virtiofsd since 1.11, "
+        "`vmsim serve`), or one that keeps its session while its front-ends change: migration=external"
     )
 
     def save(self, link: StateLink) -> Iterator[bytes]:
