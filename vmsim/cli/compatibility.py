@@ -1,8 +1,8 @@
 """What ``vmsim serve`` offers and another back-end does not, and what that costs a guest that moves there.
 
-A guest keeps what it has negotiated. Where the other back-end lacks it, QEMU refuses the move (virtio features),
-or the guest's calls fail there (FUSE). One row is one difference; ``serve --compatible-with`` applies them, and
-``devices/virtio_fs/README.md`` has them as a table.
+A guest keeps what it has negotiated. Where the other back-end lacks it, QEMU refuses the move (virtio
+features), or the guest's calls fail there (FUSE). One row is one difference; ``--compatible-with`` applies
+them, and ``devices/virtio_fs/README.md`` has them as a table.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def virtio_hidden(values: Mapping[str, Any]) -> int:
 
 
 def adapted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` of ``serve``'s options as ``--compatible-with`` wants them; UsageError if they contradict."""
+    """``values`` of ``serve``'s options as ``--compatible-with`` wants them; UsageError if they clash."""
     found = dict(values)
     other = values["compatible_with"]
     if other and values["ring_reset"]:
