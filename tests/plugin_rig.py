@@ -38,7 +38,7 @@ def example() -> str:
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """pytest with the plugin in a folder of its own."""
-    command = [sys.executable, "-m", "pytest", "-p", "vmsim.pytest_plugin", "-p", "no:cacheprovider", "-q",
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q",
                "-rA", "--rootdir", str(folder), *arguments]  # fmt: skip
     return subprocess.run(
         command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,

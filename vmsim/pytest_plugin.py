@@ -1,7 +1,8 @@
 """The cases of ``vmsim check``, and what they are made of, for the tests of a back-end's own repository.
 
-Load it with ``-p vmsim.pytest_plugin``, or with ``pytest_plugins = ["vmsim.pytest_plugin"]`` in conftest.py.
-It needs the command that starts the back-end: ``--vhost-user-start`` or the ini option ``vhost_user_start``.
+pytest finds it by itself where vmsim is installed (entry point ``pytest11``). It needs the command that starts
+the back-end: ``--vhost-user-start`` or the ini option ``vhost_user_start``. Until a test asks for one of its
+fixtures nothing of vmsim is imported: it is loaded in every run of pytest, also where nobody wants it.
 """
 
 from __future__ import annotations
@@ -13,15 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from vmsim.check.case import Case
-from vmsim.check.cases import CASES
-from vmsim.check.outcome import Outcome, Result
-from vmsim.check.rigs import GuestRig, PairRig, Rig, WireRig
-from vmsim.check.runner import run_case, select
-from vmsim.check.target import Aim, Target
-
 if TYPE_CHECKING:
+    from vmsim.check.case import Case
     from vmsim.check.frontend import Frontend
+    from vmsim.check.outcome import Result
+    from vmsim.check.rigs import GuestRig, PairRig, Rig
+    from vmsim.check.target import Aim, Target
     from vmsim.guest.posix import GuestFs
     from vmsim.machine import Machine
 
@@ -49,14 +47,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def _aim(config: pytest.Config) -> Aim | None:
     """How back-ends are started; None if nobody said."""
+    from vmsim.check.target import Aim
+
     command = config.getoption("--vhost-user-start") or config.getini("vhost_user_start")
     return Aim(start=str(command), timeout_s=config.getoption("--vhost-user-timeout")) if command else None
+
+
+def _select(patterns: list[str]) -> list[Case]:
+    """The cases so named, all of them if there are no patterns."""
+    from vmsim.check.cases import CASES
+    from vmsim.check.runner import select
+
+    return select(CASES, patterns)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for ``vmsim_case`` runs once for every case that --vmsim-cases names (else all)."""
     if "vmsim_case" in metafunc.fixturenames:
-        chosen = select(CASES, metafunc.config.getoption("--vmsim-cases"))
+        chosen = _select(metafunc.config.getoption("--vmsim-cases"))
         metafunc.parametrize("vmsim_case", chosen, ids=[case.id for case in chosen], indirect=True)
 
 
@@ -67,7 +75,7 @@ def pytest_collection_modifyitems(
     patterns = config.getoption("--vmsim-cases")
     if not patterns or any("vmsim_case" in getattr(item, "fixturenames", ()) for item in items):
         return
-    cases = select(CASES, patterns)
+    cases = _select(patterns)
     if not cases:
         raise pytest.UsageError(f"no case of vmsim check is called {' or '.join(patterns)}")
     if _aim(config) is None:
@@ -97,6 +105,9 @@ class CaseItem(pytest.Item):
 
     def runtest(self) -> None:
         """Run the case; CaseFailed unless it passes, skipped if it is not offered."""
+        from vmsim.check.runner import run_case
+        from vmsim.check.target import Target
+
         aim = _aim(self.config)
         assert aim is not None
         target = Target(aim)
@@ -117,6 +128,8 @@ class CaseItem(pytest.Item):
 
 
 def _verdict(result: Result) -> Result:
+    from vmsim.check.outcome import Outcome
+
     if result.outcome is Outcome.NOT_OFFERED:
         pytest.skip(result.reason)
     if result.outcome.bad:
@@ -127,6 +140,8 @@ def _verdict(result: Result) -> Result:
 @pytest.fixture
 def vhost_user_target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Starts back-ends with the command of --vhost-user-start; skipped without one."""
+    from vmsim.check.target import Target
+
     aim = _aim(request.config)
     if aim is None:
         pytest.skip("no back-end to test: give --vhost-user-start COMMAND, or set vhost_user_start")
@@ -138,12 +153,16 @@ def vhost_user_target(request: pytest.FixtureRequest) -> Iterator[Target]:
 @pytest.fixture
 def vmsim_case(request: pytest.FixtureRequest, vhost_user_target: Target) -> Callable[[], Result]:
     """A case of ``vmsim check``, one after the other: call it; it fails the test, skips it, or returns."""
+    from vmsim.check.runner import run_case
+
     case: Case = request.param
     return lambda: _verdict(run_case(case, vhost_user_target))
 
 
 def _case(request: pytest.FixtureRequest) -> Case:
     """The test that uses a fixture, as a case: it seeds what is random, and has no options."""
+    from vmsim.check.case import Case
+
     return Case(request.node.nodeid, "pytest", "", "", frozenset(), (), lambda rig: None)
 
 
@@ -159,6 +178,8 @@ def _end(rig: Rig) -> None:
 @pytest.fixture
 def vhost_frontend(request: pytest.FixtureRequest, vhost_user_target: Target) -> Iterator[Frontend]:
     """A front-end that is connected to a fresh back-end and past the negotiation."""
+    from vmsim.check.rigs import WireRig
+
     rig = WireRig(vhost_user_target, _case(request))
     yield rig.wire
     _end(rig)
@@ -194,6 +215,8 @@ class MigratingPair(Mounted):
 @pytest.fixture
 def guest_mount(request: pytest.FixtureRequest, vhost_user_target: Target) -> Iterator[Mounted]:
     """A mounted guest: ``guest_mount.fs`` and ``guest_mount.share``."""
+    from vmsim.check.rigs import GuestRig
+
     rig = GuestRig(vhost_user_target, _case(request))
     try:
         yield Mounted(rig.boot(), rig.share, rig)
@@ -204,6 +227,8 @@ def guest_mount(request: pytest.FixtureRequest, vhost_user_target: Target) -> It
 @pytest.fixture
 def migrating_pair(request: pytest.FixtureRequest, vhost_user_target: Target) -> Iterator[MigratingPair]:
     """The same with ``migrate()``."""
+    from vmsim.check.rigs import PairRig
+
     rig = PairRig(vhost_user_target, _case(request))
     try:
         yield MigratingPair(rig.boot(), rig.share, rig)
