@@ -1,8 +1,8 @@
 """The cases of ``vmsim check``, and what they are made of, for the tests of a back-end's own repository.
 
-pytest finds it by itself where vmsim is installed (entry point ``pytest11``). It needs the command that starts
-the back-end: ``--vhost-user-start`` or the ini option ``vhost_user_start``. Until a test asks for one of its
-fixtures nothing of vmsim is imported: it is loaded in every run of pytest, also where nobody wants it.
+pytest finds it by itself where vmsim is installed (entry point ``pytest11``). It needs the command that
+starts the back-end: ``--vhost-user-start`` or the ini option ``vhost_user_start``. Until a test asks for one
+of its fixtures nothing of vmsim is imported: it is loaded in every run of pytest, also where nobody wants it.
 """
 
 from __future__ import annotations

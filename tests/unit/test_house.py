@@ -38,6 +38,11 @@ OS_NAMES_ALLOWED = re.compile(
 )
 """Of ``os`` and ``fcntl``: constants and what touches no operating system."""
 
+IMPORT_NAMES = {"pyelftools": "elftools", "python-ptrace": "ptrace"}
+"""Packages whose modules are called otherwise."""
+NATIVE_GUESTS = {"capstone", "pyelftools", "python-ptrace"}
+"""What the CPU, decoder and loader of native guests are going to use."""
+
 
 def python_files(*folders: str) -> list[Path]:
     """Every Python file below the folders; scripts in tools have no suffix."""
@@ -148,6 +153,15 @@ def test_packages_say_what_they_are():
     main = [ROOT / "vmsim" / name for name in set.union(*LAYERS) if (ROOT / "vmsim" / name).is_dir()]
     main.append(ROOT / "devices" / "virtio_fs")
     assert [name_of(folder) for folder in main if not (folder / "README.md").exists()] == []
+
+
+def test_every_dependency_is_imported():
+    """Or waits for the work that it was chosen for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    imported = {name.partition(".")[0] for path in python_files(*CODE) for name in imports_of(path)}
+    declared = {re.split(r"[<>=~! ]", one)[0] for one in project["dependencies"]}
+    unused = {name for name in declared if IMPORT_NAMES.get(name, name) not in imported}
+    assert unused == NATIVE_GUESTS
 
 
 def test_the_top_level_is_fixed():
