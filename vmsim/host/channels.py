@@ -11,9 +11,12 @@ import os
 import select
 import socket
 import subprocess
+from collections.abc import Callable
 from typing import Final
 
 from vmsim.errors import HostError, StateError
+from vmsim.host import quiet
+from vmsim.host.socket_file import SocketFile, reachable, who_has
 from vmsim.host.waits import PATIENCE_NS, FdWaits
 from vmsim.migration.channel import ChannelBase
 from vmsim.migration.errors import ChannelError
@@ -52,13 +55,16 @@ class FdChannel(ChannelBase):
             if self._waits is not None:
                 self._waits.remove(fd)
 
-    def _send_all(self, fd: int, data: bytes | bytearray | memoryview) -> None:
-        """Write everything to ``fd``."""
+    def _send_all(
+        self, fd: int, data: bytes | bytearray | memoryview,
+        write: Callable[[int, memoryview], int] = quiet.write,
+    ) -> None:  # fmt: skip
+        """Write everything to ``fd``; a reader that is gone is a ChannelError, and no SIGPIPE."""
         view = memoryview(data)
         while len(view):
             self._check_open()
             try:
-                view = view[os.write(fd, view) :]
+                view = view[write(fd, view) :]
             except BlockingIOError:
                 self._wait(fd, select.POLLOUT, "room for")
             except OSError as error:
@@ -103,7 +109,10 @@ class SocketChannel(FdChannel):
         self._check_open()
         if not self._writable:
             raise StateError(f"the channel to {self.what} is closed for writing")
-        self._send_all(self._socket.fileno(), data)
+        self._send_all(self._socket.fileno(), data, self._send)
+
+    def _send(self, fd: int, view: memoryview) -> int:
+        return self._socket.send(view, socket.MSG_NOSIGNAL)
 
     def read_some(self, limit: int) -> bytes | memoryview:
         """Between 1 and ``limit`` bytes; b"" at the end."""
@@ -227,7 +236,8 @@ def connect(address: str | tuple[str, int]) -> socket.socket:
             return socket.create_connection(address)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.connect(address)
+            with reachable(address) as name:
+                connection.connect(name)
         except OSError:
             connection.close()
             raise
@@ -237,22 +247,31 @@ def connect(address: str | tuple[str, int]) -> socket.socket:
 
 
 def accept(address: str | tuple[str, int]) -> socket.socket:
-    """Listen on a Unix socket's path or on (host, port) for one connection; HostError if that fails."""
-    family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
+    """Listen on a Unix socket's path or on (host, port) for one connection; HostError if that fails.
+
+    The path must be free, and is so again afterwards: what somebody else has there stays as it is.
+    """
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as listener:
-            if isinstance(address, tuple):
+        if isinstance(address, tuple):
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(1)
-            listener.settimeout(PATIENCE_NS / 1e9)
-            connection, _ = listener.accept()
-    except OSError as error:
-        raise HostError(f"no connection on {address}", errno=error.errno or errno.ETIMEDOUT) from error
-    finally:
-        if isinstance(address, str):
+                listener.bind(address)
+                return _accepted(listener)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            file = SocketFile(listener, address)
             try:
-                os.unlink(address)
-            except OSError:
-                pass  # it was never bound
-    return connection
+                return _accepted(listener)
+            finally:
+                file.remove()
+    except OSError as error:
+        what, hint = f"no connection on {address}", ""
+        if error.errno == errno.EADDRINUSE and isinstance(address, str):
+            what = f"cannot listen on {address}: it is {who_has(address)}"
+            hint = "choose another path, or remove it"
+        raise HostError(what, errno=error.errno or errno.ETIMEDOUT, hint=hint) from error
+
+
+def _accepted(listener: socket.socket) -> socket.socket:
+    listener.listen(1)
+    listener.settimeout(PATIENCE_NS / 1e9)
+    return listener.accept()[0]

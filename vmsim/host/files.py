@@ -8,6 +8,7 @@ import tempfile
 from typing import Final
 
 from vmsim.errors import HostError, StateError, UsageError
+from vmsim.host import quiet
 from vmsim.host.channels import CommandReader, CommandWriter, SocketChannel, accept, connect
 from vmsim.host.waits import FdWaits
 from vmsim.migration.channel import Channel, ChannelBase
@@ -41,7 +42,7 @@ class FileWriter(ChannelBase):
         view = memoryview(data)
         try:
             while len(view):
-                view = view[os.write(self._fd, view) :]
+                view = view[quiet.write(self._fd, view) :]
         except OSError as error:
             raise _refused(f"cannot write {self.path}", error) from error
 

@@ -8,6 +8,7 @@ import os
 from typing import Final
 
 from vmsim.errors import HostError
+from vmsim.host import quiet
 
 PIPE_BYTES: Final = 1 << 20
 """How much a pipe should hold, if the system allows it."""
@@ -48,7 +49,7 @@ class Pipes:
     def write(self, fd: int, data: bytes | memoryview) -> int | None:
         """How many bytes went in; None when there is no room; HostError(EPIPE) when the reader is gone."""
         try:
-            return os.write(fd, data)
+            return quiet.write(fd, data)
         except BlockingIOError:
             return None
         except OSError as error:

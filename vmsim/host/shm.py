@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vmsim.errors import HostError
+from vmsim.host.quiet import without_signal
 
 SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 IOV_MAX: Final = 1024
@@ -32,7 +33,7 @@ class SharedMemory:
         self.fd = -1
         try:
             self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(self.fd, size_bytes)
+            without_signal(os.ftruncate, self.fd, size_bytes)
             if sealed:
                 fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
             self._map: mmap.mmap | None = mmap.mmap(self.fd, size_bytes, flags=MAP_FLAGS)

@@ -9,17 +9,16 @@ import grp
 import os
 import socket
 import stat
-from collections.abc import Iterator
 from typing import Final, Self
 
 from vmsim.errors import HostError, UsageError
+from vmsim.host.socket_file import SocketFile, listened_on, reachable, who_has
 from vmsim.vhost.constants import MESSAGE_FDS_MAX
 
 FD_BYTES: Final = array.array("i").itemsize
 ROOM_FOR_FDS: Final = socket.CMSG_SPACE((MESSAGE_FDS_MAX + 1) * FD_BYTES)
 BACKLOG: Final = 4
-ADDRESS_MAX: Final = 107
-"""Bytes of a path in a socket address (unix(7))."""
+ELSEWHERE: Final = "choose another path for the socket"
 
 
 class UnixSocket:
@@ -51,7 +50,7 @@ class UnixSocket:
         """Connect to the socket file ``path``."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _reachable(path) as name:
+            with reachable(path) as name:
                 connection.connect(name)
         except OSError as error:
             connection.close()
@@ -111,21 +110,10 @@ class Listener:
         self.path = path
         owner = _group_id(group) if group else -1
         _remove_stale(path)
-        self._file: tuple[int, int] | None = None
-        self._folder = -1
+        self._file: SocketFile | None = None
         self._socket = listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            if not os.path.basename(path):
-                raise OSError(errno.EISDIR, "no name of a file")  # the system would choose one for ""
-            with _reachable(path) as name, _made_with(0o660 if group else None):
-                listening.bind(name)
-            # What ``path`` is relative to may be another folder when the file is removed.
-            self._folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_CLOEXEC)
-            self._file = self._identity()
-            if group:  # whoever may write to the folder may have put a link there
-                os.chown(os.path.basename(path), -1, owner, dir_fd=self._folder, follow_symlinks=False)
-            if mode is not None:
-                os.chmod(path, mode)
+            self._file = SocketFile(listening, path, 0o660 if group and mode is None else mode, owner)
             listening.listen(BACKLOG)
             listening.setblocking(False)
         except OSError as error:
@@ -139,7 +127,6 @@ class Listener:
         listener = cls.__new__(cls)
         listener.path = ""
         listener._file = None
-        listener._folder = -1
         listener._socket = _as_socket(fd)
         listener._socket.setblocking(False)
         listener.fd = fd
@@ -160,26 +147,16 @@ class Listener:
             raise HostError(f"accepting on {self.path}", errno=error.errno or errno.EIO) from error
         return UnixSocket(connection)
 
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            found = os.lstat(os.path.basename(self.path), dir_fd=self._folder)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
-
     def disown(self) -> None:
         """For a child process: leave the socket file, and every way to its folder, to the parent."""
-        self._file = None
-        if self._folder >= 0:
-            os.close(self._folder)
-            self._folder = -1
+        if self._file is not None:
+            self._file.disown()
 
     def close(self) -> None:
         """Stop listening and remove our socket file; may be called twice."""
         self._socket.close()
-        if self._file is not None and self._identity() == self._file:
-            os.unlink(os.path.basename(self.path), dir_fd=self._folder)
-        self.disown()
+        if self._file is not None:
+            self._file.remove()
 
 
 def _as_socket(fd: int) -> socket.socket:
@@ -195,44 +172,16 @@ def _as_socket(fd: int) -> socket.socket:
         raise HostError(f"descriptor {fd}", errno=error.errno or errno.EBADF) from error
 
 
-@contextlib.contextmanager
-def _reachable(path: str) -> Iterator[str]:
-    """A name for ``path`` that fits into a socket address, however long the path is."""
-    if len(os.fsencode(path)) <= ADDRESS_MAX:
-        yield path
-        return
-    folder, name = os.path.split(path)
-    fd = os.open(folder or ".", os.O_PATH | os.O_CLOEXEC)
-    try:
-        short = f"/proc/self/fd/{fd}/{name}"
-        if len(os.fsencode(short)) > ADDRESS_MAX:
-            raise OSError(errno.ENAMETOOLONG, "the name alone does not fit")
-        yield short
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _made_with(mode: int | None) -> Iterator[None]:
-    """Files that are made meanwhile have this mode; None: whatever they have otherwise."""
-    if mode is None:
-        yield
-        return
-    before = os.umask(0o777 & ~mode)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
 def _remove_stale(path: str) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise UsageError(f"{path} exists and is no socket", hint="choose another path for the socket")
+            raise UsageError(f"{path} exists and is no socket but {who_has(path)}", hint=ELSEWHERE)
     except FileNotFoundError:
         return
     except OSError as error:
         raise HostError(f"socket {path}", errno=error.errno or errno.EIO) from error
+    if listened_on(path):  # a back-end that serves one connection would take ours for it
+        raise UsageError(f"{path} is {who_has(path)}", hint=ELSEWHERE)
     try:
         UnixSocket.connect(path).close()
     except HostError as error:
@@ -240,7 +189,7 @@ def _remove_stale(path: str) -> None:
             raise
         os.unlink(path)
         return
-    raise UsageError(f"somebody listens on {path} already", hint="choose another path for the socket")
+    raise UsageError(f"{path} is {who_has(path)}", hint=ELSEWHERE)
 
 
 def _group_id(group: str) -> int:

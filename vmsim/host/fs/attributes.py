@@ -50,6 +50,7 @@ class LinuxAttributes:
     """The attributes in the order of fuse_attr."""
 
     _link: bytes
+    """The symbolic link of a descriptor: ``_link % fd``."""
 
     def __init__(self) -> None:
         self._stat: Any = ffi.new("char[256]")

@@ -7,28 +7,54 @@ import fcntl
 import os
 import select
 import struct
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from resource import RLIM_INFINITY, RLIMIT_FSIZE, getrlimit
+from typing import Final, ParamSpec, TypeVar
 
 from vmsim.host.fs.libc import fail, libc
+from vmsim.host.quiet import without_signal
 
 F_OFD_GETLK: Final = 36
 F_OFD_SETLK: Final = 37
 FLOCK: Final = struct.Struct("hhxxxxqqixxxx")
 """struct flock: type, whence, start, len, pid."""
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _growing(call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    """``call(*args)``, which may make a file larger than this process may: EFBIG, and not SIGXFSZ.
+
+    The limit is looked at each time, since the program may set it at any time, and that is cheap.
+    """
+    if getrlimit(RLIMIT_FSIZE)[0] == RLIM_INFINITY:
+        return call(*args, **more)
+    return without_signal(call, *args, **more)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    if libc.fallocate(fd, mode, offset, length):
+        fail("fallocate")
+
 
 class LinuxContents:
     """Data in and out; see ``Contents`` of the seam."""
 
     preadv = staticmethod(os.preadv)
-    pwritev = staticmethod(os.pwritev)
-    ftruncate = staticmethod(os.ftruncate)
     lseek = staticmethod(os.lseek)
+
+    def pwritev(self, fd: int, views: Sequence[memoryview], offset: int) -> int:
+        """Write at a place."""
+        return _growing(os.pwritev, fd, views, offset)
 
     def appendv(self, fd: int, views: Sequence[memoryview]) -> int:
         """Write at the end, wherever that is by now."""
-        return os.pwritev(fd, views, 0, os.RWF_APPEND)
+        return _growing(os.pwritev, fd, views, 0, os.RWF_APPEND)
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        """Set the size."""
+        _growing(os.ftruncate, fd, size)
 
     def fsync(self, fd: int, datasync: bool) -> None:
         """Write it to the disk."""
@@ -50,12 +76,11 @@ class LinuxContents:
         """fallocate(2)."""
         if mode >= 1 << 31:
             raise OSError(errno.EOPNOTSUPP, "fallocate")
-        if libc.fallocate(fd, mode, offset, length):
-            fail("fallocate")
+        _growing(_fallocate, fd, mode, offset, length)
 
     def copy_file_range(self, fd_in: int, off_in: int, fd_out: int, off_out: int, length: int) -> int:
         """copy_file_range(2)."""
-        return os.copy_file_range(fd_in, fd_out, length, off_in, off_out)
+        return _growing(os.copy_file_range, fd_in, fd_out, length, off_in, off_out)
 
     def ioctl(self, fd: int, cmd: int, data: bytes, size: int) -> tuple[int, bytes]:
         """The result, and the argument as the call left it."""

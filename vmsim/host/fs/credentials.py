@@ -6,6 +6,7 @@ libc's setresuid switches all threads of the process; the bare system calls swit
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, Final
 
 from vmsim.host.fs.libc import CAPGET, CAPSET, SETGROUPS, SETRESGID, SETRESUID, fail, ffi, syscall
@@ -27,6 +28,12 @@ class LinuxCredentials:
     def __init__(self) -> None:
         self._cap_header: Any = ffi.new("unsigned int[2]", [CAP_VERSION_3, 0])
         self._caps: Any = ffi.new("unsigned int[6]")
+        self._steps: list[Callable[[], int]] = []
+        """What undoes ``become``, in the order in which it was done."""
+        self._look()
+
+    def _look(self) -> None:
+        """Take down who we are: the program may have changed that since the last request."""
         self._uid = os.geteuid()
         self._gid = os.getegid()
         self._groups = tuple(os.getgroups())
@@ -45,31 +52,46 @@ class LinuxCredentials:
     def become(self, uid: int, gid: int, groups: tuple[int, ...], override: bool) -> None:
         """Take these effective ids; what was begun is undone if it fails in between.
 
-        ``override`` keeps CAP_DAC_OVERRIDE when ``groups`` is empty.
+        ``override`` keeps CAP_DAC_OVERRIDE when ``groups`` is empty. A program that has given up its
+        privilege since acts as itself, like one that never had any.
         """
+        self._look()
+        if not self.privileged:
+            return
         try:
             if groups != self._groups:
                 self._set_groups(groups)
-            if gid != self._gid and _set_ids(SETRESGID, -1, gid, -1):
-                fail("setresgid")
-            if uid != self._uid and _set_ids(SETRESUID, -1, uid, -1):
-                fail("setresuid")
-            if override and uid != self._uid and not groups:
-                self._change_effective(CAP_DAC_OVERRIDE, 0)
+                self._steps.append(self._groups_back)
+            if gid != self._gid:
+                if _set_ids(SETRESGID, -1, gid, -1):
+                    fail("setresgid")
+                self._steps.append(lambda: int(_set_ids(SETRESGID, -1, self._gid, -1)))
+            if uid != self._uid:
+                if _set_ids(SETRESUID, -1, uid, -1):
+                    fail("setresuid")
+                self._steps.append(lambda: int(_set_ids(SETRESUID, -1, self._uid, -1)))
+                if override and not groups:
+                    self._change_effective(CAP_DAC_OVERRIDE, 0)
         except OSError:
             self.become_self()
             raise
 
     def become_self(self) -> None:
         """Be ourselves again, or not at all."""
-        failed = _set_ids(SETRESUID, -1, self._uid, -1) or _set_ids(SETRESGID, -1, self._gid, -1)
-        if not failed:
-            try:
-                self._set_groups(self._groups)
-            except OSError:
-                failed = 1
-        if failed:
-            os.abort()
+        while self._steps:
+            if self._steps.pop()():
+                os.abort()
+
+    def _groups_back(self) -> int:
+        try:
+            self._set_groups(self._groups)
+        except OSError:
+            return 1
+        return 0
+
+    def has_fsetid(self) -> bool:
+        """Whether set-group-id bits survive what this thread does."""
+        return bool(self._effective() & CAP_FSETID)
 
     def drop_fsetid(self) -> bool:
         """Give up CAP_FSETID."""

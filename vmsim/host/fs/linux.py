@@ -9,7 +9,7 @@ from vmsim.host.fs.names import LinuxNames
 from vmsim.host.fs.reaching import LinuxReaching
 
 
-class LinuxFs(LinuxReaching, LinuxAttributes, LinuxNames, LinuxContents, LinuxCredentials):
+class LinuxFs(LinuxReaching, LinuxNames, LinuxContents):
     """Implements ``HostFs`` of ``devices/virtio_fs/passthrough/host_calls.py`` with the system's own calls.
 
     It owns no descriptor. Its buffers are its own, so one object serves one thread. ``proc`` is where this

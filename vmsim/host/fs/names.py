@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from typing import Any, Final
 
 from vmsim.host.fs.libc import AT_FDCWD, AT_SYMLINK_FOLLOW, fail, ffi, libc
+from vmsim.host.fs.making import LinuxMaking
 
 DIRENT: Final = struct.Struct("<QqHB")
 DIRENT_HEADER: Final = 19
 DIRENTS_SIZE: Final = 32768
 
 
-class LinuxNames:
-    """Names in directories; see ``Names`` of the seam.
-
-    The umask belongs to the process: it is set around each call that creates something.
-    """
-
-    _link: bytes
+class LinuxNames(LinuxMaking):
+    """Names in directories; see ``Names`` of the seam."""
 
     def __init__(self) -> None:
         self._dirents: Any = ffi.new("char[]", DIRENTS_SIZE)
@@ -27,20 +24,17 @@ class LinuxNames:
 
     def mkdir(self, dir_fd: int, name: bytes, mode: int, umask: int) -> None:
         """Make a directory."""
-        previous = os.umask(umask)
-        try:
-            os.mkdir(name, mode, dir_fd=dir_fd)
-        finally:
-            os.umask(previous)
+        first, mode = self.allowed(dir_fd, mode, umask)
+        os.mkdir(name, first, dir_fd=dir_fd)
+        self.complete_name(dir_fd, name, stat.S_IFDIR | mode, os.rmdir)
 
     def mknod(self, dir_fd: int, name: bytes, mode: int, rdev: int, umask: int) -> None:
         """Make a node."""
         device = os.makedev(rdev >> 8 & 0xFFF, rdev & 0xFF | rdev >> 12 & 0xFFF00)
-        previous = os.umask(umask)
-        try:
-            os.mknod(name, mode, device, dir_fd=dir_fd)
-        finally:
-            os.umask(previous)
+        mode = mode if stat.S_IFMT(mode) else stat.S_IFREG | mode
+        first, mode = self.allowed(dir_fd, mode, umask)
+        os.mknod(name, first, device, dir_fd=dir_fd)
+        self.complete_name(dir_fd, name, mode, os.unlink)
 
     def symlink(self, target: bytes, dir_fd: int, name: bytes) -> None:
         """Make a symlink."""

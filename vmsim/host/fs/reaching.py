@@ -9,6 +9,7 @@ import resource
 from typing import Any, Final
 
 from vmsim.host.fs.libc import AT_EMPTY_PATH, OPENAT2, fail, ffi, libc, syscall
+from vmsim.host.fs.making import LinuxMaking
 
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
@@ -17,7 +18,9 @@ RESOLVE: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 CAP_DAC_READ_SEARCH: Final = 1 << 2
 MAX_HANDLE_SZ: Final = 128
 HANDLE_HEADER: Final = 8
-CREATES: Final = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
+UNNAMED: Final = os.O_TMPFILE & ~os.O_DIRECTORY
+CREATES: Final = os.O_CREAT | UNNAMED
+MAKES: Final = os.O_EXCL | UNNAMED
 ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 EAGAIN_TRIES: Final = 16
 
@@ -25,12 +28,10 @@ _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _openat2 = syscall("int dir_fd, const char *path, void *how, size_t size")
 
 
-class LinuxReaching:
+class LinuxReaching(LinuxMaking):
     """Opens files beneath a directory and by handle; see ``Reaching`` of the seam."""
 
     _proc: bytes
-    _link: bytes
-    """The symbolic link of a descriptor: ``_link % fd``."""
 
     def __init__(self) -> None:
         self._how: Any = ffi.new("unsigned long long[3]", [0, 0, RESOLVE])
@@ -46,11 +47,12 @@ class LinuxReaching:
     def open_beneath(self, dir_fd: int, path: bytes, flags: int, mode: int = 0, umask: int = 0) -> int:
         """openat2 with RESOLVE_BENEATH, NO_SYMLINKS and NO_MAGICLINKS."""
         if flags & CREATES:
-            previous = os.umask(umask)
-            try:
-                return self._open_beneath(dir_fd, path, flags, mode)
-            finally:
-                os.umask(previous)
+            first, mode = self.allowed(dir_fd, mode, umask)
+            fd = self._open_beneath(dir_fd, path, flags, first)
+            # Without O_EXCL or O_TMPFILE it may have been there before, and has the mode that it has.
+            if flags & MAKES:
+                self.complete(fd, dir_fd, path, mode)
+            return fd
         return self._open_beneath(dir_fd, path, flags, 0)
 
     def _open_beneath(self, dir_fd: int, path: bytes, flags: int, mode: int) -> int:
