@@ -14,7 +14,9 @@ from vmsim.host.channels import accept, connect
 from vmsim.host.sockets import Listener
 from vmsim.machine import Machine
 
-OTHERS = ("file", "directory", "full directory", "link", "dangling link", "pipe", "stale socket", "live socket")
+OTHERS = (
+    "file", "directory", "full directory", "link", "dangling link", "pipe", "stale socket", "live socket",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_an_incoming_migration_leaves_alone_what_is_there(kind, others, tmp_path
     path = tmp_path / "name"
     make(kind, path)
     before = looks(path)
-    with pytest.raises(HostError, match="cannot listen on .*: it is a ") as caught:
+    with pytest.raises(HostError, match=r"cannot listen on .*: it is a ") as caught:
         accept(str(path))
     with pytest.raises(HostError, match="EADDRINUSE"):
         Machine.receive(f"unix:{path}", tmp_path)

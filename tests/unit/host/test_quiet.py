@@ -23,7 +23,8 @@ def refused(call, number):
 
 called = []
 dispositions = {
-    "default": signal.SIG_DFL, "ignored": signal.SIG_IGN, "handled": lambda number, frame: called.append(number),
+    "default": signal.SIG_DFL, "ignored": signal.SIG_IGN,
+    "handled": lambda number, frame: called.append(number),
 }
 for number in (signal.SIGPIPE, signal.SIGXFSZ):
     signal.signal(number, dispositions[sys.argv[1]])

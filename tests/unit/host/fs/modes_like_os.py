@@ -111,8 +111,8 @@ def main() -> None:
                 made += 1
                 if here != there or left != mask:
                     place = os.path.basename(folder)
-                    print(f"{what} {mode:#o} in {place} by {caller}, umask {umask:#o} in a program with {mask:#o}: "
-                          f"{here}, not {there}; its umask is {left:#o}")
+                    print(f"{what} {mode:#o} in {place} by {caller}, umask {umask:#o} in a program with "
+                          f"{mask:#o}: {here}, not {there}; its umask is {left:#o}")
         os.close(at)
     print(made)
 

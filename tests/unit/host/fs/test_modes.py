@@ -19,7 +19,7 @@ FRESH = os.O_CREAT | os.O_EXCL | os.O_RDWR
 
 @pytest.mark.unprivileged
 def test_modes_are_those_that_the_system_gives(tmp_path):
-    """Kinds, modes, callers, both umasks, folders with a default ACL or a set-group-id bit: all combinations."""
+    """Kinds, modes, callers, both umasks, folders with default ACL or set-group-id bit: all combinations."""
     command = [sys.executable, "-W", "error", HERE / "modes_like_os.py", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
