@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from vmsim.check.cases import CASES
 from vmsim.check.outcome import Outcome, Result
 from vmsim.check.target import Aim, Target
 from vmsim.cli.common import Invocation, print_json, printable, report_console, stderr_console
-from vmsim.errors import UsageError
+from vmsim.errors import HostError, UsageError
 
 STYLES = {
     Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.CRASH: "bold red", Outcome.HANG: "magenta",
@@ -75,6 +76,13 @@ def _place(junit_xml: Path | None) -> Path | None:
     return junit_xml
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise HostError(f"cannot write {path}", errno=error.errno or errno.EIO) from error
+
+
 def _run(
     cases: list[Case], target: Target, told: Telling, invocation: Invocation, junit_xml: Path | None
 ) -> list[Result]:
@@ -95,7 +103,7 @@ def _run(
     finally:
         target.close()
         if junit_xml is not None and results:
-            junit_xml.write_text(report.junit_xml(results), encoding="utf-8")
+            _write(junit_xml, report.junit_xml(results))
     return results
 
 

@@ -24,8 +24,8 @@ BUG = "a bug in vmsim: "
 UNDECODABLE = 0xDC00
 """Bytes that are no text are characters from here on (PEP 383)."""
 HINTS = {
-    errno.ENOSPC: "free some space, or ask for less (--inodes)",
-    errno.EDQUOT: "free some space, or ask for less (--inodes)",
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there",
     errno.EMFILE: "raise the limit of open files: ulimit -n",
     errno.ENOMEM: "ask for less --memory",
 }

@@ -97,3 +97,10 @@ def test_wrong_usage(capsys, tmp_path):
     ):  # fmt: skip
         assert run(["check", *words]) == 2, words
         assert message in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written_are_told(tmp_path, capfd):
+    serve = f"{sys.executable} -P -m vmsim.cli serve --socket-path={{socket}} --shared-dir={{dir}}"
+    words = ["check", "--start", serve, "--only", "messages.reply-ack", "--junit-xml", "/dev/full"]
+    assert run(words) == 1
+    assert "cannot write /dev/full: ENOSPC" in capfd.readouterr().err
