@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import errno as errno_names
+import traceback
 from typing import ClassVar
 
 
@@ -122,6 +123,31 @@ class StallError(VmsimError):
     """Somebody waits for what nobody left can bring about."""
 
     blame = Blame.US
+
+
+class InternalFault(VmsimError):
+    """A bug of ours, met while a guest, peer or stream was served; ``report`` is its traceback as text.
+
+    It ends what it happened in (a ring, a request, a session), and nothing else.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        frames = traceback.extract_tb(error.__traceback__)
+        last = frames[-1] if frames else None
+        where = f" in {last.name} ({last.filename.rpartition('/')[2]}:{last.lineno})" if last else ""
+        super().__init__(
+            f"a bug in vmsim: {type(error).__name__}: {error}{where}",
+            hint="this should not happen, whatever the input; please report it",
+        )
+        self.report = "".join(traceback.format_exception(error))
+
+
+def contained(error: Exception) -> VmsimError:
+    """``error`` if it was raised on purpose, else the fault that it is.
+
+    Only text is kept of a fault: frames would keep guest memory mapped.
+    """
+    return error if isinstance(error, VmsimError) else InternalFault(error)
 
 
 class MigrationError(VmsimError):

@@ -13,6 +13,7 @@ from devices.virtio_fs.passthrough.host_calls import HostFs
 from devices.virtio_fs.state.collect import StateCollector
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.restore import RestoreReport, restore_state
+from vmsim.errors import InternalFault
 from vmsim.fuse.session import Session
 from vmsim.virtio.chain import Chain
 from vmsim.virtio.constants import RING_FEATURES
@@ -70,6 +71,7 @@ class VirtioFsBackend:
             self.config_space = device.config_space()
         self.fs = PassthroughFs(host, share, self.options)
         self.session = Session(self.fs, self.options.init_options())
+        self.session.on_fault = _give_up
         self.collector = StateCollector(self.fs, self.session, self.state_options)
         self.report: RestoreReport | None = None
         self.open_slots: list[list[Slot]] = [[] for _ in range(self.queue_count)]
@@ -249,6 +251,11 @@ class VirtioFsBackend:
             self._locks_wanted = self._busy = True
         else:
             self._locks_suspended = self._locks_wanted = False
+
+
+def _give_up(error: Exception, opcode: int) -> None:
+    """A bug met while a request was served: what the session is now nobody knows, so the device ends."""
+    raise InternalFault(error) from error
 
 
 def _digest(state: bytes) -> bytes:

@@ -10,7 +10,7 @@ from devices.virtio_fs.config import (
     MigrationKind,
     check_migration_kind,
 )
-from vmsim.errors import MigrationError, PeerError, StateError, VmsimError
+from vmsim.errors import MigrationError, PeerError, StateError, contained
 from vmsim.memory import DirtyLog, GuestMemory
 from vmsim.vhost.dialects.base import Dialect
 from vmsim.vhost.frontend import FrontendOptions, RingSetup, VhostFrontend
@@ -195,8 +195,8 @@ class VirtioFsDevice:
             return
         try:
             self._start()
-        except VmsimError as error:
-            self.virtio.needs_reset(str(error))
+        except Exception as error:
+            self.virtio.needs_reset(str(contained(error)))
 
     def _reset(self) -> None:
         """A device reset by the driver: nothing of the guest's may be touched any more."""
@@ -208,8 +208,8 @@ class VirtioFsDevice:
                     self.frontend.stop_rings()
             finally:
                 self.frontend.reset_device()
-        except VmsimError as error:
-            self.virtio.reset_reason = str(error)
+        except Exception as error:
+            self.virtio.reset_reason = str(contained(error))
 
     def _queue_reset(self, index: int) -> None:
         self._on_queue(lambda frontend: frontend.stop_ring(index))
@@ -222,8 +222,8 @@ class VirtioFsDevice:
             return
         try:
             act(self.frontend)
-        except VmsimError as error:
-            self.virtio.needs_reset(str(error))
+        except Exception as error:
+            self.virtio.needs_reset(str(contained(error)))
 
     def _called(self, ring: int) -> None:
         self.virtio.used_buffers()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vmsim.errors import HostError, StallError, StateError, VmsimError
+from vmsim.errors import HostError, StallError, StateError, VmsimError, contained
 from vmsim.limits import MEMORY_REGIONS_MAX, QUEUE_SIZE_MAX
 from vmsim.memory import BitmapSink, bitmap_bytes
 from vmsim.schedule import Schedule
@@ -140,10 +140,10 @@ class VhostBackend:
                 feature = c.PROTOCOL_FEATURES[row.feature]
                 raise MessageError(f"{row.name} without protocol feature {feature}", spec=SPEC)
             reply = self._dispatch(request)
-        except VmsimError as error:
-            self.refusal = error
+        except Exception as raised:
+            self.refusal = error = contained(raised)
             if not acked:
-                raise _as_message_error(row.name, error) from error
+                raise _as_message_error(row.name, error) from raised
             return Reply(p.Number(_code(error)))
         finally:
             fds, self._fds = self._fds, []

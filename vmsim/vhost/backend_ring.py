@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from vmsim.errors import VmsimError
+from vmsim.errors import VmsimError, contained
 from vmsim.limits import QUEUE_SIZE_MAX
 from vmsim.memory import DirtySink, GuestMemory
 from vmsim.schedule import Schedule
@@ -110,8 +110,8 @@ class BackendRing:
             try:
                 self.ring = self._make()
                 chains = {chain.head: chain for chain in self.ring.restore(state)}
-            except VmsimError as error:
-                self._fail(error)
+            except Exception as error:
+                self._fail(contained(error))
                 return
             self._outstanding = {key: chains[old.head] for key, old in in_flight.items()}
             if self._tracking is not None:
@@ -150,8 +150,8 @@ class BackendRing:
         take = ring.pop if self._tracking is None else self._take
         try:
             chain = take()
-        except VmsimError as error:
-            self._fail(error)
+        except Exception as error:
+            self._fail(contained(error))
             return
         if chain is not None:
             self._work(ring, chain, take)
@@ -195,8 +195,8 @@ class BackendRing:
                 if not ring.arm_kicks():
                     break
                 chain = take()
-        except VmsimError as error:
-            self._fail(error)
+        except Exception as error:
+            self._fail(contained(error))
         finally:
             self._busy = False
             if pushed and self.link is not None and ring.needs_call():
@@ -210,8 +210,8 @@ class BackendRing:
             return
         try:
             ring.push(current, written)
-        except VmsimError as error:
-            self._fail(error)
+        except Exception as error:
+            self._fail(contained(error))
             return
         if self.link is not None and ring.needs_call():
             self.link.call(self.index)
@@ -286,8 +286,8 @@ class BackendRing:
                 self._update()
             if self.live is not None and self._fresh and not self._busy:
                 self._take_up(self.live)
-        except VmsimError as error:
-            self._fail(error)
+        except Exception as error:
+            self._fail(contained(error))
 
     def _take_up(self, ring: DeviceRing) -> None:
         """Handle what was in flight when this ring stopped, or its former back-end died."""

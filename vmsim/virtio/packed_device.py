@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _DESC = struct.Struct("<QIHH")  # addr, len, id, flags
 _ROWS = struct.Struct("<QI2xH")  # the same without id
 _WINDOW = 6 * DESC_BYTES  # the fast path reads this much from a head on in one snapshot
+_NOTHING = (bytes(_WINDOW + 1), Chain())  # longer than any window, so that none begins with it
 _WRAP_BITS = DESC_F_AVAIL | DESC_F_USED
 _FAST_MASK = _WRAP_BITS | DESC_F_INDIRECT
 _AVAILABLE = (DESC_F_USED, DESC_F_AVAIL)  # by wrap counter: AVAIL equals it, USED does not (section 2.8.1)
@@ -78,7 +79,7 @@ class PackedDeviceRing(DeviceRingBase):
         self._unsignalled = 0  # slots used since the driver was last notified; negative: notify in any case
         # The exact bytes of chains, and what they mean: equal bytes need no second look. An entry is chosen
         # by the low byte of the first descriptor's id and the wrap counter; another choice would do as well.
-        self._cache: list[tuple[bytes, Chain]] = [(b"?", Chain())] * 512
+        self._cache: list[tuple[bytes, Chain]] = [_NOTHING] * 512
 
     def pop(self) -> Chain | None:
         """The next available chain, or None if there is none. RingViolation on anything malformed."""

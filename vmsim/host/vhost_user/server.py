@@ -8,7 +8,7 @@ import select
 from collections.abc import Callable
 from typing import Final
 
-from vmsim.errors import HostError, PeerError, VmsimError
+from vmsim.errors import HostError, InternalFault, PeerError, VmsimError, contained
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.channel import ChannelClient
 from vmsim.host.waits import FdWaits
@@ -88,10 +88,16 @@ class VhostUserServer:
                 message = self._buffer.feed(data, fds)
                 if message is not None:
                     self._handle(message)
-        except VmsimError as error:
-            self.failure = error
-            self._log(f"connection ended: {error}")
-            self.close(str(error))
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """End the connection because of what the front-end, or a bug of ours, did wrong."""
+        self.failure = contained(error)
+        self._log(f"connection ended: {self.failure}")
+        if isinstance(self.failure, InternalFault):
+            self._log(self.failure.report)
+        self.close(str(self.failure))
 
     def _handle(self, message: RawMessage) -> None:
         header = message.header

@@ -87,6 +87,15 @@ class Service:
         return None
 
     def _loop(self, server: VhostUserServer) -> None:
+        try:
+            self._turns(server)
+        except Exception as error:
+            # A bug of ours in a message, a ring or beside them: this front-end's session is over. The process
+            # serves others, or says to its supervisor how it ended.
+            server.fail(error)
+            self.backend.device.reset()
+
+    def _turns(self, server: VhostUserServer) -> None:
         idle, background, polled = self._waits.idle, self._background, server.polled
         more = False
         while not server.ended and not self._stopped:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from vmsim.errors import PeerError, StreamError, VmsimError
+from vmsim.errors import PeerError, StreamError, contained
 from vmsim.limits import STATE_BLOB_MAX
 from vmsim.vhost import payloads as p
 from vmsim.vhost.dialects.base import (
@@ -233,8 +233,8 @@ class Rfc2023Transfer:
             if remaining < 0:
                 where = f"offset {asked.state_offset} in {len(self._state)} bytes"
                 raise MessageError(f"FS_GET_STATE: {where}", errno=errno.EINVAL)
-        except (VmsimError, OSError) as error:
-            self.failure = error
+        except Exception as error:
+            self.failure = error if isinstance(error, OSError) else contained(error)
             return Reply(p.StateChunk(asked.state_offset, NO_STATE))
         size = min(asked.size_bytes, remaining)
         shm[:size] = memoryview(self._state)[asked.state_offset : asked.state_offset + size]
@@ -253,7 +253,7 @@ class Rfc2023Transfer:
             if self._received_bytes + given.size_bytes > STATE_BLOB_MAX:
                 raise MessageError(f"FS_SET_STATE: more than {STATE_BLOB_MAX} bytes", errno=errno.EFBIG)
         except MessageError as error:
-            self.failure = error
+            self.failure = error if isinstance(error, OSError) else contained(error)
             raise
         if self._received is None:
             self._received = []
@@ -281,8 +281,8 @@ class Rfc2023Transfer:
             return
         try:
             self._device.load_state(b"".join(received))
-        except (VmsimError, OSError) as error:
-            self.failure = error
+        except Exception as error:
+            self.failure = error if isinstance(error, OSError) else contained(error)
             why = f"FS_SET_STATE_FD: cannot apply the state: {error}"
             raise MessageError(why, errno=errno.EIO) from error
 

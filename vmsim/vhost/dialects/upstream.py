@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from vmsim.errors import HostError, PeerError, StreamError, VmsimError
+from vmsim.errors import HostError, PeerError, StreamError, contained
 from vmsim.limits import STATE_BLOB_MAX
 from vmsim.vhost import payloads as p
 from vmsim.vhost.constants import F_DEVICE_STATE, NO_FD, PHASE_STOPPED, STATE_LOAD, STATE_SAVE
@@ -221,8 +221,8 @@ class UpstreamTransfer:
         self.abandon()
         try:
             return self._begin(request.payload, take_fd(), rings_stopped)
-        except (VmsimError, OSError) as error:
-            self.failure = error
+        except Exception as error:
+            self.failure = error if isinstance(error, OSError) else contained(error)
             return Reply(p.Number(REFUSED | NO_FD))
 
     def _begin(self, asked: p.DeviceState, fd: int, rings_stopped: bool) -> Reply:
@@ -261,8 +261,8 @@ class UpstreamTransfer:
         try:
             while self._fd >= 0 and (self._write() if self._direction == STATE_SAVE else self._read()):
                 moved = True
-        except (VmsimError, OSError) as error:
-            self.failure = error
+        except Exception as error:
+            self.failure = error if isinstance(error, OSError) else contained(error)
             self._close()
             moved = True
         return moved
@@ -306,8 +306,8 @@ class UpstreamTransfer:
         if direction == STATE_LOAD:
             try:
                 self._device.load_state(blob)
-            except (VmsimError, OSError) as error:
-                self.failure = error
+            except Exception as error:
+                self.failure = error if isinstance(error, OSError) else contained(error)
                 return False
         return True
 
