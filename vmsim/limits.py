@@ -19,6 +19,12 @@ FUSE_MAX_WRITE: Final = 1 << 20
 FUSE_REQUEST_OVERHEAD: Final = 4096
 """Bytes of headers and arguments allowed on top of FUSE_MAX_WRITE."""
 
+FUSE_COPY_MAX: Final = 8 << 20
+"""Bytes of one COPY_FILE_RANGE; the reply says how far it came, as POSIX lets it."""
+
+TURN_NS: Final = 20_000_000
+"""How long one ring is served before messages, other rings and whatever else is ready get their turn."""
+
 FUSE_REPLY_BUFFER_MAX: Final = 1 << 20
 """Largest READDIR, GETXATTR or LISTXATTR buffer; larger asks get ENOMEM."""
 

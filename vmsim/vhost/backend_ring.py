@@ -7,7 +7,7 @@ while it is both started and enabled; enabling is remembered while it is stopped
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Literal
 
 from vmsim.errors import VmsimError, contained
 from vmsim.limits import QUEUE_SIZE_MAX
@@ -23,9 +23,6 @@ from vmsim.virtio.ring_types import DeviceRing, Fence, RingConfig
 from vmsim.virtio.rings import make_device_ring
 
 Policy = Literal["strict", "lenient"]
-
-CHAINS_PER_TURN: Final = 1024
-"""A driver that never pauses keeps nobody else waiting for longer, where the link can come back to it."""
 
 
 class BackendRing:
@@ -171,12 +168,12 @@ class BackendRing:
         index = self.index
         complete = self.complete
         pushed = False
-        left = CHAINS_PER_TURN
+        link = self.link
+        over = None if link is None else link.turn()
         self._busy = True
         try:
             while True:
                 while chain is not None:
-                    left -= 1
                     written = handle(index, chain, complete)
                     if written is None:
                         self._outstanding[id(chain)] = chain
@@ -185,7 +182,9 @@ class BackendRing:
                         pushed = True
                     if self.live is not ring:
                         return
-                    if left <= 0 and self.link is not None and self.link.again(index):
+                    if over is not None and over():
+                        assert link is not None
+                        link.again(index)
                         return
                     chain = take()
                     if chain is not None:

@@ -105,9 +105,11 @@ class _Link:
         """Tell the front-end."""
         self._transport.on_ring_error(ring, why)
 
-    def again(self, ring: int) -> bool:
-        """A driver in the same thread cannot go on while it is served."""
-        return False
+    def turn(self) -> None:
+        """A driver in the same thread cannot go on while it is served: its ring is empty soon."""
+
+    def again(self, ring: int) -> None:
+        """Turns have no end here."""
 
     def set_notifier(self, message: str, ring: int, fd: int) -> None:
         """Descriptors are not needed here."""

@@ -94,8 +94,12 @@ class BackendLink(Protocol):
         """The back-end gave up on a ring."""
         ...
 
-    def again(self, ring: int) -> bool:
-        """The ring has had its turn: kick it once the others have had theirs. False: it may as well go on."""
+    def turn(self) -> Callable[[], bool] | None:
+        """A turn of a ring begins: who says when it is over. None: nobody waits meanwhile."""
+        ...
+
+    def again(self, ring: int) -> None:
+        """The turn is over: kick the ring once everything else has had its own."""
         ...
 
     def set_notifier(self, message: str, ring: int, fd: int) -> None:

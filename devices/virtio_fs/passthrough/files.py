@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from vmsim.fuse.abi import flags as f
 from vmsim.fuse.filesystem import Context, Deferred, OpenReply, Views
+from vmsim.limits import FUSE_COPY_MAX
 
 from .inodes import Inode
 from .locks import LockOps
@@ -17,7 +18,6 @@ from .reach import NO_MORE_FDS
 from .xattr import drop_capability
 
 IOV_MAX: Final = 1024
-COPY_MAX: Final = 0x7FFFF000
 """Most bytes of one COPY_FILE_RANGE: MAX_RW_COUNT of Linux."""
 
 Transfer: TypeAlias = Callable[[int, Sequence[memoryview], int], int]
@@ -211,7 +211,8 @@ class FileOps(LockOps):
         source = self.require_handle(fh_in, nodeid_in)
         target = self.require_handle(fh_out, nodeid_out)
         try:
-            return self.host.copy_file_range(source.fd, off_in, target.fd, off_out, min(length, COPY_MAX))
+            length = min(length, FUSE_COPY_MAX)  # in one turn; whoever wants more asks again
+            return self.host.copy_file_range(source.fd, off_in, target.fd, off_out, length)
         except OverflowError:
             raise OSError(errno.EINVAL, "offset out of range") from None
 

@@ -49,7 +49,7 @@ def test_in_a_request(fault, features):
 @pytest.mark.parametrize("method", ["set_features", "log_started", "parked", "keep_parked", "resume_parked"])
 @pytest.mark.parametrize("fault", [AttributeError("x"), MemoryError()], ids=["AttributeError", "MemoryError"])
 def test_in_a_message(method, fault, monkeypatch):
-    """It is refused like one that asks for something impossible: at the worst the caller gets a typed error."""
+    """It is refused like one that asks for something impossible: with a typed error."""
     with Rig().boot(BASIC) as rig:
         rig.echo.defer = {1}
         rig.driver.send(b"parked")

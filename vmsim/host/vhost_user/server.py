@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -12,6 +13,7 @@ from vmsim.errors import HostError, InternalFault, PeerError, VmsimError, contai
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.channel import ChannelClient
 from vmsim.host.waits import FdWaits
+from vmsim.limits import TURN_NS
 from vmsim.vhost.backend import VhostBackend
 from vmsim.vhost.constants import F_INBAND_NOTIFICATIONS, F_REPLY_ACK, FLAG_NEED_REPLY
 from vmsim.vhost.framing import MessageBuffer, RawMessage
@@ -196,10 +198,16 @@ class _Link:
         elif self._inband and self._channel is not None:
             self._channel.tell("VRING_ERR", ring)
 
-    def again(self, ring: int) -> bool:
+    @staticmethod
+    def turn() -> Callable[[], bool]:
+        """Chains cost what the guest chooses, so a turn is bounded in time."""
+        now_ns = time.monotonic_ns
+        end_ns = now_ns() + TURN_NS
+        return lambda: now_ns() >= end_ns
+
+    def again(self, ring: int) -> None:
         """Kick the ring when everything else that is ready has been served."""
         self._waits.later(lambda: self._kick_again(ring))
-        return True
 
     def _kick_again(self, ring: int) -> None:
         if self._backend.link is self:
