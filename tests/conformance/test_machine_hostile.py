@@ -14,7 +14,7 @@ import struct
 
 import pytest
 
-from tests.contract.attacker import INDIRECT, NEXT, WRITE, Attacker, header, request
+from tests.support.attacker import INDIRECT, NEXT, WRITE, Attacker, header, request
 from vmsim.fuse import opcodes as op
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine

@@ -4,11 +4,11 @@ import errno
 
 import pytest
 
-from tests.contract import dying
-from tests.contract.dying import OPTIONS, reap_all
-from tests.contract.socket_rig import SocketRig
 from tests.contract.transport import refused, send
-from tests.contract.vhost_rig import BASIC, PACKED, EchoDevice, Rig, open_fds
+from tests.support import dying
+from tests.support.dying import OPTIONS, reap_all
+from tests.support.socket_rig import SocketRig
+from tests.support.vhost_rig import BASIC, PACKED, EchoDevice, Rig, open_fds
 from vmsim.errors import PeerError
 from vmsim.host.shm import SharedMemory
 from vmsim.memory import DirtyLog

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from tests.contract.ring_pair import DATA, RingPair
+from tests.support.ring_pair import DATA, RingPair
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED
 from vmsim.virtio.rings import ring_areas
 

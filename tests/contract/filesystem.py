@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from tests.contract.direct_fs import refused
+from tests.support.direct_fs import refused
 
 TIMES = (1_000_000_000_123_456_789, 1_600_000_000_987_654_321)
 

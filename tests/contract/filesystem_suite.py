@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import stat
 
-from tests.contract.fuse_rig import Rig
+from tests.support.fuse_rig import Rig
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import FATTR_MODE, FATTR_SIZE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from tests.contract.direct_fs import refused
+from tests.support.direct_fs import refused
 
 
 class Opened:

@@ -11,7 +11,7 @@ its mount of another one. Results and errnos must be equal.
 from __future__ import annotations
 
 from tests.contract import posix_content, posix_names
-from tests.contract.posix_both import Both
+from tests.support.posix_both import Both
 
 __all__ = ["CHECKS", "Both"]
 

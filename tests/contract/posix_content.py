@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.contract.posix_both import P, expect_equal
+from tests.support.posix_both import P, expect_equal
 
 # -- opening
 

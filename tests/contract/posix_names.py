@@ -10,7 +10,7 @@ import stat
 
 import pytest
 
-from tests.contract.posix_both import P
+from tests.support.posix_both import P
 
 # -- names
 

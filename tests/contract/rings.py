@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tests.contract.ring_pair import DATA, MEMORY_BYTES, RingPair, scatter
+from tests.support.ring_pair import DATA, MEMORY_BYTES, RingPair, scatter
 from vmsim.errors import StateError, StreamError, UsageError
 from vmsim.memory import DirtyLog
 from vmsim.virtio.constants import (

@@ -1,7 +1,7 @@
 """Seam S1: what every transport does. A new transport passes every check_* here.
 
 A check takes a function ``make(**options) -> Rig``: a context manager like
-:class:`tests.contract.vhost_rig.Rig`, whose back-end may live elsewhere as long as ``rig.echo`` can be asked
+:class:`tests.support.vhost_rig.Rig`, whose back-end may live elsewhere as long as ``rig.echo`` can be asked
 what reached it.
 """
 
@@ -12,7 +12,7 @@ import os
 
 import pytest
 
-from tests.contract.vhost_rig import PACKED, EchoDevice, open_fds
+from tests.support.vhost_rig import PACKED, EchoDevice, open_fds
 from vmsim.errors import PeerError, StallError, StateError, VmsimError
 from vmsim.host.shm import SharedMemory
 from vmsim.memory import DirtyLog

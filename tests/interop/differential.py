@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from devices.virtio_fs.state import blob
 from devices.virtio_fs.state.records import PATH, StateBlob
-from tests.contract.attacker import Attacker
 from tests.interop.fuse_stream import OLD_NS, Ask, Stream, on
 from tests.interop.test_our_stream import Pieces
+from tests.support.attacker import Attacker
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import FATTR_MODE, FATTR_MTIME, FATTR_MTIME_NOW, FATTR_SIZE

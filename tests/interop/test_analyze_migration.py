@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.migration_rig import Machine
+from tests.support.migration_rig import Machine
 from vmsim.host.files import FileWriter
 from vmsim.migration.report import MigrationParameters
 from vmsim.migration.source import OutgoingMigration

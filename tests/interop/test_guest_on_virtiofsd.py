@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.contract import filesystem, posix
-from tests.contract.machine_rig import HANDLES_ALLOWED, host_lock
 from tests.interop.virtiofsd_rig import World, start_serve, start_virtiofsd
+from tests.support.machine_rig import HANDLES_ALLOWED, host_lock
 from vmsim.errors import VmsimError
 from vmsim.fuse.abi.init_flags import flag_names
 from vmsim.guest.config import GuestConfig

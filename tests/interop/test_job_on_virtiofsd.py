@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.machine_rig import HANDLES_ALLOWED
-from tests.contract.remote_rig import nothing_left
+from tests.support.machine_rig import HANDLES_ALLOWED
+from tests.support.remote_rig import nothing_left
 from vmsim.cli import run
 
 pytestmark = pytest.mark.interop

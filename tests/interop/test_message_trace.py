@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.vhost_rig import Recorder
 from tests.interop.virtiofsd_rig import SANDBOX
+from tests.support.vhost_rig import Recorder
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine, Seams
 from vmsim.machine.remote import started

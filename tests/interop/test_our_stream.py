@@ -11,7 +11,7 @@ import pytest
 
 from devices.virtio_fs import parked
 from devices.virtio_fs.state import blob, extension
-from tests.contract.machine_rig import ALL_KINDS, Kind, Life, make
+from tests.support.machine_rig import ALL_KINDS, Kind, Life, make
 from vmsim.machine.config import MachineConfig
 from vmsim.migration.byteio import StreamInput
 from vmsim.migration.vmio import VmReader

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.interop.test_check_virtiofsd import virtiofsd_command
-from tests.plugin_rig import MORE, example, outcomes, run_pytest
+from tests.support.plugin_rig import MORE, example, outcomes, run_pytest
 
 pytestmark = pytest.mark.interop
 

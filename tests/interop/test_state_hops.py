@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from devices.virtio_fs.state.records import INVALID, PATH, StateBlob
-from tests.contract.machine_rig import HANDLES_ALLOWED
 from tests.interop.differential import state_of
 from tests.interop.virtiofsd_rig import SANDBOX
+from tests.support.machine_rig import HANDLES_ALLOWED
 from vmsim.errors import MigrationError
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Backend, Machine, Seams

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.contract.guest_rig import GuestRig
+from tests.support.guest_rig import GuestRig
 from vmsim.fuse import opcodes as op
 from vmsim.sim.seeded import SeededSchedule
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.attacker import REGISTER, ROOM, Attacker, header, request
 from tests.simulation.test_voyages import seeds
+from tests.support.attacker import REGISTER, ROOM, Attacker, header, request
 from vmsim.fuse import opcodes as op
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine

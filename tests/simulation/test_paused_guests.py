@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from tests.contract.guest_rig import GuestRig
+from tests.support.guest_rig import GuestRig
 from vmsim.machine import Machine
 from vmsim.sim.seeded import SeededSchedule
 

@@ -14,7 +14,7 @@ import os
 import random
 from typing import Any, Final, NamedTuple
 
-from tests.contract.machine_rig import HANDLES_ALLOWED
+from tests.support.machine_rig import HANDLES_ALLOWED
 from vmsim.errors import MigrationError, StateError
 from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
 from vmsim.machine import Machine, Seams

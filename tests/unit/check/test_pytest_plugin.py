@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from tests.plugin_rig import MORE, example, outcomes, run_pytest
+from tests.support.plugin_rig import MORE, example, outcomes, run_pytest
 
 BAD = Path(__file__).with_name("bad_backend.py")
 

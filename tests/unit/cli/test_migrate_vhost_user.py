@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.machine_rig import HANDLES_ALLOWED
-from tests.contract.remote_rig import nothing_left
+from tests.support.machine_rig import HANDLES_ALLOWED
+from tests.support.remote_rig import nothing_left
 from vmsim.host.processes import SERVE
 
 REMOTE = ("--transport", "vhost-user", "--inodes", "5", "--memory", "8M")

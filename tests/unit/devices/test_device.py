@@ -6,7 +6,7 @@ import pytest
 
 from devices.virtio_fs.config import VIRTIO_FS_F_NOTIFICATION, FsDeviceOptions
 from devices.virtio_fs.section import FsSection
-from tests.contract.vhost_rig import BASIC, EchoDevice, Rig, open_fds
+from tests.support.vhost_rig import BASIC, EchoDevice, Rig, open_fds
 from vmsim.errors import (
     MigrationBlocked,
     MigrationError,

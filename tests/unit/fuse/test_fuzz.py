@@ -7,7 +7,7 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.contract.fuse_rig import Rig
+from tests.support.fuse_rig import Rig
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.headers import IN_HEADER

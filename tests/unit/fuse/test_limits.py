@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from tests.contract.fuse_rig import Rig
+from tests.support.fuse_rig import Rig
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import FATTR_GID, FATTR_MTIME

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.filesystem_suite import CHECKS
-from tests.contract.memory_fs import MemoryFs
+from tests.support.memory_fs import MemoryFs
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

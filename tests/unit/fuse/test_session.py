@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.contract.fuse_rig import Rig, cut_views
+from tests.support.fuse_rig import Rig, cut_views
 from vmsim.errors import StreamError
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from tests.contract.fuse_rig import Rig
+from tests.support.fuse_rig import Rig
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import F_UNLCK, F_WRLCK

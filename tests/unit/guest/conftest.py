@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.guest_rig import GuestRig
+from tests.support.guest_rig import GuestRig
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.contract.guest_rig import dirty_log
+from tests.support.guest_rig import dirty_log
 from vmsim.errors import UsageError
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import FOPEN_DIRECT_IO

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.guest_rig import GuestRig, make_memory
+from tests.support.guest_rig import GuestRig, make_memory
 from vmsim.errors import StallError, StreamError
 from vmsim.guest.kernel import GuestKernel
 from vmsim.guest.state import KernelState

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.contract.guest_rig import make_memory
+from tests.support.guest_rig import make_memory
 from vmsim.errors import UsageError
 from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.replies import INIT_OUT

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from tests.contract.migration_rig import Machine
+from tests.support.migration_rig import Machine
 from vmsim.errors import MigrationError
 from vmsim.host.channels import CommandWriter, SocketChannel
 from vmsim.host.files import FileWriter, incoming_channel, outgoing_channel

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from tests.contract.vhost_rig import open_fds
+from tests.support.vhost_rig import open_fds
 from vmsim.errors import HostError, UsageError
 from vmsim.host.sockets import Listener, UnixSocket
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.contract.vhost_rig import mappings, open_fds
+from tests.support.vhost_rig import mappings, open_fds
 from vmsim.errors import HostError
 from vmsim.host.eventfd import EventFd
 from vmsim.host.services import HostServices

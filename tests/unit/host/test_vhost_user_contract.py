@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.contract.socket_rig import SocketRig
 from tests.contract.transport import CHECKS
+from tests.support.socket_rig import SocketRig
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

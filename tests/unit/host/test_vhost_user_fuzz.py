@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.socket_rig import SocketRig
-from tests.contract.vhost_rig import BASIC, PACKED, EchoDevice, mappings, open_fds
+from tests.support.socket_rig import SocketRig
+from tests.support.vhost_rig import BASIC, PACKED, EchoDevice, mappings, open_fds
 from tests.unit.vhost.test_backend_fuzz import steps
 from vmsim.host.eventfd import EventFd
 from vmsim.host.services import HostServices

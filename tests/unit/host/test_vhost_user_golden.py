@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from devices.virtio_fs.section import FsSection
-from tests.contract.socket_rig import SocketRig
+from tests.support.socket_rig import SocketRig
 from tests.unit.vhost.test_golden_trace import Bytes, save
 from vmsim.memory import DirtyLog
 from vmsim.migration.byteio import StreamInput

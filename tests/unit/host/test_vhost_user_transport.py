@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.vhost_rig import open_fds
+from tests.support.vhost_rig import open_fds
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent, VhostUserTransport
 from vmsim.host.waits import FdWaits

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 
-from tests.contract.machine_rig import FEW_KINDS, Campaign, Kind, Life, no_leaks
+from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life, no_leaks
 from vmsim.machine import Seams
 from vmsim.machine.machine import FINISHED, RUNNING
 from vmsim.sim.faults import Fault, Step

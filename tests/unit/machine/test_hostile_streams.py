@@ -7,7 +7,7 @@ import os
 import msgspec
 import pytest
 
-from tests.contract.machine_rig import make, no_leaks
+from tests.support.machine_rig import make, no_leaks
 from vmsim.errors import MigrationError, StreamError
 from vmsim.machine import Machine
 from vmsim.machine.config import MachineConfig

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tests.contract.machine_rig import FEW_KINDS, Kind, Life, make, no_leaks
+from tests.support.machine_rig import FEW_KINDS, Kind, Life, make, no_leaks
 from vmsim.errors import MigrationBlocked, MigrationError, UsageError
 from vmsim.machine import Machine
 from vmsim.machine.machine import RUNNING

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.contract.machine_rig import Kind, Life, make, no_leaks
+from tests.support.machine_rig import Kind, Life, make, no_leaks
 from vmsim.errors import MigrationError, StateError
 
 HANDLES = Kind("split", "upstream", "file-handles", None)

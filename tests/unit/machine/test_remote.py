@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests.contract.machine_rig import FEW_KINDS, Life, make
-from tests.contract.remote_rig import Side, nothing_left
+from tests.support.machine_rig import FEW_KINDS, Life, make
+from tests.support.remote_rig import Side, nothing_left
 from vmsim.errors import HostError, MigrationBlocked, MigrationCancelled, MigrationError, UsageError
 from vmsim.host.processes import SERVE, BackendProcess
 from vmsim.host.vhost_user.transport import VhostUserTransport

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from tests.contract.machine_rig import FEW_KINDS, Life, make
-from tests.contract.remote_rig import Side, nothing_left
+from tests.support.machine_rig import FEW_KINDS, Life, make
+from tests.support.remote_rig import Side, nothing_left
 from vmsim.errors import MigrationError, StallError
 from vmsim.host.waits import FdWaits
 from vmsim.machine.machine import RUNNING

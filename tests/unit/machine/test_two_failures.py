@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.machine_rig import FEW_KINDS, Campaign, Kind, Life, no_leaks
+from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life, no_leaks
 from vmsim.errors import MigrationError
 from vmsim.machine import Seams
 from vmsim.machine.machine import RUNNING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.migration_rig import FaultChannel, Machine, Run, contents
+from tests.support.migration_rig import FaultChannel, Machine, Run, contents
 from vmsim.errors import MigrationCancelled, MigrationError, StateError, StreamError
 from vmsim.migration.channel import MemoryChannel
 from vmsim.migration.errors import ChannelError

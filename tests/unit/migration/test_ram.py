@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.contract.migration_rig import contents, make_memory
+from tests.support.migration_rig import contents, make_memory
 from vmsim.errors import StreamError, StreamTruncated, UsageError
 from vmsim.memory import GuestMemory, Region
 from vmsim.migration.byteio import StreamInput, StreamOutput

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from tests.contract.migration_rig import Run
+from tests.support.migration_rig import Run
 from vmsim.errors import MigrationError
 from vmsim.migration.byteio import StreamInput
 from vmsim.migration.channel import MemoryChannel

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.contract.migration_rig import Machine
+from tests.support.migration_rig import Machine
 from vmsim.errors import MigrationError, StreamError, StreamTruncated, UsageError
 from vmsim.migration.byteio import StreamInput, StreamOutput
 from vmsim.migration.channel import ChannelBase

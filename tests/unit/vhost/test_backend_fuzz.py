@@ -5,8 +5,8 @@ import os
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.dying import OPTIONS
-from tests.contract.vhost_rig import Rig, open_fds
+from tests.support.dying import OPTIONS
+from tests.support.vhost_rig import Rig, open_fds
 from vmsim.vhost import payloads as p
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.vhost.messages import MessageError, Request

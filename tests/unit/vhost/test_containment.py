@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from devices.virtio_fs.backend import VirtioFsBackend
-from tests.contract.vhost_rig import BASIC, EchoDevice, Rig
+from tests.support.vhost_rig import BASIC, EchoDevice, Rig
 from vmsim.errors import InternalFault, PeerError, StreamError, VmsimError, contained
 from vmsim.fuse import opcodes as op
 from vmsim.host.fs import LinuxFs

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tests.contract.vhost_rig import EchoDevice, Rig, mappings, open_fds
+from tests.support.vhost_rig import EchoDevice, Rig, mappings, open_fds
 from vmsim.errors import StreamError, StreamTruncated
 from vmsim.host.shm import SharedMemory
 from vmsim.vhost import payloads as p

@@ -3,7 +3,7 @@
 import pytest
 
 from devices.virtio_fs.config import FsDeviceOptions
-from tests.contract.vhost_rig import BASIC, PACKED, EchoDevice, Rig
+from tests.support.vhost_rig import BASIC, PACKED, EchoDevice, Rig
 from vmsim.errors import PeerError, StateError, UsageError
 from vmsim.memory import DirtyLog
 from vmsim.vhost.backend import PROTOCOL_FEATURES, BackendOptions, VhostBackend

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.contract.vhost_rig import Rig, mappings, open_fds
+from tests.support.vhost_rig import Rig, mappings, open_fds
 from vmsim.errors import PeerError
 from vmsim.host.services import HostServices
 from vmsim.memory import DirtyLog

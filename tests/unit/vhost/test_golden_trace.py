@@ -11,7 +11,7 @@ import io
 from pathlib import Path
 
 from devices.virtio_fs.section import FsSection
-from tests.contract.vhost_rig import Rig
+from tests.support.vhost_rig import Rig
 from vmsim.memory import DirtyLog
 from vmsim.migration.byteio import StreamInput, StreamOutput
 from vmsim.migration.vmio import VmReader, VmWriter

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract import dying
-from tests.contract.dying import OPTIONS, boot, reap_all
-from tests.contract.vhost_rig import BASIC, PACKED, EchoDevice, Rig, open_fds
+from tests.support import dying
+from tests.support.dying import OPTIONS, boot, reap_all
+from tests.support.vhost_rig import BASIC, PACKED, EchoDevice, Rig, open_fds
 from vmsim.errors import VmsimError
 from vmsim.host.shm import SharedMemory
 from vmsim.vhost import payloads as p

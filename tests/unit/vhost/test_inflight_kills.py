@@ -5,8 +5,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.contract.dying import boot, die, dies
-from tests.contract.vhost_rig import PACKED, open_fds
+from tests.support.dying import boot, die, dies
+from tests.support.vhost_rig import PACKED, open_fds
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_VERSION_1
 from vmsim.virtio.ring_types import QueueFull
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.ring_pair import DATA, RingPair
+from tests.support.ring_pair import DATA, RingPair
 from vmsim.errors import RingViolation
 from vmsim.virtio.constants import F_RING_PACKED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.ring_pair import DATA, make_config, make_memory
+from tests.support.ring_pair import DATA, make_config, make_memory
 from vmsim.virtio.constants import F_INDIRECT_DESC, F_RING_PACKED
 from vmsim.virtio.rings import make_device_ring, make_driver_ring
 

@@ -10,7 +10,7 @@ import struct
 import msgspec
 import pytest
 
-from tests.contract.ring_pair import DATA, MEMORY_BYTES, RingPair, make_config, make_memory
+from tests.support.ring_pair import DATA, MEMORY_BYTES, RingPair, make_config, make_memory
 from vmsim.errors import Blame, RingViolation
 from vmsim.memory import GuestMemory, Region
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED

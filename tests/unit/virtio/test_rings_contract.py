@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.ring_pair import RingPair
 from tests.contract.rings import CHECKS
+from tests.support.ring_pair import RingPair
 from vmsim.virtio.constants import (
     F_EVENT_IDX,
     F_IN_ORDER,

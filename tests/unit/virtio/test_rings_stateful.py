@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.contract.ring_pair import DATA, make_config, make_memory
+from tests.support.ring_pair import DATA, make_config, make_memory
 from vmsim.virtio.constants import (
     F_EVENT_IDX,
     F_IN_ORDER,

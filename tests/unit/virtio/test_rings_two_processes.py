@@ -10,7 +10,7 @@ import traceback
 
 import pytest
 
-from tests.contract.ring_pair import DATA, make_config
+from tests.support.ring_pair import DATA, make_config
 from vmsim.memory import GuestMemory, Region
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED
 from vmsim.virtio.rings import make_device_ring, make_driver_ring

@@ -9,7 +9,7 @@ import pytest
 
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.fs import PassthroughFs
-from tests.contract.direct_fs import DirectFs
+from tests.support.direct_fs import DirectFs
 from vmsim.host.fs import LinuxFs
 
 

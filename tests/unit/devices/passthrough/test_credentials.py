@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from devices.virtio_fs.passthrough.idmap import IdMap
-from tests.contract.direct_fs import refused
+from tests.support.direct_fs import refused
 from tests.unit.devices.passthrough.helpers import PRIVILEGED, needs_privilege
 from vmsim.errors import UsageError
 from vmsim.fuse import opcodes as op

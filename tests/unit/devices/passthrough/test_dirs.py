@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.contract.direct_fs import refused
+from tests.support.direct_fs import refused
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op
 

@@ -10,7 +10,7 @@ import stat
 
 import pytest
 
-from tests.contract.direct_fs import refused, setattr_args
+from tests.support.direct_fs import refused, setattr_args
 from tests.unit.devices.passthrough.helpers import PRIVILEGED, needs_privilege
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import flags as f

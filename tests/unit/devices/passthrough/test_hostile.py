@@ -9,7 +9,7 @@ import stat
 
 import pytest
 
-from tests.contract.direct_fs import refused, setattr_args
+from tests.support.direct_fs import refused, setattr_args
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import flags as f
 

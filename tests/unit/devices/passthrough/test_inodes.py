@@ -9,7 +9,7 @@ import pytest
 
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.fs import PassthroughFs
-from tests.contract.direct_fs import refused
+from tests.support.direct_fs import refused
 from tests.unit.devices.passthrough.helpers import HANDLES
 from vmsim.errors import UsageError
 from vmsim.fuse import opcodes as op

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.virtio_fs.passthrough.lock_table import END, HeldLock, Owner
-from tests.contract.direct_fs import refused
+from tests.support.direct_fs import refused
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import LK_FLOCK, RELEASE_FLOCK_UNLOCK
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from devices.virtio_fs.passthrough.xattrmap import XattrMap
-from tests.contract.direct_fs import refused
+from tests.support.direct_fs import refused
 from tests.unit.devices.passthrough.helpers import needs_privilege
 from vmsim.errors import UsageError
 from vmsim.fuse import opcodes as op

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from tests.contract.fuse_rig import Rig
+from tests.support.fuse_rig import Rig
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import flags as f

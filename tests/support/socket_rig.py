@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from tests.contract.vhost_rig import Recorder, Rig
+from tests.support.vhost_rig import Recorder, Rig
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.server import VhostUserServer
 from vmsim.host.vhost_user.transport import VhostUserTransport

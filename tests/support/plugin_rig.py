@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[1] / "vmsim" / "check" / "README.md"
+README = Path(__file__).resolve().parents[2] / "vmsim" / "check" / "README.md"
 MORE = '''
 from vmsim.vhost import constants as c
 

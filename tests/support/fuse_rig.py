@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.contract.memory_fs import MemoryFs
+from tests.support.memory_fs import MemoryFs
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.init_flags import LINUX_6_12_OFFER

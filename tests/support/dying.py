@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from tests.contract.vhost_rig import BASIC, EchoDevice, Rig
+from tests.support.vhost_rig import BASIC, EchoDevice, Rig
 from vmsim.vhost import backend_ring, inflight, tracking
 from vmsim.vhost.backend import IMPLEMENTED, BackendOptions, VhostBackend
 from vmsim.virtio import device_ring, packed_device, split_device
