@@ -9,13 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import socket
-import subprocess
-from collections.abc import Callable
 from typing import Final
 
 from vmsim.errors import HostError, StateError
-from vmsim.host import quiet
+from vmsim.host.kept import NOTHING, OWN, KeptProcess
 from vmsim.host.socket_file import SocketFile, reachable, who_has
 from vmsim.host.waits import PATIENCE_NS, FdWaits
 from vmsim.migration.channel import ChannelBase
@@ -23,6 +22,8 @@ from vmsim.migration.errors import ChannelError
 from vmsim.schedule import Schedule
 
 READ_BYTES: Final = 1 << 20
+END_S: Final = 5.0
+"""How long a command may take to end when it is asked to."""
 
 
 class FdChannel(ChannelBase):
@@ -54,21 +55,6 @@ class FdChannel(ChannelBase):
         finally:
             if self._waits is not None:
                 self._waits.remove(fd)
-
-    def _send_all(
-        self, fd: int, data: bytes | bytearray | memoryview,
-        write: Callable[[int, memoryview], int] = quiet.write,
-    ) -> None:  # fmt: skip
-        """Write everything to ``fd``; a reader that is gone is a ChannelError, and no SIGPIPE."""
-        view = memoryview(data)
-        while len(view):
-            self._check_open()
-            try:
-                view = view[write(fd, view) :]
-            except BlockingIOError:
-                self._wait(fd, select.POLLOUT, "room for")
-            except OSError as error:
-                raise self._broken("write to", error) from error
 
     def _receive(self, fd: int, limit: int) -> memoryview:
         """Up to ``limit`` bytes of ``fd``; nothing at its end."""
@@ -109,10 +95,15 @@ class SocketChannel(FdChannel):
         self._check_open()
         if not self._writable:
             raise StateError(f"the channel to {self.what} is closed for writing")
-        self._send_all(self._socket.fileno(), data, self._send)
-
-    def _send(self, fd: int, view: memoryview) -> int:
-        return self._socket.send(view, socket.MSG_NOSIGNAL)
+        view = memoryview(data)
+        while len(view):
+            self._check_open()
+            try:
+                view = view[self._socket.send(view, socket.MSG_NOSIGNAL) :]
+            except BlockingIOError:
+                self._wait(self._socket.fileno(), select.POLLOUT, "room for")
+            except OSError as error:
+                raise self._broken("write to", error) from error
 
     def read_some(self, limit: int) -> bytes | memoryview:
         """Between 1 and ``limit`` bytes; b"" at the end."""
@@ -134,43 +125,39 @@ class SocketChannel(FdChannel):
         self._socket.close()
 
 
-class CommandWriter(FdChannel):
-    """A pipe to the standard input of a shell command, which must succeed for the stream to count."""
+class CommandWriter(SocketChannel):
+    """The standard input of a shell command, which must read it all and succeed for the stream to count.
+
+    The command ends with this process, however that ends: it is never left with half a stream.
+    """
 
     duplex = False
 
     def __init__(self, command: str, schedule: Schedule | None = None, waits: FdWaits | None = None) -> None:
-        super().__init__(f"command {command!r}", schedule, waits)
-        self._process = subprocess.Popen(command, shell=True, stdin=subprocess.PIPE)
-        assert self._process.stdin is not None
-        self._pipe = self._process.stdin
-        os.set_blocking(self._pipe.fileno(), False)
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Hand ``data`` to the command."""
-        self._check_open()
-        self._send_all(self._pipe.fileno(), data)
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = _shell(command, stdin=theirs.fileno(), stdout=OWN, fed=True)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        super().__init__(ours, schedule, waits, f"command {command!r}")
 
     def read_some(self, limit: int) -> bytes | memoryview:
         """StateError: a command that is written to gives nothing back."""
         raise StateError(f"{self.what} is only written to")
 
-    def close_write(self) -> None:
-        """End the command's input."""
-        if not self._pipe.closed:
-            self._pipe.close()
-
     def finish(self) -> None:
-        """End the command's input and wait for it; ChannelError unless it succeeds."""
+        """End the command's input and wait for it; ChannelError unless it reads it all and succeeds."""
         self._check_open()
         self.close_write()
-        _reap(self._process, self.what)
-        self._closed = True
+        _succeeded(self._process, self.what)
+        self.close()
 
     def close(self) -> None:
         """End the command, if it has not finished."""
-        self._closed = True
-        self.close_write()
+        super().close()
         _end(self._process)
 
 
@@ -181,12 +168,15 @@ class CommandReader(FdChannel):
 
     def __init__(self, command: str, schedule: Schedule | None = None, waits: FdWaits | None = None) -> None:
         super().__init__(f"command {command!r}", schedule, waits)
-        self._process = subprocess.Popen(
-            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        )
-        assert self._process.stdout is not None
-        self._pipe = self._process.stdout
-        os.set_blocking(self._pipe.fileno(), False)
+        self._pipe, theirs = os.pipe()
+        try:
+            self._process = _shell(command, stdout=theirs)
+        except BaseException:
+            os.close(self._pipe)
+            raise
+        finally:
+            os.close(theirs)
+        os.set_blocking(self._pipe, False)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """StateError: a command that is read from takes nothing."""
@@ -195,38 +185,42 @@ class CommandReader(FdChannel):
     def read_some(self, limit: int) -> bytes | memoryview:
         """Between 1 and ``limit`` bytes; b"" at the end of a command that succeeded."""
         self._check_open()
-        piece = self._receive(self._pipe.fileno(), limit)
+        piece = self._receive(self._pipe, limit)
         if not len(piece):
-            _reap(self._process, self.what)
+            _succeeded(self._process, self.what)
         return piece
 
     def close_write(self) -> None:
         """Nothing to do: this end never writes."""
 
     def close(self) -> None:
-        """End the command, if it has not ended."""
-        self._closed = True
-        self._pipe.close()
-        _end(self._process)
+        """End the command, if it has not ended; may be called twice."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._pipe)
+            _end(self._process)
 
 
-def _reap(process: subprocess.Popen[bytes], what: str) -> None:
-    try:
-        status = process.wait(PATIENCE_NS / 1e9)
-    except subprocess.TimeoutExpired:
-        raise ChannelError(f"{what} does not end", errno=errno.ETIMEDOUT) from None
-    if status:
-        raise ChannelError(f"{what} failed with status {status}")
+def _shell(command: str, *, stdin: int = NOTHING, stdout: int, fed: bool = False) -> KeptProcess:
+    return KeptProcess(("/bin/sh", "-c", command), stdin=stdin, stdout=stdout, stderr=OWN, fed=fed)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _succeeded(process: KeptProcess, what: str) -> None:
+    """Wait for the end; ChannelError unless the command has succeeded, and read all that it was given."""
+    if not process.wait(PATIENCE_NS / 1e9):
+        raise ChannelError(f"{what} does not end", errno=errno.ETIMEDOUT)
+    if process.status:
+        raise ChannelError(f"{what} failed with status {process.status}")
+    if process.unread_bytes:
+        raise ChannelError(f"{what} ended without reading the last {process.unread_bytes} bytes")
+
+
+def _end(process: KeptProcess) -> None:
+    """End it, unless this is a forked child of the process that started it."""
+    if process.owned and process.held:
+        process.send_signal(signal.SIGTERM)
+        process.wait(END_S)
+        process.let_go()
 
 
 def connect(address: str | tuple[str, int]) -> socket.socket:

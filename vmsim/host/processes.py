@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import IO, Final, Self
 
 from vmsim.errors import HostError, UsageError
-from vmsim.host.fs.libc import syscall
+from vmsim.host.kept import KeptProcess
 from vmsim.host.sockets import UnixSocket
 
 Command = str | Sequence[str]
@@ -37,11 +37,6 @@ LOOK_S: Final = 0.002
 TAIL_BYTES: Final = 2000
 """Of what it said last, for messages."""
 NOT_YET: Final = (errno.ENOENT, errno.ECONNREFUSED)
-
-PRCTL: Final = 167 if os.uname().machine == "aarch64" else 157
-PR_SET_PDEATHSIG: Final = 1
-_prctl = syscall("int option, unsigned long value")
-
 
 def words_of(command: Command, socket: str, share: str, options: Sequence[str] = ()) -> list[str]:
     """The words of ``command``, placeholders filled in; ``options`` come last if it has no place for them.
@@ -74,37 +69,33 @@ FOLDER_MAX: Final = 70
 class BackendProcess:
     """A back-end of ``share`` that listens on ``socket``, in a temporary folder that nobody else can enter.
 
-    ``command`` is that of ``words_of``, by default ``vmsim serve``; ``options`` are added to it. It has been
-    started when this returns, and ``connect`` waits for it. It ends with ``stop`` or ``kill``, with this
-    object, and with this process, however that ends. UsageError or HostError if it cannot be started.
+    ``command`` is that of ``words_of``, by default ``vmsim serve``; ``options`` are added to it, and it
+    runs in ``cwd`` ("": where the program is now). It has been started when this returns; ``connect`` waits
+    for it. It ends with ``stop`` or ``kill``, with this object, and with this process (whatever becomes of
+    the thread that made it), however that ends; and so does the folder. UsageError or HostError if it
+    cannot be started.
     """
 
-    def __init__(self, share: str, command: Command | None = None, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, share: str, command: Command | None = None, options: Sequence[str] = (), cwd: str = ""
+    ) -> None:
         self.share = share
         self._pending: UnixSocket | None = None
         # Others' back-ends take no longer path for their socket than an address holds.
         short = len(tempfile.gettempdir()) <= FOLDER_MAX
-        self._folder = tempfile.mkdtemp(prefix="vmsim-backend-", dir=None if short else "/tmp")
+        folder = tempfile.mkdtemp(prefix="vmsim-backend-", dir=None if short else "/tmp")
         try:
-            self.socket = os.path.join(self._folder, "socket")
+            self.socket = os.path.join(folder, "socket")
             self.command = words_of(command or SERVE, self.socket, share, options)
-            self._said: IO[bytes] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-            self._process = self._start()
+            self._said: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            said = self._said.fileno()
+            self._process = KeptProcess(self.command, stdout=said, stderr=said, folder=folder, cwd=cwd)
         except BaseException:
             if hasattr(self, "_said"):
                 self._said.close()
-            shutil.rmtree(self._folder)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._clear_up = weakref.finalize(self, _clear_up, self._process, self._said, self._folder)
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        try:
-            return subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said,
-                start_new_session=True, preexec_fn=ends_with(os.getpid()),
-            )  # fmt: skip
-        except OSError as error:
-            raise HostError(f"starting {self.command[0]}", errno=error.errno or errno.ENOENT) from error
+        weakref.finalize(self, self._said.close)
 
     @property
     def pid(self) -> int:
@@ -114,12 +105,12 @@ class BackendProcess:
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
-        return self._process.poll() is None
+        return self.status is None
 
     @property
     def status(self) -> int | None:
         """Its exit status, minus the signal's number if one ended it; None while it runs."""
-        return self._process.poll()
+        return self._process.status
 
     def ending(self) -> str:
         """How it ended, in words; empty while it runs."""
@@ -182,31 +173,30 @@ class BackendProcess:
 
     def send_signal(self, number: int) -> None:
         """Send it a signal (SIGSTOP, SIGCONT, ...), if it runs."""
-        if self.alive:
-            os.killpg(self.pid, number)
+        self._process.send_signal(number)
 
     def wait(self, timeout_s: float = STOP_S) -> bool:
         """Wait until it has ended; whether it has."""
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        return self._process.wait(timeout_s)
 
     def kill(self) -> None:
         """End it without warning, as a crash would; what it said stays readable until ``stop``."""
         self.send_signal(signal.SIGKILL)
-        self._process.wait()
+        self.wait(math.inf)
 
     def stop(self) -> None:
-        """Ask it to end, insist after STOP_S, and remove its folder; may be called twice."""
+        """Ask it to end, insist after STOP_S, and remove its folder; may be called twice.
+
+        In a forked child of the program that started it nothing is done to it.
+        """
         if self._pending is not None:
             self._pending.close()
             self._pending = None
-        if self._clear_up.alive:
+        if self._process.held and self._process.owned:
             self.send_signal(signal.SIGTERM)
-            self.wait()
-            self._clear_up()
+            self.wait(STOP_S)
+            self._process.let_go()
+        self._said.close()
 
     def __enter__(self) -> Self:
         return self
@@ -216,21 +206,3 @@ class BackendProcess:
     ) -> None:
         self.stop()
 
-
-def ends_with(parent: int) -> Callable[[], None]:
-    """A ``preexec_fn``: the child is killed when the thread that started it ends, however that happens."""
-
-    def ask() -> None:
-        _prctl(PRCTL, PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)  # it has ended already
-
-    return ask
-
-
-def _clear_up(process: subprocess.Popen[bytes], said: IO[bytes], folder: str) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    said.close()
-    shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,8 @@ import os
 import shlex
 import socket
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -13,6 +15,7 @@ from vmsim.errors import HostError, UsageError, VmsimError
 from vmsim.host.channels import CommandReader, CommandWriter, SocketChannel
 from vmsim.host.files import FileReader, FileWriter, incoming_channel, outgoing_channel
 from vmsim.host.waits import FdWaits
+from vmsim.migration.errors import ChannelError
 from vmsim.sim.immediate import ImmediateSchedule
 
 
@@ -172,3 +175,73 @@ def test_a_symlink_to_a_file_stays_one(tmp_path):
     writer.finish()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_bytes() == b"stream"
+
+
+@pytest.mark.parametrize("size_bytes", [1, 1 << 16, (1 << 20) + 1])
+@pytest.mark.parametrize("command", ["true", "head -c 1 > /dev/null", "exec < /dev/null; sleep 0.05"])
+def test_a_command_that_leaves_some_of_it_unread_fails_the_stream(command, size_bytes):
+    """It may succeed: what it was given is lost all the same."""
+    channel = outgoing_channel(f"exec:{command}")
+
+    def send():
+        channel.write(bytes(size_bytes + 1))
+        channel.finish()
+
+    with pytest.raises(ChannelError, match=r"without reading|cannot write"):
+        send()
+    channel.close()
+
+
+@pytest.mark.parametrize(
+    "command", ["cat > {}", "dd of={} status=none", "cat /dev/stdin > {}", "sleep 0.05; cat > {}"]
+)
+def test_a_command_gets_every_byte_and_the_end(command, tmp_path):
+    data = os.urandom((1 << 20) + 7)
+    channel = outgoing_channel("exec:" + command.format(shlex.quote(str(tmp_path / "out"))))
+    for at in range(0, len(data), 100_000):
+        channel.write(data[at : at + 100_000])
+    channel.finish()
+    assert (tmp_path / "out").read_bytes() == data
+
+
+def test_commands_need_no_standard_streams_and_no_children(tmp_path):
+    """SIGCHLD is ignored, the streams are closed, a forked child lives on: only failures fail."""
+    program = """if True:
+        import os, signal, sys
+        out = os.dup(1)
+        for fd in range(3):
+            os.close(fd)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        from vmsim.host.files import incoming_channel, outgoing_channel
+        from vmsim.errors import VmsimError
+
+        def whole(command, data=b"data"):
+            channel = outgoing_channel(f"exec:{command}")
+            child = os.fork()
+            if not child:
+                signal.pause()
+            try:
+                channel.write(data)
+                channel.finish()
+            except VmsimError as error:
+                return str(error)
+            finally:
+                channel.close()
+                os.kill(child, signal.SIGKILL)
+            return "done"
+
+        said = [whole("cat > out; echo noise; echo noise >&2")]
+        said += [whole("cat > /dev/null; exit 3"), whole("kill -9 $$")]
+        channel = incoming_channel("exec:cat out")
+        said.append(bytes(channel.read_some(100)).decode())
+        said.append(bytes(channel.read_some(100)).decode())
+        channel.close()
+        os.write(out, "|".join(said).encode())
+    """
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = done.stdout.split("|")
+    assert said[0] == "done", done
+    assert "failed with status 3" in said[1]
+    assert "failed with status -9" in said[2] or "cannot write" in said[2]
+    assert said[3:] == ["data", ""]

@@ -131,18 +131,168 @@ def test_forgotten_it_ends(own_folder: Path) -> None:
     assert list(own_folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "import os; os.kill(os.getpid(), 9)", "pass"])
+PROGRAM = """
+import gc, os, signal, subprocess, sys, threading, time
+from vmsim.errors import VmsimError
+from vmsim.host.processes import BackendProcess
+"""
+
+
+def run(body: str, folder: Path) -> list[str]:
+    """What a program prints that has a back-end ``process``; it is a process of its own."""
+    script = PROGRAM + textwrap.dedent(body).replace("LISTEN", repr(LISTEN))
+    environment = os.environ | {"TMPDIR": str(folder)}
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", script]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "Error" not in ran.stderr or "KeyboardInterrupt" in ran.stderr, ran.stderr
+    return ran.stdout.split()
+
+
+def emptied(folder: Path) -> bool:
+    """Whether what is in it goes, soon: the keeper tidies up when the program has ended."""
+    return any(not list(folder.iterdir()) or time.sleep(0.001) for _ in range(10_000))
+
+
+@pytest.mark.parametrize(
+    "end", ["raise KeyboardInterrupt", "os.kill(os.getpid(), 9)", "os._exit(1)", "os.abort()",
+            "os.execv('/bin/true', ['true'])", "pass"],
+)  # fmt: skip
 def test_it_never_outlives_its_parent(end: str, own_folder: Path) -> None:
-    script = textwrap.dedent(f"""
-        from vmsim.host.processes import BackendProcess
-        process = BackendProcess("/", {LISTEN!r})
+    said = run(f"""
+        process = BackendProcess("/", LISTEN)
         process.wait_ready()
         print(process.pid, flush=True)
         {end}
-    """)
-    environment = os.environ | {"TMPDIR": str(own_folder)}
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
-    pid = int(ran.stdout)
-    assert gone(pid)
-    if "kill" not in end:
-        assert list(own_folder.iterdir()) == []
+    """, own_folder)  # fmt: skip
+    assert gone(int(said[0]))
+    assert emptied(own_folder)
+
+
+def test_it_outlives_the_thread_that_started_it(own_folder: Path) -> None:
+    said = run("""
+        made = []
+        thread = threading.Thread(target=lambda: made.append(BackendProcess("/", LISTEN)))
+        thread.start()
+        thread.join()
+        made[0].wait_ready()
+        time.sleep(0.2)
+        print(made[0].alive)
+        made[0].stop()
+    """, own_folder)  # fmt: skip
+    assert said == ["True"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_other_ids_change_nothing(own_folder: Path) -> None:
+    """Linux forgets PR_SET_PDEATHSIG when a process takes other ids."""
+    other = "import os; os.setresuid(1234, 1234, 0); os.setresuid(0, 0, 0)\n" + LISTENER
+    said = run(f"""
+        process = BackendProcess("/", {[sys.executable, "-c", other, "{socket}"]!r})
+        process.wait_ready()
+        print(process.pid, flush=True)
+        os.kill(os.getpid(), 9)
+    """, own_folder)  # fmt: skip
+    assert gone(int(said[0]))
+    assert emptied(own_folder)
+
+
+@pytest.mark.parametrize(
+    "how", ["process.stop()", "process.kill()", "del process; gc.collect()", "sys.exit()",
+            "process.__exit__(None, None, None)", "process._process.let_go()"],
+)  # fmt: skip
+def test_a_forked_child_does_nothing_to_it(how: str, own_folder: Path) -> None:
+    """Whatever the child does with its copy, the back-end lives on; and it ends with its own program only."""
+    said = run(f"""
+        process = BackendProcess("/", LISTEN)
+        process.wait_ready()
+        child = os.fork()
+        if not child:
+            try:
+                {how}
+            except VmsimError as error:
+                assert "forked child" in str(error), error
+            sys.exit()
+        os.waitpid(child, 0)
+        print(process.alive, os.path.exists(process.socket), flush=True)
+        child = os.fork()
+        if not child:
+            os.close(1)
+            os.close(2)
+            time.sleep(1000)
+        print(process.pid, child)
+        process.stop()
+        print(process.status, os.path.exists(process.socket))
+    """, own_folder)  # fmt: skip
+    assert said[:2] == ["True", "True"]
+    os.kill(int(said[3]), signal.SIGKILL)
+    assert gone(int(said[2]))
+    assert said[4:] == [str(-signal.SIGTERM), "False"]
+
+
+def test_a_forked_child_that_lives_on_does_not_keep_it(own_folder: Path) -> None:
+    said = run("""
+        process = BackendProcess("/", LISTEN)
+        process.wait_ready()
+        child = os.fork()
+        if child:
+            print(process.pid, child, flush=True)
+            os.kill(os.getpid(), 9)
+        os.close(1)
+        os.close(2)
+        time.sleep(1000)
+    """, own_folder)  # fmt: skip
+    assert gone(int(said[0]))
+    assert not _gone(int(said[1]))
+    os.kill(int(said[1]), signal.SIGKILL)
+    assert emptied(own_folder)
+
+
+@pytest.mark.parametrize("disposition", ["SIG_IGN", "SIG_DFL", "reaper"])
+def test_how_it_ended_is_known_whoever_waits_for_children(disposition: str, own_folder: Path) -> None:
+    said = run(f"""
+        def reaper(number, frame):
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
+        signal.signal(signal.SIGCHLD, getattr(signal, "{disposition}", reaper))
+        for command in ("exit 3", "kill -9 $$", "exit 0"):
+            process = BackendProcess("/", ["sh", "-c", command, "{{socket}}"])
+            process.wait(30)
+            print(process.status)
+            process.stop()
+        print(signal.getsignal(signal.SIGCHLD) == getattr(signal, "{disposition}", reaper))
+    """, own_folder)  # fmt: skip
+    assert said == ["3", "-9", "0", "True"]
+    assert list(own_folder.iterdir()) == []
+
+
+def test_it_gets_fresh_signals_and_streams_and_nothing_else(own_folder: Path) -> None:
+    """Whatever the program ignores, blocks, has closed, or lets its children inherit."""
+    look = (
+        "import os, signal; names = sorted(os.listdir('/proc/self/fd'), key=int)[:-1]; "
+        "print([signal.getsignal(n) for n in (15, 1, 17)] == [signal.SIG_DFL] * 3, "
+        "signal.pthread_sigmask(0, ()), names, [n for n in os.environ if n.startswith('LC_')])"
+    )
+    said = run(f"""
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM, signal.SIGUSR1}})
+        leak = os.open("/", os.O_RDONLY)
+        os.set_inheritable(leak, True)
+        out = os.dup(1)
+        for fd in range(3):
+            os.close(fd)
+        for name in list(os.environ):
+            if name.startswith("LC_"):
+                del os.environ[name]
+        os.environ["LANG"] = "C"
+        os.environ["PYTHONCOERCECLOCALE"] = "0"  # for the one that looks; its keeper does not heed it
+        process = BackendProcess("/", {[sys.executable, "-c", look, "{socket}"]!r})
+        process.wait(30)
+        os.write(out, process.said().replace(" ", "").encode())
+        process.stop()
+        os._exit(0)
+    """, own_folder)  # fmt: skip
+    assert said == ["True" + "set()" + "['0','1','2']" + "[]"]
