@@ -5,18 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Final
+from contextlib import nullcontext
 
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import flags as f
-from vmsim.fuse.abi import init_flags
+from vmsim.fuse.abi.init_flags import HANDLE_KILLPRIV_V2
 from vmsim.guest import permissions
 from vmsim.guest.calls import Path, encode_path, fail, names_file
 from vmsim.guest.files import OFFSET_MAX, FileCalls
 from vmsim.guest.nodes import NSEC, make_stat
-from vmsim.guest.state import Attr
-
-SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
 
 
 class AttrCalls(FileCalls):
@@ -69,16 +66,13 @@ class AttrCalls(FileCalls):
         self, path: Path | int, mode: int, *, dir_fd: int | None = None, follow_symlinks: bool = True
     ) -> None:
         """Change the permission bits; those of a symlink cannot be (EOPNOTSUPP)."""
-        nodeid, fh, _ = self._target(path, dir_fd, follow_symlinks)
+        nodeid, fh, _ = self._target(path, dir_fd, follow_symlinks, opened=True)
         with self._holding(nodeid):
             attr = self._attr(nodeid, fh)
             permissions.check_owner(self.process, attr)
             if stat.S_ISLNK(attr.mode):
                 fail(errno.EOPNOTSUPP)
-            process = self.process
-            mode &= 0o7777
-            if mode & stat.S_ISGID and process.uid and attr.gid not in (process.gid, *process.groups):
-                mode &= ~stat.S_ISGID
+            mode = permissions.mode_for_chmod(self.process, attr, mode & 0o7777)
             self._setattr(nodeid, fh, f.FATTR_MODE, {"mode": stat.S_IFMT(attr.mode) | mode})
 
     def fchmod(self, fd: int, mode: int) -> None:
@@ -91,35 +85,21 @@ class AttrCalls(FileCalls):
         self, path: Path | int, uid: int, gid: int, *, dir_fd: int | None = None, follow_symlinks: bool = True
     ) -> None:
         """Change owner and group; -1 leaves one as it is."""
-        nodeid, fh, _ = self._target(path, dir_fd, follow_symlinks)
+        nodeid, fh, _ = self._target(path, dir_fd, follow_symlinks, opened=True)
         with self._holding(nodeid):
             attr = self._attr(nodeid, fh)
-            self._may_chown(attr, uid, gid)
+            permissions.check_chown(self.process, attr, uid, gid)
             valid, values = 0, {}
             if uid != -1:
                 valid, values["uid"] = valid | f.FATTR_UID, uid
             if gid != -1:
                 valid, values["gid"] = valid | f.FATTR_GID, gid
-            if stat.S_ISREG(attr.mode) and attr.mode & SPECIAL_BITS:
-                if self.kernel.state.session.flags & init_flags.HANDLE_KILLPRIV_V2:
-                    valid |= f.FATTR_KILL_SUIDGID
-                else:
-                    keep = attr.mode & ~stat.S_ISUID
-                    if attr.mode & stat.S_IXGRP:
-                        keep &= ~stat.S_ISGID
-                    valid, values["mode"] = valid | f.FATTR_MODE, keep
+            keep = permissions.mode_after_chown(self.process, attr, gid)
+            if not stat.S_ISDIR(attr.mode) and self.kernel.state.session.flags & HANDLE_KILLPRIV_V2:
+                valid |= f.FATTR_KILL_SUIDGID
+            if keep != attr.mode and not stat.S_ISLNK(attr.mode):
+                valid, values["mode"] = valid | f.FATTR_MODE, keep
             self._setattr(nodeid, fh, valid, values)
-
-    def _may_chown(self, attr: Attr, uid: int, gid: int) -> None:
-        """EPERM as Linux' setattr_prepare: owners may choose among their groups; no change is nobody's."""
-        process = self.process
-        if not process.uid:
-            return
-        loses_bits = stat.S_ISREG(attr.mode) and bool(attr.mode & SPECIAL_BITS)
-        if process.uid != attr.uid and (uid != -1 or gid != -1 or loses_bits):
-            fail(errno.EPERM)
-        if uid not in (-1, attr.uid) or gid not in (-1, attr.gid, process.gid, *process.groups):
-            fail(errno.EPERM)
 
     def lchown(self, path: Path, uid: int, gid: int) -> None:
         """Change owner and group of the file itself, also of a symlink."""
@@ -139,7 +119,7 @@ class AttrCalls(FileCalls):
         nodeid, fresh = self._resolve(encode_path(path))
         with self._holding(nodeid):
             self._check_truncate(nodeid, length)
-            permissions.check(self.process, self._attr(nodeid, None, fresh), permissions.W_OK)
+            self._permit(nodeid, self._attr(nodeid, None, fresh), permissions.W_OK)
             self._truncate_node(nodeid, length, None)
 
     def ftruncate(self, fd: int, length: int) -> None:
@@ -170,13 +150,13 @@ class AttrCalls(FileCalls):
         """Set access and modification time, to now unless ``times`` (seconds) or ``ns`` is given."""
         if times is not None and ns is not None:
             raise ValueError("utime: you may specify either 'times' or 'ns' but not both")
-        nodeid, fh, _ = self._target(path, dir_fd, follow_symlinks)
+        nodeid, fh, _ = self._target(path, dir_fd, follow_symlinks, opened=True)
         with self._holding(nodeid):
             attr = self._attr(nodeid, fh)
             process = self.process
             if times is None and ns is None:
-                if process.uid not in (0, attr.uid):
-                    permissions.check(process, attr, permissions.W_OK)
+                if not permissions.owns(process, attr):
+                    self._permit(nodeid, attr, permissions.W_OK)
                 valid, values = f.FATTR_ATIME | f.FATTR_MTIME | f.FATTR_ATIME_NOW | f.FATTR_MTIME_NOW, {}
             else:
                 permissions.check_owner(process, attr)
@@ -211,15 +191,20 @@ class AttrCalls(FileCalls):
         self, path: Path | int, mode: int, *, dir_fd: int | None = None, effective_ids: bool = False,
         follow_symlinks: bool = True,
     ) -> bool:  # fmt: skip
-        """Whether the process may do ``mode`` (F_OK, R_OK | W_OK | X_OK; other bits never)."""
+        """Whether the process may do ``mode`` (F_OK, R_OK | W_OK | X_OK; other bits never).
+
+        By its real ids, and as if it had their rights alone, unless the effective ones are asked for.
+        """
         if mode & ~7:
             return False
-        try:
-            nodeid, fh, fresh = self._target(path, dir_fd, follow_symlinks)
-            with self._holding(nodeid):
-                return not mode or permissions.allowed(self.process, self._attr(nodeid, fh, fresh), mode)
-        except OSError:
-            return False
+        with nullcontext() if effective_ids else self._real_ids():
+            try:
+                nodeid, fh, fresh = self._target(path, dir_fd, follow_symlinks)
+                with self._holding(nodeid):
+                    attr = self._attr(nodeid, fh, fresh)
+                    return not mode or self._allowed(self.process, nodeid, attr, mode)
+            except OSError:
+                return False
 
 
 def _nanoseconds(times: tuple[float, float]) -> tuple[int, int]:

@@ -336,19 +336,6 @@ class Calls:
                 groups = [group]
         return encode_extensions(groups, security) if groups or security is not None else b""
 
-    @contextmanager
-    def as_user(self, uid: int, gid: int, groups: Sequence[int] = ()) -> Iterator[None]:
-        """Run the block with other credentials."""
-        process = self.process
-        before = (process.uid, process.gid, process.groups)
-        process.uid, process.gid, process.groups = uid, gid, list(groups)
-        try:
-            yield
-        finally:
-            now = self._cell.kernel.state.processes.get(self.pid)
-            if now is not None:
-                now.uid, now.gid, now.groups = before
-
 
 def _memory_free(kernel: GuestKernel) -> bool:
     kernel.poll()

@@ -37,6 +37,8 @@ class GuestConfig(msgspec.Struct, forbid_unknown_fields=True):
     ``queue_size`` bounds the entries of a ring, ``request_queues`` the number of request queues in use (0:
     all), ``slots`` the requests in flight per queue. ``cache`` is the page cache's mode, ``cache_pages`` its
     size, ``dentries`` the entries of the dentry cache (0: none; then attributes are not cached either).
+    ``protected_hardlinks`` is the guest's fs.protected_hardlinks, on as distributions have it: who does not
+    own a file links it only if it could write it.
     ``realtime_ns`` is the wall clock time when the schedule's clock read zero.
     """
 
@@ -57,6 +59,7 @@ class GuestConfig(msgspec.Struct, forbid_unknown_fields=True):
     forget_batch: int = 32
     remote_locks: bool = True
     default_permissions: bool = True
+    protected_hardlinks: bool = True
     fuse_minor: int = 41
     realtime_ns: int = 0
     device_number: int = 0x2B

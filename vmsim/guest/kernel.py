@@ -179,7 +179,7 @@ class GuestKernel(Knowledge):
         """
         self.config.realtime_ns = realtime_ns
         for node in self.state.nodes.values():
-            node.attr_expiry_ns = 0
+            node.attr_expiry_ns = node.acl_expiry_ns = 0
         if self.dentries is not None:
             self.dentries.expire_all()
 

@@ -34,6 +34,7 @@ class Knowledge(FuseTransport):
         if self.pages is not None:
             self._auto_invalidate(node, old, attr)
         node.attr = attr
+        node.acl_expiry_ns = 0
         node.attr_expiry_ns = self.expiry(valid, valid_nsec) if self.dentries is not None else 0
         return True
 
@@ -105,7 +106,7 @@ class Knowledge(FuseTransport):
         state = self.state
         state.attr_version += 1
         node.attr_version = state.attr_version
-        node.attr_expiry_ns = 0
+        node.attr_expiry_ns = node.acl_expiry_ns = 0
 
     def zero_tail(self, nodeid: int, size: int) -> None:
         """Zero what a cached last page holds behind the new end of its file."""

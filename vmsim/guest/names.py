@@ -13,7 +13,8 @@ from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.flags import RENAME_EXCHANGE, RENAME_NOREPLACE
 from vmsim.guest import permissions
 from vmsim.guest.calls import Path, encode_path, fail, names_file, names_two_files
-from vmsim.guest.permissions import W_OK, X_OK
+from vmsim.guest.capabilities import CAP_MKNOD
+from vmsim.guest.permissions import R_OK, W_OK, X_OK
 from vmsim.guest.walk import DOTS, PathWalk, Place
 from vmsim.limits import NAME_MAX
 
@@ -28,7 +29,7 @@ class NameCalls(PathWalk):
         with self._holding(place.parent):
             if place.name in DOTS:
                 fail(errno.EEXIST)
-            mode, umask = self._masked(mode & 0o1777)
+            mode, umask = self._masked(place.parent, mode & 0o1777)
             self._create(op.MKDIR, place, (mode, umask))
 
     def makedirs(self, name: Path, mode: int = 0o777, exist_ok: bool = False) -> None:
@@ -61,8 +62,10 @@ class NameCalls(PathWalk):
         with self._holding(place.parent):
             self._refuse_slash(place)
             rdev = (os.minor(device) & 0xFF) | os.major(device) << 8 | (os.minor(device) & ~0xFF) << 12
-            permission, umask = self._masked(mode & 0o7777)
-            forbidden = kind in (stat.S_IFCHR, stat.S_IFBLK) and self.process.uid != 0
+            permission, umask = self._masked(place.parent, mode & 0o7777)
+            whiteout = kind == stat.S_IFCHR and not device  # of an overlay; anybody may make one
+            device_node = kind in (stat.S_IFCHR, stat.S_IFBLK) and not whiteout
+            forbidden = device_node and not permissions.capable(self.process, CAP_MKNOD)
             self._create(op.MKNOD, place, (kind | permission, rdev, umask, 0), forbidden=forbidden)
 
     @names_file
@@ -95,12 +98,27 @@ class NameCalls(PathWalk):
             place = self._place(encode_path(dst), dst_dir_fd)
             with self._holding(place.parent):
                 self._refuse_slash(place)
+                self._absent(place)
+                self._may_link(nodeid)
                 forbidden = stat.S_ISDIR(self._node(nodeid).attr.mode)
                 self._create(op.LINK, place, (nodeid,), forbidden=forbidden)
 
-    def _masked(self, mode: int) -> tuple[int, int]:
-        """Mode and umask to send: the server applies the umask only with DONT_MASK."""
+    def _may_link(self, nodeid: int) -> None:
+        """EPERM for a file that is neither the process's nor a safe source (may_linkat)."""
+        process, attr = self.process, self._attr(nodeid)
+        if not self.kernel.config.protected_hardlinks or permissions.owns(process, attr):
+            return
+        mode = attr.mode
+        unsafe = mode & stat.S_ISUID or mode & permissions.SGID_PROGRAM == permissions.SGID_PROGRAM
+        if not stat.S_ISREG(mode) or unsafe or not self._allowed(process, nodeid, attr, R_OK | W_OK):
+            fail(errno.EPERM)
+
+    def _masked(self, parent: int, mode: int) -> tuple[int, int]:
+        """Mode and umask to send for something new in ``parent``: the server applies the umask only with
+        DONT_MASK."""
         umask = self.process.umask
+        if mode & permissions.SGID_PROGRAM == permissions.SGID_PROGRAM:
+            mode = permissions.mode_for_new(self.process, self._attr(parent), mode)
         if self.kernel.state.session.flags & init_flags.DONT_MASK:
             return mode, umask
         return mode & ~umask, umask
@@ -209,8 +227,7 @@ class NameCalls(PathWalk):
 
     def _may_remove(self, parent: int, victim: int) -> None:
         self._may(parent, W_OK | X_OK)
-        if self.process.uid:
-            permissions.check_sticky(self.process, self._node(parent).attr, self._node(victim).attr)
+        permissions.check_sticky(self.process, self._node(parent).attr, self._node(victim).attr)
 
     # Moving
 

@@ -96,14 +96,14 @@ class OpenCalls(NameCalls):
 
     def _may_open(self, nodeid: int, flags: int) -> None:
         process = self.process
-        if not self.kernel.config.default_permissions or not process.uid:
+        if (not process.uid and process.capabilities is None) or not self.kernel.config.default_permissions:
             return
         access = flags & O_ACCMODE
         mask = {os.O_RDONLY: R_OK, os.O_WRONLY: W_OK, os.O_RDWR: R_OK | W_OK}.get(access, R_OK | W_OK)
         if flags & os.O_TRUNC:
             mask |= W_OK
         attr = self._attr(nodeid)
-        permissions.check(process, attr, mask)
+        self._permit(nodeid, attr, mask)
         if flags & os.O_NOATIME:
             permissions.check_owner(process, attr)
 
@@ -125,8 +125,7 @@ class OpenCalls(NameCalls):
         opcode = op.OPENDIR if directory else op.OPEN
         if opcode in self._running().missing:
             return 0, FOPEN_KEEP_CACHE
-        killpriv = self.kernel.state.session.flags & init_flags.HANDLE_KILLPRIV_V2
-        kill = OPEN_KILL_SUIDGID if killpriv and flags & os.O_TRUNC and self.process.uid else 0
+        kill = OPEN_KILL_SUIDGID if flags & os.O_TRUNC and self._server_kills() else 0
         try:
             reply = self._record(opcode, self._call(opcode, nodeid, (self._sent_flags(flags), kill)))
         except OSError as error:
@@ -167,7 +166,8 @@ class OpenCalls(NameCalls):
             mode = permissions.kept_mode(self.process, attr)
             if mode != attr.mode:
                 killpriv = self.kernel.state.session.flags & init_flags.HANDLE_KILLPRIV_V2
-                valid |= FATTR_KILL_SUIDGID if killpriv else FATTR_MODE
+                groups = permissions.needs_groups(attr.mode & ~mode, mode)
+                valid |= FATTR_KILL_SUIDGID if killpriv and not groups else FATTR_MODE
             version = self.kernel.state.attr_version
             args = (valid, 0, fh or 0, size, 0, 0, 0, 0, 0, 0, 0, mode, 0, 0, 0, 0)
             request = self._call(op.SETATTR, nodeid, args)
@@ -242,7 +242,7 @@ class OpenCalls(NameCalls):
 
     def _create_file(self, place: Place, flags: int, mode: int) -> int:
         """CREATE, or MKNOD and OPEN on a server without it; the descriptor."""
-        mode, umask = self._masked(mode)
+        mode, umask = self._masked(place.parent, mode)
         if op.CREATE in self._running().missing:
             return self._create_in_steps(place, flags, mode, umask)
         sent = self._sent_flags(flags) | os.O_CREAT | (flags & os.O_EXCL)
@@ -296,7 +296,7 @@ class OpenCalls(NameCalls):
         with self._holding(parent):
             self._may(parent, W_OK | X_OK)
             self._require(op.TMPFILE, errno.EOPNOTSUPP)
-            mode, umask = self._masked(mode & 0o7777)
+            mode, umask = self._masked(parent, mode & 0o7777)
             sent = self._sent_flags(flags) | (flags & os.O_EXCL)
             version = self.kernel.state.attr_version
             try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from vmsim.guest.fileobj import FileObjects
-from vmsim.guest.state import Process
 
 
 class GuestFs(FileObjects):
@@ -23,8 +24,8 @@ class GuestFs(FileObjects):
         for number in parent.fds.values():
             kernel.state.files[number].refs += 1
         kernel.nodes.hold(parent.cwd)
-        kernel.state.processes[pid] = Process(
-            pid, parent.cwd, parent.uid, parent.gid, list(parent.groups), parent.umask, dict(parent.fds)
+        kernel.state.processes[pid] = msgspec.structs.replace(
+            parent, pid=pid, groups=list(parent.groups), fds=dict(parent.fds)
         )
         return GuestFs(self._cell, pid)
 

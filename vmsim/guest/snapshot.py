@@ -11,6 +11,7 @@ import msgspec
 from vmsim.errors import MemoryAccessError, StreamError
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.headers import FUSE_ROOT_ID
+from vmsim.guest.acl import ACL_BYTES_MAX
 from vmsim.guest.alloc import PageAllocator
 from vmsim.guest.config import CACHES
 from vmsim.guest.dentries import DentryCache
@@ -198,6 +199,8 @@ class _Checker:
             )  # fmt: skip
             if any(not 0 <= value < 1 << 32 for value in words) or min(attr.ino, attr.size, attr.blocks) < 0:
                 _refuse(field, "impossible attributes")
+            if len(node.acl) > ACL_BYTES_MAX or node.acl_expiry_ns < 0:
+                _refuse(field, "impossible ACL")
             if node.parent and (node.parent not in nodes or not stat.S_ISDIR(nodes[node.parent].attr.mode)):
                 _refuse(field, f"parent {node.parent} is no known directory")
             if b"/" in node.name or b"\0" in node.name:
@@ -249,9 +252,12 @@ class _Checker:
         state = self.state
         for pid, process in state.processes.items():
             field = f"processes[{pid}]"
-            ids = (process.uid, process.gid, *process.groups)
+            ids = (process.uid, process.gid, *process.groups, *(process.real or ()), *(process.saved or ()))
             if pid != process.pid or not 0 < pid < 1 << 31 or any(not 0 <= value < 1 << 32 for value in ids):
                 _refuse(field, "impossible process")
+            capabilities = (process.capabilities or 0, process.permitted or 0)
+            if any(not 0 <= bits <= U64_MAX for bits in capabilities):
+                _refuse(field, "impossible capabilities")
             if not 0 <= process.umask <= 0o777 or any(not 0 <= fd < 1 << 31 for fd in process.fds):
                 _refuse(field, "impossible umask or descriptor")
             if not state.broken and process.cwd not in state.nodes:

@@ -100,7 +100,8 @@ class Node(msgspec.Struct, forbid_unknown_fields=True):
     ``attr`` is valid until ``attr_expiry_ns``; a reply that was asked for before ``attr_version`` is older
     than what we know. ``dirty_size`` and ``dirty_mtime`` say that the guest, not the server, owns these
     (writeback); ``error`` is a write-out failure that the next fsync or close reports. While anybody is
-    ``truncating`` the file, its pages are not written out.
+    ``truncating`` the file, its pages are not written out. ``acl`` is the access ACL as its attribute has it
+    (empty: none), good until ``acl_expiry_ns``.
     """
 
     id: int
@@ -119,6 +120,8 @@ class Node(msgspec.Struct, forbid_unknown_fields=True):
     pages_epoch: int = 0
     truncating: int = 0
     device_number: int = 0
+    acl: bytes = b""
+    acl_expiry_ns: int = 0
 
 
 class OpenFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -142,7 +145,12 @@ class OpenFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Process(msgspec.Struct, forbid_unknown_fields=True):
-    """One guest process: credentials, descriptors, working directory, umask."""
+    """One guest process: credentials, descriptors, working directory, umask.
+
+    ``uid`` and ``gid`` are the effective ids, which count for files; ``real`` and ``saved`` are pairs of user
+    and group, None where they are the same. ``capabilities`` (effective) and ``permitted`` are bits by
+    number; None: all of them for user 0 and none for anybody else.
+    """
 
     pid: int
     cwd: int
@@ -151,6 +159,10 @@ class Process(msgspec.Struct, forbid_unknown_fields=True):
     groups: list[int] = []
     umask: int = 0o022
     fds: dict[int, int] = {}
+    real: tuple[int, int] | None = None
+    saved: tuple[int, int] | None = None
+    capabilities: int | None = None
+    permitted: int | None = None
 
 
 class LocalLock(msgspec.Struct, forbid_unknown_fields=True):

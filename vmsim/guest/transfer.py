@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from vmsim.fuse import opcodes as op
-from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.flags import WRITE_CACHE, WRITE_KILL_SUIDGID
+from vmsim.guest import permissions
 from vmsim.guest.calls import fail
+from vmsim.guest.capabilities import CAP_FSETID
 from vmsim.guest.opening import OpenCalls
 from vmsim.guest.state import OpenFile, Request, Segments
 
@@ -84,10 +85,10 @@ class TransferCalls(OpenCalls):
         return done
 
     def _write_flags(self, cached: bool) -> int:
+        """Of a direct write Linux always says whether set-id bits go, KILLPRIV_V2 or not."""
         if cached:
             return WRITE_CACHE
-        killpriv = self.kernel.state.session.flags & init_flags.HANDLE_KILLPRIV_V2
-        return WRITE_KILL_SUIDGID if killpriv and self.process.uid else 0
+        return 0 if permissions.capable(self.process, CAP_FSETID) else WRITE_KILL_SUIDGID
 
     def _read_into(self, number: int, offset: int, out: memoryview) -> int:
         """READ through payload buffers into ``out``; bytes read."""

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from typing import Final, NamedTuple
 
 from vmsim.fuse import opcodes as op
-from vmsim.fuse.abi.flags import FATTR_MODE
 from vmsim.fuse.abi.headers import FUSE_ROOT_ID
-from vmsim.fuse.abi.init_flags import HANDLE_KILLPRIV_V2
-from vmsim.fuse.abi.replies import ATTR_OUT
 from vmsim.guest import permissions
-from vmsim.guest.calls import O_PATH, Calls, Path, encode_path, fail
-from vmsim.guest.nodes import make_stat
-from vmsim.guest.state import Attr, Node
+from vmsim.guest.access import AccessCalls
+from vmsim.guest.calls import O_PATH, Path, encode_path, fail
+from vmsim.guest.state import Node
 from vmsim.limits import NAME_MAX, PATH_MAX
 
 SYMLINKS_MAX: Final = 40
-_S_IFMT: Final = 0o170000
-ATTR_TRIES: Final = 4
-_ATTR_BYTES: Final = ATTR_OUT.size
-_unpack_attr: Final = ATTR_OUT.unpack_from
 DOTS: Final = (b".", b"..", b"")
 
 
@@ -44,7 +36,7 @@ def components(path: bytes) -> list[bytes]:
     return parts
 
 
-class PathWalk(Calls):
+class PathWalk(AccessCalls):
     """From paths to nodes."""
 
     def _start(self, path: bytes, dir_fd: int | None) -> int:
@@ -182,79 +174,15 @@ class PathWalk(Calls):
             fail(errno.EIO)
         return target
 
-    # Attributes
+    def _target(
+        self, path: Path | int, dir_fd: int | None, follow: bool, opened: bool = False
+    ) -> tuple[int, int | None, bool]:
+        """A path or descriptor as (node, handle, fresh); a reference on the node is held for the caller.
 
-    def _attr(self, nodeid: int, fh: int | None = None, fresh: bool = False) -> Attr:
-        """Attributes that are still valid, asked for if they are not."""
-        kernel = self._cell.kernel
-        node = kernel.nodes.nodes.get(nodeid)
-        if node is None:
-            fail(errno.ESTALE)
-        if fresh or (node.attr_expiry_ns and node.attr_expiry_ns > kernel.schedule.now_ns()):
-            return node.attr
-        args = (0, 0, 0) if fh is None else (1, 0, fh)
-        tries = 0
-        while True:
-            version = kernel.state.attr_version
-            reply = self._ask(op.GETATTR, nodeid, args)
-            kernel = self._cell.kernel
-            if self._take_attr(nodeid, reply, version):
-                return kernel.nodes.nodes[nodeid].attr
-            # Somebody changed the file meanwhile: what we know of its size is newer, of the rest older.
-            if tries == ATTR_TRIES:
-                known = kernel.nodes.nodes[nodeid].attr
-                attr = Attr(*_unpack_attr(reply)[3:])
-                attr.size, attr.mtime, attr.mtimensec = known.size, known.mtime, known.mtimensec
-                return attr
-            tries += 1
-
-    def _take_attr(self, nodeid: int, reply: bytes, version: int) -> bool:
-        """Attributes out of an ``fuse_attr_out``, unless they are out of date already; EIO if the file turned
-        into another kind."""
-        if len(reply) < _ATTR_BYTES:
-            fail(errno.EIO)
-        raw = _unpack_attr(reply)
-        kernel = self._cell.kernel
-        node = kernel.nodes.nodes.get(nodeid)
-        if node is None or (raw[12] ^ node.attr.mode) & _S_IFMT:
-            fail(errno.EIO)
-        return kernel.apply_attr(node, raw[3:], raw[0], raw[1], version)
-
-    def _may(self, nodeid: int, mask: int) -> None:
-        """ENOTDIR for X_OK on what is no directory; EACCES if the mode forbids ``mask``."""
-        node = self._node(nodeid)
-        if mask & permissions.X_OK and not stat.S_ISDIR(node.attr.mode):
-            fail(errno.ENOTDIR)
-        process = self.process
-        if process.uid == 0 or not self.kernel.config.default_permissions:
-            return
-        permissions.check(process, self._attr(nodeid), mask)
-
-    def _remove_privs(self, nodeid: int, delegated: bool = True) -> None:
-        """Before the content changes: take away the bits that must not survive that.
-
-        With HANDLE_KILLPRIV_V2 the server does it, if the request that follows tells it to (``delegated``).
+        EBADF for an O_PATH descriptor if the file must have been ``opened``.
         """
-        attr = self._node(nodeid).attr
-        if not attr.mode & permissions.SPECIAL_BITS:
-            return
-        mode = permissions.kept_mode(self.process, attr)
-        kernel = self.kernel
-        if mode == attr.mode or (delegated and kernel.state.session.flags & HANDLE_KILLPRIV_V2):
-            return
-        version = kernel.state.attr_version
-        args = (FATTR_MODE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, mode, 0, 0, 0, 0)
-        reply = self._call(op.SETATTR, nodeid, args).reply
-        self._take_attr(nodeid, reply, max(version, self._node(nodeid).attr_version))
-
-    def _stat_of(self, nodeid: int, fh: int | None = None, fresh: bool = False) -> os.stat_result:
-        attr = self._attr(nodeid, fh, fresh)
-        return make_stat(attr, self._node(nodeid).device_number)
-
-    def _target(self, path: Path | int, dir_fd: int | None, follow: bool) -> tuple[int, int | None, bool]:
-        """A path or descriptor as (node, handle, fresh); a reference on the node is held for the caller."""
         if isinstance(path, int):
-            file = self._file(path)
+            file = self._usable(path) if opened else self._file(path)
             if file.fh is None and not file.flags & O_PATH:
                 fail(errno.ESTALE)
             self.kernel.nodes.hold(file.nodeid)

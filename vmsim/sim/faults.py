@@ -231,10 +231,10 @@ def _channel_error(verb: str, fault: Fault) -> ChannelError:
 class FaultyHostFs:
     """Seam S3: every system call of the passthrough server, by name; OSError with the fault's errno.
 
-    Calls that give something back (``close``, ``become_self``, ``regain_fsetid``) are not made to fail.
+    Calls that give something back (``close``, ``become_self``) are not made to fail.
     """
 
-    NEVER = frozenset({"close", "become_self", "regain_fsetid"})
+    NEVER = frozenset({"close", "become_self"})
     DESCRIPTORS = frozenset({"open_share", "open_beneath", "reopen", "open_handle", "memory_file", "create"})
     """What gives a descriptor; one that is lost must not stay open."""
 

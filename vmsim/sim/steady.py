@@ -260,7 +260,7 @@ class SteadyHostFs:
 
 
 WITHOUT_FDS: Final = frozenset(
-    {"handles_allowed", "fd_limit", "become", "become_self", "drop_fsetid", "regain_fsetid", "drop_groups"}
+    {"handles_allowed", "fd_limit", "become", "become_self", "drop_groups"}
 )
 FD_PLACES: Final = {"rename": (0, 2), "link": (0, 1), "symlink": (1,), "copy_file_range": (0, 2)}
 """Where a call has descriptors, other than in the first place."""

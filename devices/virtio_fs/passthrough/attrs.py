@@ -67,8 +67,9 @@ class AttrOps(LookupOps):
         if valid & (f.FATTR_UID | f.FATTR_GID):
             self._chown(self._fd_of(nodeid, fh), attr)
         if valid & f.FATTR_SIZE:
-            kill = bool(valid & f.FATTR_KILL_SUIDGID) and self.killpriv
-            self.without_fsetid(kill, lambda: self._truncate(nodeid, fh, attr.size))
+            self._truncate(nodeid, fh, attr.size)
+            if valid & f.FATTR_KILL_SUIDGID:
+                self.drop_set_ids(self._fd_of(nodeid, fh))
         if valid & (f.FATTR_ATIME | f.FATTR_MTIME):
             atime = _time(valid, f.FATTR_ATIME, f.FATTR_ATIME_NOW, attr.atime, attr.atimensec)
             mtime = _time(valid, f.FATTR_MTIME, f.FATTR_MTIME_NOW, attr.mtime, attr.mtimensec)

@@ -42,6 +42,7 @@ BIRTH: Final = -1
 """The type of an ``Inode.handle`` that is a birth time, for file systems without file handles."""
 
 CAPABILITY: Final = b"security.capability"
+SGID_PROGRAM: Final = stat.S_ISGID | stat.S_IXGRP
 
 T = TypeVar("T")
 
@@ -196,8 +197,9 @@ class Core(FileSystem):
     def as_caller(self, ctx: Context, override: bool, call: Callable[[], T]) -> T:
         """``call()`` with the caller's ids, where we may take them; else as ourselves.
 
-        ``override`` keeps CAP_DAC_OVERRIDE when the caller's groups are unknown. EPERM for ids that the
-        translation forbids or that no id-mapped mount of the guest could express.
+        ``override`` keeps CAP_DAC_OVERRIDE when the groups that decide are unknown: the caller's, or with
+        ACLs those besides the directory's, which alone is told. The guest's kernel has checked already.
+        EPERM for ids that the translation forbids or that no id-mapped mount of the guest could express.
         """
         uid = self.uids.to_host(ctx.uid)
         gid = self.gids.to_host(ctx.gid)
@@ -207,20 +209,31 @@ class Core(FileSystem):
         if not host.privileged or uid == 0 == gid:
             return call()
         groups = tuple(self.gids.to_host(group) for group in ctx.groups)
-        host.become(uid, gid, groups, override)
+        host.become(uid, gid, groups, override and (self.posix_acl or not groups))
         try:
             return call()
         finally:
             host.become_self()
 
-    def without_fsetid(self, wanted: bool, call: Callable[[], T]) -> T:
-        """``call()`` such that the kernel clears suid and sgid bits, if ``wanted``."""
-        if not wanted or not self.host.privileged or not self.host.drop_fsetid():
-            return call()
+    def drop_set_ids(self, fd: int) -> None:
+        """Take S_ISUID away, and S_ISGID where it marks a program: what FUSE means by killing them.
+
+        The kernel, which does so for a writer without CAP_FSETID, looks at the writer's groups besides, and
+        of the guest's we are not told.
+        """
+        mode = self._fstat(fd)[MODE]
+        kept = mode & ~stat.S_ISUID
+        if mode & SGID_PROGRAM == SGID_PROGRAM:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            self.change_mode(fd, kept)
+
+    def change_mode(self, fd: int, mode: int) -> None:
+        """Set the mode, unless that is not ours to do: then the kernel lets nothing of it survive a write."""
         try:
-            return call()
-        finally:
-            self.host.regain_fsetid()
+            self.host.chmod(fd, stat.S_IMODE(mode))
+        except PermissionError:
+            pass
 
     def guest_attr(self, attr: HostAttr) -> HostAttr:
         """The attributes with the guest's ids."""

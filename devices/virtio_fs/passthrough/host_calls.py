@@ -264,21 +264,12 @@ class Credentials(Protocol):
     def become(self, uid: int, gid: int, groups: tuple[int, ...], override: bool) -> None:
         """Take these effective ids (gid before uid) and supplementary groups.
 
-        ``override``: without ``groups``, CAP_DAC_OVERRIDE is kept: nobody told us the caller's groups, and
-        the guest's kernel has checked the permission already.
+        ``override``: CAP_DAC_OVERRIDE is kept.
         """
         ...
 
     def become_self(self) -> None:
         """Undo ``become``; ends the process if that fails, since going on as somebody else is worse."""
-        ...
-
-    def drop_fsetid(self) -> bool:
-        """Give up CAP_FSETID, so that writing clears suid and sgid bits; False if there was none."""
-        ...
-
-    def regain_fsetid(self) -> None:
-        """Undo ``drop_fsetid``."""
         ...
 
 

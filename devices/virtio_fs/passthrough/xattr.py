@@ -7,16 +7,18 @@ and devices.
 from __future__ import annotations
 
 import errno
+import stat
 from typing import Final
 
 from vmsim.fuse.abi.flags import SETXATTR_ACL_KILL_SGID
 from vmsim.fuse.filesystem import Context
 from vmsim.limits import FUSE_REPLY_BUFFER_MAX, XATTR_SIZE_MAX
 
-from .core import Core
+from .core import MODE, Core
 from .reach import Reach
 
 ACL_PREFIX: Final = b"system.posix_acl_"
+ACL_ACCESS: Final = b"system.posix_acl_access"
 NAME_MAX: Final = 255
 
 
@@ -45,8 +47,11 @@ class XattrOps(Reach):
         if flags & ~3:
             raise OSError(errno.EINVAL, "no such flags")
         fd = self.path_fd(self.require(nodeid))
-        kill = bool(setxattr_flags & SETXATTR_ACL_KILL_SGID) and name.startswith(ACL_PREFIX)
-        self.without_fsetid(kill, lambda: self.host.setxattr(fd, host_name, value, flags))
+        self.host.setxattr(fd, host_name, value, flags)
+        if setxattr_flags & SETXATTR_ACL_KILL_SGID and name == ACL_ACCESS:
+            mode = self.host.fstat(fd)[MODE]
+            if mode & stat.S_ISGID:
+                self.change_mode(fd, mode & ~stat.S_ISGID)
 
     def getxattr(self, ctx: Context, nodeid: int, name: bytes, size: int) -> bytes | int:
         """GETXATTR; what the map calls bad is not there (ENODATA)."""

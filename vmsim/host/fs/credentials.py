@@ -52,7 +52,7 @@ class LinuxCredentials:
     def become(self, uid: int, gid: int, groups: tuple[int, ...], override: bool) -> None:
         """Take these effective ids; what was begun is undone if it fails in between.
 
-        ``override`` keeps CAP_DAC_OVERRIDE when ``groups`` is empty. A program that has given up its
+        ``override`` keeps CAP_DAC_OVERRIDE. A program that has given up its
         privilege since acts as itself, like one that never had any.
         """
         self._look()
@@ -70,7 +70,7 @@ class LinuxCredentials:
                 if _set_ids(SETRESUID, -1, uid, -1):
                     fail("setresuid")
                 self._steps.append(lambda: int(_set_ids(SETRESUID, -1, self._uid, -1)))
-                if override and not groups:
+                if override:
                     self._change_effective(CAP_DAC_OVERRIDE, 0)
         except OSError:
             self.become_self()

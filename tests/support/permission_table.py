@@ -1,0 +1,222 @@
+"""Tables of calls by users on files: made on the host and by a guest, compared in errno and effect."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+from typing import NamedTuple
+
+from tests.support import permission_calls as calls
+
+ALL = range(41)
+CAPABILITIES = {
+    "chown": 0, "dac_override": 1, "dac_read_search": 2, "fowner": 3, "fsetid": 4, "linux_immutable": 9,
+    "sys_admin": 21, "mknod": 27, "setfcap": 31,
+}  # fmt: skip
+USERS = {
+    "root": (0, 0, [], None), "owner": (1000, 1000, [], None), "owner in group": (1000, 1000, [2000], None),
+    "member": (1001, 1001, [2000], None), "group": (1001, 2000, [], None), "stranger": (1002, 1002, [], None),
+    "in both": (1003, 1003, [3000, 2000], None), "other group": (1004, 1004, [3000], None),
+}  # fmt: skip
+LACKING = {
+    f"root without {name}": (0, 0, [], [n for n in ALL if n != number])
+    for name, number in CAPABILITIES.items()
+}
+LACKING["root without dac"] = (0, 0, [], [n for n in ALL if n not in (1, 2)])
+LACKING["root without any"] = (0, 0, [], [])
+HAVING = {f"stranger with {name}": (1002, 1002, [], [number]) for name, number in CAPABILITIES.items()}
+EVERYBODY = {**USERS, **LACKING, **HAVING}
+
+
+class Scene(NamedTuple):
+    """A file of some kind, and the directory that it is in."""
+
+    kind: str = "file"
+    mode: int = 0o644
+    owner: tuple = (1000, 2000)
+    parent: tuple = (0, 0, 0o777)
+    acl: bytes = b""
+    default_acl: bytes = b""
+    flags: int = 0
+    parent_flags: int = 0
+    attributes: bool = False
+
+    def build(self, cell):
+        """Make it at ``cell``: target ``t``, another file ``o``, an open directory ``e``."""
+        os.mkdir(cell)
+        target = f"{cell}/t"
+        for name, mode in (("o", 0o646), ("t", self.mode)):
+            if name == "o" or self.kind == "file":
+                with open(f"{cell}/{name}", "wb") as file:
+                    file.write(b"0123456789")
+                os.chmod(f"{cell}/{name}", mode)
+        os.mkdir(f"{cell}/e")
+        os.chmod(f"{cell}/e", 0o777)
+        if self.kind == "directory":
+            os.mkdir(target)
+            os.mkdir(f"{target}/d")
+            with open(f"{target}/f", "wb"):
+                pass
+            os.chown(f"{target}/f", 1001, 1001)
+            os.chown(f"{target}/d", 1001, 1001)
+        elif self.kind == "fifo":
+            os.mkfifo(target)
+        elif self.kind == "symlink":
+            os.symlink("o", target)
+        os.lchown(target, *self.owner)
+        if self.kind != "symlink":
+            os.chmod(target, self.mode)
+        self._decorate(target)
+        os.chown(cell, *self.parent[:2])
+        os.chmod(cell, self.parent[2])
+        os.utime(target, (calls.LONG_AGO, calls.LONG_AGO), follow_symlinks=False)
+        for path, flags in ((target, self.flags), (cell, self.parent_flags)):
+            if flags:
+                change_flags(path, 0, flags)
+
+    def _decorate(self, target):
+        if self.acl:
+            os.setxattr(target, "system.posix_acl_access", self.acl)
+        if self.default_acl:
+            os.setxattr(target, "system.posix_acl_default", self.default_acl)
+        if self.attributes:
+            names = ("trusted.a", "security.a")
+            if self.kind in ("file", "directory"):
+                names += ("user.a",)
+            for name in names:
+                os.setxattr(target, name, b"0", follow_symlinks=False)
+            if self.kind == "file":
+                os.setxattr(target, "security.capability", calls.FILE_CAPABILITY)
+
+
+def change_flags(path, remove, add=0):
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        (flags,) = struct.unpack("i4x", fcntl.ioctl(fd, calls.GETFLAGS, bytes(8)))
+        wanted = flags & ~remove | add
+        if wanted != flags:
+            fcntl.ioctl(fd, calls.SETFLAGS, struct.pack("q", wanted))
+        return flags
+    finally:
+        os.close(fd)
+
+
+def effect(cell, accessed):
+    """All that a call can have changed beneath a cell, by name; ``accessed``: times of access as well."""
+    found = {}
+    for folder, folders, files in os.walk(cell):
+        for name in (".", *folders, *files):
+            path = os.path.join(folder, name)
+            key = os.path.normpath(os.path.relpath(path, cell))
+            if key not in found:
+                found[key] = _facts(path, accessed)
+    return found
+
+
+def _facts(path, accessed):
+    st = os.lstat(path)
+    kind = stat.S_IFMT(st.st_mode)
+    size = st.st_size if kind == stat.S_IFREG else 0
+    flags = 0
+    if kind in (stat.S_IFREG, stat.S_IFDIR):
+        flags = change_flags(path, 0) & calls.SHOWN_FLAGS
+    attributes = {name: _value(path, name) for name in sorted(os.listxattr(path, follow_symlinks=False))}
+    ours = kind == stat.S_IFREG and os.path.basename(path) == "t"
+    times = [_when(st.st_atime_ns), _when(st.st_mtime_ns)][not accessed :] if ours else []
+    return [oct(st.st_mode), st.st_uid, st.st_gid, st.st_nlink, size, st.st_rdev, times, flags, attributes]
+
+
+def _value(path, name):
+    try:
+        return os.getxattr(path, name, follow_symlinks=False).hex()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+
+def _when(ns):
+    return "now" if ns > calls.LONG_AGO * 10**9 else ns
+
+
+class Table:
+    """The same cells in two directories: ``run`` makes the calls in both; the differences are the result."""
+
+    def __init__(self, guest, host_root):
+        self.guest = guest
+        self.host_root = str(host_root)
+        self.cells = []
+
+    def add(self, scenes, names, users):
+        for scene in scenes:
+            for name in names:
+                for user in users:
+                    self.cells.append((scene, name, user))
+
+    def run(self):
+        roots = (self.host_root, str(self.guest.share))
+        for root in roots:
+            os.chmod(root, 0o777)
+            for number, (scene, _, _) in enumerate(self.cells):
+                scene.build(f"{root}/{number}")
+        try:
+            theirs, ours = self._on_host(), self._in_guest()
+            self.guest.fs.sync()
+            found = (self._compare(number, theirs, ours) for number in range(len(self.cells)))
+            return [line for line in found if line]
+        finally:
+            for root in roots:
+                for number, (scene, name, _) in enumerate(self.cells):
+                    if scene.flags or scene.parent_flags or name.startswith("+"):
+                        self._unflag(f"{root}/{number}")
+
+    def _unflag(self, cell):
+        for path in (cell, f"{cell}/t"):
+            if os.path.exists(path) and not os.path.islink(path):
+                change_flags(path, calls.SHOWN_FLAGS)
+
+    def _by_user(self):
+        order = {}
+        for number, (_, name, user) in enumerate(self.cells):
+            order.setdefault(user, []).append((number, name))
+        return order
+
+    def _on_host(self):
+        lines = [
+            json.dumps([EVERYBODY[user], [(str(number), name) for number, name in work]])
+            for user, work in self._by_user().items()
+        ]
+        done = subprocess.run(
+            [sys.executable, calls.__file__], input="\n".join(lines) + "\n", cwd=self.host_root, check=True,
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        numbers = [[number for number, _ in work] for work in self._by_user().values()]
+        return {n: a for ns, row in zip(numbers, answers, strict=True) for n, a in zip(ns, row, strict=True)}
+
+    def _in_guest(self):
+        fs, answers = self.guest.fs, {}
+        fs.umask(0o022)
+        for user, work in self._by_user().items():
+            uid, gid, groups, capabilities = EVERYBODY[user]
+            with fs.as_user(uid, gid, groups, capabilities=capabilities):
+                for number, name in work:
+                    answers[number] = json.loads(json.dumps(calls.attempt(fs, f"/{number}/", name)))
+        return answers
+
+    def _compare(self, number, theirs, ours):
+        scene, name, user = self.cells[number]
+        accessed = "time" in name or name == "touch"
+        host = theirs[number], effect(f"{self.host_root}/{number}", accessed)
+        guest = ours[number], effect(f"{self.guest.share}/{number}", accessed)
+        if host == guest:
+            return None
+        changes = {key: (host[1].get(key), guest[1].get(key)) for key in host[1].keys() | guest[1].keys()
+                   if host[1].get(key) != guest[1].get(key)}  # fmt: skip
+        said = {key: value for key, value in scene._asdict().items() if value != Scene._field_defaults[key]}
+        said["mode"] = oct(scene.mode)
+        return f"{name} by {user} on {said}: host {host[0]}, guest {guest[0]}; {changes}"

@@ -1,0 +1,177 @@
+"""Who may do what: each call, as each user, on each kind of file, by the guest and on the host.
+
+Errors and effects (mode, owner, size, times, attributes, ACLs, flags, names) must be the same.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from itertools import product
+
+import pytest
+
+from tests.support.permission_calls import (
+    CALLS,
+    FOR_SOME,
+    GROUP,
+    GROUP_OBJ,
+    MASK,
+    NAMES,
+    OTHER,
+    USER,
+    USER_OBJ,
+    acl,
+)
+from tests.support.permission_table import EVERYBODY, HAVING, LACKING, USERS, Scene, Table
+from vmsim.host.fs import LinuxFs
+
+pytestmark = pytest.mark.skipif(not LinuxFs().privileged, reason="needs to be anybody")
+
+
+def sysctl(name):
+    with open(f"/proc/sys/fs/{name}") as value:
+        return int(value.read())
+
+
+@pytest.fixture(params=["direct", "cached"])
+def table(request, rig, tmp_path):
+    """A table for a guest without caches, or with all of them."""
+    probe = tmp_path / "probe"
+    probe.write_bytes(b"")
+    try:
+        os.setxattr(probe, "system.posix_acl_access", FOR_SOME)
+        os.setxattr(probe, "trusted.x", b"")
+    except OSError as error:
+        pytest.skip(f"no ACLs here: {error}")
+    host_root = tmp_path / "host"
+    host_root.mkdir()
+    options = {"posix_acl": True, "preserve_noatime": True}
+    config = {}
+    if request.param == "cached":
+        options |= {"killpriv_v2": True, "writeback": True}
+        config = {"dentries": 4096, "cache": "writeback"}
+    config["protected_hardlinks"] = bool(sysctl("protected_hardlinks"))
+    guest = rig(options=options, realtime_ns=time.time_ns() - time.monotonic_ns(), **config)
+    return Table(guest, host_root)
+
+
+def check(table):
+    wrong = table.run()
+    assert not wrong, f"{len(wrong)} of {len(table.cells)} differ:\n" + "\n".join(wrong[:40])
+
+
+NAMED_USER = acl((USER_OBJ, 6), (USER, 0, 1001), (USER, 6, 1002), (GROUP_OBJ, 6), (MASK, 6), (OTHER, 6))
+DENIED_GROUP = acl((USER_OBJ, 6), (GROUP_OBJ, 6), (GROUP, 0, 3000), (MASK, 6), (OTHER, 6))
+NO_OWN_GROUP = acl((USER_OBJ, 6), (GROUP_OBJ, 0), (GROUP, 7, 3000), (MASK, 7), (OTHER, 0))
+UNDER_MASK = acl((USER_OBJ, 7), (USER, 7, 1002), (GROUP_OBJ, 7), (GROUP, 7, 3000), (MASK, 4), (OTHER, 3))
+NO_MASK_BITS = acl((USER_OBJ, 6), (USER, 7, 1002), (GROUP_OBJ, 7), (MASK, 0), (OTHER, 6))
+ACLS = [NAMED_USER, DENIED_GROUP, NO_OWN_GROUP, UNDER_MASK, NO_MASK_BITS]
+MODES = [0o644, 0o600, 0o640, 0o660, 0o606, 0o060, 0o000, 0o444, 0o711, 0o777]
+SET_IDS = [0o4777, 0o2777, 0o6777, 0o4666, 0o2666, 0o6766, 0o6676]
+CONTENT = [name for name in CALLS if name.startswith("open ")]
+CHANGES = [
+    "write", "pwrite", "write nothing", "append", "ftruncate", "ftruncate to the same", "truncate",
+    "truncate longer", "fallocate", "copy_file_range", "open truncate", "open read-truncate",
+]  # fmt: skip
+
+
+def calls(*beginnings):
+    return [name for name in CALLS if name.startswith(beginnings)]
+
+
+def test_content(table):
+    scenes = [Scene(mode=mode) for mode in MODES] + [Scene(acl=each) for each in ACLS]
+    table.add(scenes, [*CONTENT, "ftruncate what is read", "truncate", "truncate below zero"], EVERYBODY)
+    check(table)
+
+
+def test_changes_take_set_id_bits_away(table):
+    scenes = [Scene(mode=mode, owner=owner) for mode in SET_IDS for owner in ((1000, 2000), (1000, 0))]
+    scenes += [Scene(mode=mode, attributes=True) for mode in (0o777, 0o6777)]
+    users = [*USERS, "root without fsetid", "root without any"]
+    table.add(scenes, CHANGES, users)
+    # FALLOCATE and COPY_FILE_RANGE say nothing of the caller's capabilities to a server that kills by itself.
+    unsaid = ("fallocate", "copy_file_range")
+    table.add(scenes, [name for name in CHANGES if name not in unsaid], ["stranger with fsetid"])
+    check(table)
+
+
+def test_attributes(table):
+    scenes = [Scene(mode=mode) for mode in (0o644, *SET_IDS, 0o2644, 0o6644)]
+    scenes += [Scene("directory", mode) for mode in (0o755, 0o3777, 0o6755)]
+    scenes += [Scene("fifo", mode) for mode in (0o6755, 0o2644)]
+    scenes += [Scene("symlink"), Scene(owner=(0, 0), mode=0o6755), Scene(acl=NAMED_USER, mode=0o2640)]
+    table.add(scenes, calls("chmod", "chown", "lchown"), EVERYBODY)
+    table.add([s for s in scenes if s.kind != "fifo"], calls("fch"), EVERYBODY)
+    check(table)
+
+
+def test_times_and_access(table):
+    scenes = [Scene(mode=mode) for mode in MODES] + [Scene(acl=each) for each in ACLS]
+    scenes += [Scene("directory", mode) for mode in (0o755, 0o700, 0o711, 0o722)]
+    scenes += [Scene(parent=(0, 0, 0o700)), Scene(parent=(0, 2000, 0o710))]
+    table.add(scenes, ["touch", *calls("set times", "access"), "stat"], EVERYBODY)
+    check(table)
+
+
+INSIDE = [
+    *calls("listdir", "search"), "read inside", "open inside with O_CREAT", *calls("create"), "tmpfile",
+    *calls("mkdir", "mknod"), "symlink", "link into", "unlink inside", "rmdir inside",
+    *calls("rename inside", "rename out", "rename into"), "replace inside", "chdir",
+]  # fmt: skip
+
+
+def test_directories(table):
+    modes = [0o755, 0o777, 0o700, 0o770, 0o711, 0o744, 0o1777, 0o2777, 0o2775, 0o000]
+    scenes = [Scene("directory", mode) for mode in modes]
+    scenes += [Scene("directory", 0o2777, default_acl=FOR_SOME), Scene("directory", acl=UNDER_MASK)]
+    scenes += [Scene("directory", acl=acl((USER_OBJ, 7), (USER, 7, 1002), (GROUP_OBJ, 5), (GROUP, 7, 3000),
+                                          (MASK, 7), (OTHER, 1)))]  # fmt: skip
+    users = [user for user in EVERYBODY if user not in SERVER_DECIDES]
+    table.add(scenes, INSIDE, users)
+    check(table)
+
+
+SERVER_DECIDES = {"stranger with fsetid", "stranger with mknod"}
+"""New files are made by the server with the caller's ids, which have no capabilities there."""
+
+
+def test_names(table):
+    parents = [(0, 0, 0o755), (0, 0, 0o777), (0, 0, 0o1777), (1000, 0, 0o1777), (1002, 0, 0o1777),
+               (1000, 1000, 0o755), (0, 2000, 0o775), (0, 2000, 0o3775), (0, 0, 0o766)]  # fmt: skip
+    targets = [Scene(), Scene(mode=0o666), Scene(mode=0o4777), Scene(mode=0o2777), Scene(mode=0o2666)]
+    targets += [Scene("directory", 0o755), Scene("directory", 0o777), Scene("symlink"), Scene("fifo", 0o666)]
+    scenes = [target._replace(parent=parent) for target, parent in product(targets, parents)]
+    names = ["unlink", "rmdir", "rename", "rename away", *calls("replace"), "link", "make beside"]
+    users = [
+        *USERS, "root without fowner", "root without dac", "root without any", "stranger with fowner",
+        "stranger with dac_override", "stranger with dac_read_search",
+    ]  # fmt: skip
+    table.add(scenes, names, users)
+    check(table)
+
+
+def test_extended_attributes(table):
+    scenes = [Scene(kind, mode, attributes=True) for kind, mode in (
+        ("file", 0o644), ("file", 0o666), ("file", 0o600), ("directory", 0o755), ("directory", 0o1777),
+        ("symlink", 0o777), ("fifo", 0o666))]  # fmt: skip
+    scenes += [Scene(mode=0o666), Scene(owner=(0, 0), mode=0o600), Scene(acl=NAMED_USER)]
+    names = [f"{verb} {name}" for verb in ("set", "get", "remove") for name in NAMES]
+    table.add(scenes, [*names, *calls("bad ", "no "), "listxattr"], EVERYBODY)
+    opened = [scene for scene in scenes if scene.kind != "fifo"]
+    table.add(opened, ["xattr of O_PATH", "fsetxattr of what is read"], EVERYBODY)
+    check(table)
+
+
+def test_acls(table):
+    scenes = [Scene(mode=mode, owner=owner) for mode in (0o644, 0o2755, 0o2644, 0o6777)
+              for owner in ((1000, 2000), (1000, 0), (0, 0))]  # fmt: skip
+    scenes += [Scene("directory", 0o755), Scene("directory", 0o3777)]
+    scenes += [Scene("directory", default_acl=FOR_SOME), Scene("symlink"), Scene("fifo", 0o2644)]
+    scenes += [Scene(acl=NAMED_USER, mode=0o2640)]
+    names = [n for n in CALLS if "ACL" in n]
+    asked = ("fowner", "fsetid", "any", "sys_admin")
+    users = [user for user in (*LACKING, *HAVING) if user.split()[-1] in asked]
+    table.add(scenes, names, [*USERS, *users])
+    check(table)
