@@ -204,6 +204,12 @@ call("replace by a directory")(lambda os, at: os.rename(at + "e", at + "t"))
 call("link")(lambda os, at: os.link(at + "t", at + "e/x"))
 call("make beside")(lambda os, at: os.mkdir(at + "x"))
 
+WITH_OTHERS = {
+    "copy_file_range", "search and back", "link into", "rename out", "rename out, a directory", "rename into",
+    "replace inside", "rename away", "replace", "replace by a directory", "link",
+}  # fmt: skip
+"""Calls that take another file or directory than the target."""
+
 # Extended attributes
 
 NAMES = ("user.a", "trusted.a", "security.a", "security.capability", "bogus.a")

@@ -34,6 +34,13 @@ HAVING = {f"stranger with {name}": (1002, 1002, [], [number]) for name, number i
 EVERYBODY = {**USERS, **LACKING, **HAVING}
 
 
+def users(*capabilities):
+    """Everybody without capabilities, and those whom one of these makes different."""
+    told = [f"{who} {name}" for who in ("root without", "stranger with") for name in capabilities]
+    both = ["root without dac"] if "dac_override" in capabilities else []
+    return [*USERS, *told, "root without any", *both]
+
+
 class Scene(NamedTuple):
     """A file of some kind, and the directory that it is in."""
 
@@ -47,18 +54,21 @@ class Scene(NamedTuple):
     parent_flags: int = 0
     attributes: bool = False
 
-    def build(self, cell):
-        """Make it at ``cell``: target ``t``, another file ``o``, an open directory ``e``."""
+    @property
+    def flagged(self):
+        return self.flags or self.parent_flags
+
+    def build(self, cell, others):
+        """Make it at ``cell``: target ``t``; with ``others`` another file ``o``, an open directory ``e``."""
         os.mkdir(cell)
         target = f"{cell}/t"
-        for name, mode in (("o", 0o646), ("t", self.mode)):
-            if name == "o" or self.kind == "file":
-                with open(f"{cell}/{name}", "wb") as file:
-                    file.write(b"0123456789")
-                os.chmod(f"{cell}/{name}", mode)
-        os.mkdir(f"{cell}/e")
-        os.chmod(f"{cell}/e", 0o777)
-        if self.kind == "directory":
+        if others or self.kind == "symlink":
+            _write(f"{cell}/o", 0o646)
+            os.mkdir(f"{cell}/e")
+            os.chmod(f"{cell}/e", 0o777)
+        if self.kind == "file":
+            _write(target, self.mode)
+        elif self.kind == "directory":
             os.mkdir(target)
             os.mkdir(f"{target}/d")
             with open(f"{target}/f", "wb"):
@@ -95,6 +105,12 @@ class Scene(NamedTuple):
                 os.setxattr(target, "security.capability", calls.FILE_CAPABILITY)
 
 
+def _write(path, mode):
+    with open(path, "wb") as file:
+        file.write(b"0123456789")
+    os.chmod(path, mode)
+
+
 def change_flags(path, remove, add=0):
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
@@ -107,24 +123,24 @@ def change_flags(path, remove, add=0):
         os.close(fd)
 
 
-def effect(cell, accessed):
-    """All that a call can have changed beneath a cell, by name; ``accessed``: times of access as well."""
+def effect(cell, accessed, flags):
+    """All that a call can have changed beneath a cell, by name; times of access and flags only on demand."""
     found = {}
     for folder, folders, files in os.walk(cell):
         for name in (".", *folders, *files):
             path = os.path.join(folder, name)
             key = os.path.normpath(os.path.relpath(path, cell))
             if key not in found:
-                found[key] = _facts(path, accessed)
+                found[key] = _facts(path, accessed, flags)
     return found
 
 
-def _facts(path, accessed):
+def _facts(path, accessed, with_flags):
     st = os.lstat(path)
     kind = stat.S_IFMT(st.st_mode)
     size = st.st_size if kind == stat.S_IFREG else 0
     flags = 0
-    if kind in (stat.S_IFREG, stat.S_IFDIR):
+    if with_flags and kind in (stat.S_IFREG, stat.S_IFDIR):
         flags = change_flags(path, 0) & calls.SHOWN_FLAGS
     attributes = {name: _value(path, name) for name in sorted(os.listxattr(path, follow_symlinks=False))}
     ours = kind == stat.S_IFREG and os.path.basename(path) == "t"
@@ -161,8 +177,8 @@ class Table:
         roots = (self.host_root, str(self.guest.share))
         for root in roots:
             os.chmod(root, 0o777)
-            for number, (scene, _, _) in enumerate(self.cells):
-                scene.build(f"{root}/{number}")
+            for number, (scene, name, _) in enumerate(self.cells):
+                scene.build(f"{root}/{number}", name in calls.WITH_OTHERS)
         try:
             theirs, ours = self._on_host(), self._in_guest()
             self.guest.fs.sync()
@@ -171,7 +187,7 @@ class Table:
         finally:
             for root in roots:
                 for number, (scene, name, _) in enumerate(self.cells):
-                    if scene.flags or scene.parent_flags or name.startswith("+"):
+                    if scene.flagged or name.startswith("+"):
                         self._unflag(f"{root}/{number}")
 
     def _unflag(self, cell):
@@ -211,8 +227,9 @@ class Table:
     def _compare(self, number, theirs, ours):
         scene, name, user = self.cells[number]
         accessed = "time" in name or name == "touch"
-        host = theirs[number], effect(f"{self.host_root}/{number}", accessed)
-        guest = ours[number], effect(f"{self.guest.share}/{number}", accessed)
+        flags = scene.flagged or name[0] in "+-"
+        host = theirs[number], effect(f"{self.host_root}/{number}", accessed, flags)
+        guest = ours[number], effect(f"{self.guest.share}/{number}", accessed, flags)
         if host == guest:
             return None
         changes = {key: (host[1].get(key), guest[1].get(key)) for key in host[1].keys() | guest[1].keys()

@@ -23,7 +23,7 @@ from tests.support.permission_calls import (
     USER_OBJ,
     acl,
 )
-from tests.support.permission_table import EVERYBODY, HAVING, LACKING, USERS, Scene, Table
+from tests.support.permission_table import USERS, Scene, Table, users
 from vmsim.host.fs import LinuxFs
 
 pytestmark = pytest.mark.skipif(not LinuxFs().privileged, reason="needs to be anybody")
@@ -76,21 +76,23 @@ CHANGES = [
 ]  # fmt: skip
 
 
+DAC = ("dac_override", "dac_read_search")
+
+
 def calls(*beginnings):
     return [name for name in CALLS if name.startswith(beginnings)]
 
 
 def test_content(table):
     scenes = [Scene(mode=mode) for mode in MODES] + [Scene(acl=each) for each in ACLS]
-    table.add(scenes, [*CONTENT, "ftruncate what is read", "truncate", "truncate below zero"], EVERYBODY)
+    table.add(scenes, [*CONTENT, "ftruncate what is read", "truncate", "truncate below zero"], users(*DAC))
     check(table)
 
 
 def test_changes_take_set_id_bits_away(table):
     scenes = [Scene(mode=mode, owner=owner) for mode in SET_IDS for owner in ((1000, 2000), (1000, 0))]
     scenes += [Scene(mode=mode, attributes=True) for mode in (0o777, 0o6777)]
-    users = [*USERS, "root without fsetid", "root without any"]
-    table.add(scenes, CHANGES, users)
+    table.add(scenes, CHANGES, [*USERS, "root without fsetid", "root without any"])
     # FALLOCATE and COPY_FILE_RANGE say nothing of the caller's capabilities to a server that kills by itself.
     unsaid = ("fallocate", "copy_file_range")
     table.add(scenes, [name for name in CHANGES if name not in unsaid], ["stranger with fsetid"])
@@ -102,8 +104,9 @@ def test_attributes(table):
     scenes += [Scene("directory", mode) for mode in (0o755, 0o3777, 0o6755)]
     scenes += [Scene("fifo", mode) for mode in (0o6755, 0o2644)]
     scenes += [Scene("symlink"), Scene(owner=(0, 0), mode=0o6755), Scene(acl=NAMED_USER, mode=0o2640)]
-    table.add(scenes, calls("chmod", "chown", "lchown"), EVERYBODY)
-    table.add([s for s in scenes if s.kind != "fifo"], calls("fch"), EVERYBODY)
+    table.add(scenes, calls("chmod", "chown", "lchown"), users("chown", "fowner", "fsetid"))
+    opened = [Scene(mode=0o6755), Scene("directory", 0o2755)]
+    table.add(opened, calls("fch", "chmod of"), users("chown", "fowner", "fsetid"))
     check(table)
 
 
@@ -111,7 +114,7 @@ def test_times_and_access(table):
     scenes = [Scene(mode=mode) for mode in MODES] + [Scene(acl=each) for each in ACLS]
     scenes += [Scene("directory", mode) for mode in (0o755, 0o700, 0o711, 0o722)]
     scenes += [Scene(parent=(0, 0, 0o700)), Scene(parent=(0, 2000, 0o710))]
-    table.add(scenes, ["touch", *calls("set times", "access"), "stat"], EVERYBODY)
+    table.add(scenes, ["touch", *calls("set times", "access"), "stat"], users(*DAC, "fowner"))
     check(table)
 
 
@@ -128,8 +131,8 @@ def test_directories(table):
     scenes += [Scene("directory", 0o2777, default_acl=FOR_SOME), Scene("directory", acl=UNDER_MASK)]
     scenes += [Scene("directory", acl=acl((USER_OBJ, 7), (USER, 7, 1002), (GROUP_OBJ, 5), (GROUP, 7, 3000),
                                           (MASK, 7), (OTHER, 1)))]  # fmt: skip
-    users = [user for user in EVERYBODY if user not in SERVER_DECIDES]
-    table.add(scenes, INSIDE, users)
+    able = [user for user in users(*DAC, "fowner", "fsetid", "mknod") if user not in SERVER_DECIDES]
+    table.add(scenes, INSIDE, able)
     check(table)
 
 
@@ -140,15 +143,14 @@ SERVER_DECIDES = {"stranger with fsetid", "stranger with mknod"}
 def test_names(table):
     parents = [(0, 0, 0o755), (0, 0, 0o777), (0, 0, 0o1777), (1000, 0, 0o1777), (1002, 0, 0o1777),
                (1000, 1000, 0o755), (0, 2000, 0o775), (0, 2000, 0o3775), (0, 0, 0o766)]  # fmt: skip
-    targets = [Scene(), Scene(mode=0o666), Scene(mode=0o4777), Scene(mode=0o2777), Scene(mode=0o2666)]
-    targets += [Scene("directory", 0o755), Scene("directory", 0o777), Scene("symlink"), Scene("fifo", 0o666)]
+    targets = [Scene(), Scene("directory", 0o755), Scene("directory", 0o777), Scene("symlink")]
     scenes = [target._replace(parent=parent) for target, parent in product(targets, parents)]
-    names = ["unlink", "rmdir", "rename", "rename away", *calls("replace"), "link", "make beside"]
-    users = [
-        *USERS, "root without fowner", "root without dac", "root without any", "stranger with fowner",
-        "stranger with dac_override", "stranger with dac_read_search",
-    ]  # fmt: skip
-    table.add(scenes, names, users)
+    names = ["unlink", "rmdir", "rename", "rename away", *calls("replace"), "make beside"]
+    table.add(scenes, names, users("fowner"))
+    table.add(scenes[: len(parents)], names, users(*DAC))
+    sources = [Scene(mode=mode) for mode in (0o644, 0o666, 0o660, *SET_IDS)]
+    sources += [Scene(acl=NAMED_USER), Scene("directory", 0o777), Scene("symlink"), Scene("fifo", 0o666)]
+    table.add(sources, ["link"], users(*DAC, "fowner"))
     check(table)
 
 
@@ -158,9 +160,10 @@ def test_extended_attributes(table):
         ("symlink", 0o777), ("fifo", 0o666))]  # fmt: skip
     scenes += [Scene(mode=0o666), Scene(owner=(0, 0), mode=0o600), Scene(acl=NAMED_USER)]
     names = [f"{verb} {name}" for verb in ("set", "get", "remove") for name in NAMES]
-    table.add(scenes, [*names, *calls("bad ", "no "), "listxattr"], EVERYBODY)
+    able = users("sys_admin", "setfcap", "fowner", "dac_override")
+    table.add(scenes, [*names, *calls("bad ", "no "), "listxattr"], able)
     opened = [scene for scene in scenes if scene.kind != "fifo"]
-    table.add(opened, ["xattr of O_PATH", "fsetxattr of what is read"], EVERYBODY)
+    table.add(opened, ["xattr of O_PATH", "fsetxattr of what is read"], USERS)
     check(table)
 
 
@@ -171,7 +174,6 @@ def test_acls(table):
     scenes += [Scene("directory", default_acl=FOR_SOME), Scene("symlink"), Scene("fifo", 0o2644)]
     scenes += [Scene(acl=NAMED_USER, mode=0o2640)]
     names = [n for n in CALLS if "ACL" in n]
-    asked = ("fowner", "fsetid", "any", "sys_admin")
-    users = [user for user in (*LACKING, *HAVING) if user.split()[-1] in asked]
-    table.add(scenes, names, [*USERS, *users])
+    table.add(scenes, [n for n in names if ": " not in n], users("fowner", "fsetid", "sys_admin"))
+    table.add(scenes[-6:], [n for n in names if ": " in n], ["owner", "stranger", "root"])
     check(table)
