@@ -18,7 +18,7 @@ from vmsim.host.kept import NOTHING, OWN, KeptProcess
 from vmsim.host.socket_file import SocketFile, reachable, who_has
 from vmsim.host.waits import PATIENCE_NS, FdWaits
 from vmsim.migration.channel import ChannelBase
-from vmsim.migration.errors import ChannelError
+from vmsim.migration.errors import ChannelError, DeliveryInDoubt
 from vmsim.schedule import Schedule
 
 READ_BYTES: Final = 1 << 20
@@ -149,10 +149,16 @@ class CommandWriter(SocketChannel):
         raise StateError(f"{self.what} is only written to")
 
     def finish(self) -> None:
-        """End the command's input and wait for it; ChannelError unless it reads it all and succeeds."""
+        """End the command's input and wait for it; DeliveryInDoubt unless it reads it all and succeeds."""
         self._check_open()
         self.close_write()
-        _succeeded(self._process, self.what)
+        try:
+            _succeeded(self._process, self.what)
+        except ChannelError as error:
+            # It had everything: a machine may run from it, and what failed be a tunnel, or what came after.
+            raise DeliveryInDoubt(
+                f"{error.message}, after it had been given the whole stream", errno=error.errno
+            ) from error
         self.close()
 
     def close(self) -> None:

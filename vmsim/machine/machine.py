@@ -29,7 +29,6 @@ from vmsim.machine.told import MigrationTrace
 from vmsim.memory import DirtyLog, GuestMemory, Region
 from vmsim.migration.channel import Channel, MemoryChannel
 from vmsim.migration.report import (
-    MigrationInDoubt,
     MigrationParameters,
     MigrationStats,
     ProgressCallback,
@@ -288,11 +287,11 @@ class Machine:
             return self.outgoing.run()
         except VmsimError as error:
             told.failed(error)
-            if isinstance(error, MigrationInDoubt):
-                self.state = IN_DOUBT
             raise
         finally:
-            if self.state != IN_DOUBT:
+            if self.outgoing.phase == "doubt":
+                self.state = IN_DOUBT  # also after an interrupt: whatever comes up, it has not been stated
+            else:
                 self.outgoing = None
 
     def cancel(self) -> None:

@@ -16,6 +16,10 @@ class ChannelError(PeerError):
         self.errno = errno
 
 
+class DeliveryInDoubt(ChannelError):
+    """The whole stream was handed over, and then the receiver failed: a machine may run from it."""
+
+
 class BadMagic(StreamError):
     """The stream does not begin as a migration stream of the version that we know."""
 

@@ -4,17 +4,22 @@
     stream ... end, description   ------------------->    loads, prepares
                                   <-------------------    SHUT 0: ready (or SHUT 1 and why)
     G: go                         ------------------->
-                                  <-------------------    RESUME_ACK: I run           = commit
-    never runs again; C           ------------------->    (read only if the RESUME_ACK may be lost)
+                                  <-------------------    RESUME_ACK: I run
+    never runs again
 
-Until it has read RESUME_ACK the source can resume: a destination that did not write it never runs, and a
-destination that closes without it has given up. Backward messages are QEMU's return path: be16 type, be16
-length, data. ``G`` and ``C`` are single bytes without NUL, so that a recorded stream stays readable for
-QEMU's analyser.
+The go is the commit. A destination that has read it runs, whether or not its acknowledgement can be sent; one
+that has not never runs. A source that has tried to send it resumes only if the destination says in so many
+words that it gave up (SHUT 1). Every other ending, an orderly end of the channel included, leaves it *in
+doubt*: stopped, with all that it holds, until somebody who knows settles it. An end proves nothing: a tunnel
+between the two (ssh, socat, a port-forward) that is killed closes both of its connections in order.
+
+Backward messages are QEMU's return path: be16 type, be16 length, data. ``G`` is a single byte without NUL, so
+that a recorded stream stays readable for QEMU's analyser.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 from struct import Struct
 from typing import Final, NamedTuple
@@ -28,7 +33,6 @@ RESUME_ACK: Final = 6
 READY: Final = 0
 FAILED: Final = 1
 GO: Final = b"G"
-COMMITTED: Final = b"C"
 REASON_MAX: Final = 4096
 ERRNO: Final = re.compile("[0-9]{1,4}", re.ASCII)
 RETRIES: Final = 2
@@ -68,8 +72,8 @@ def receive(source: StreamInput) -> ReturnMessage:
     data = peek_surely(source, _HEAD.size + size)[_HEAD.size :]
     source.skip(_HEAD.size + size)
     lines = data[_VALUE.size :].decode("utf-8", "replace").split("\n", 3)
-    step, errno, hint, reason = (*lines, "", "", "")[:4]
-    number = int(errno) if ERRNO.fullmatch(errno) else 0
+    step, code, hint, reason = (*lines, "", "", "")[:4]
+    number = int(code) if ERRNO.fullmatch(code) else 0
     return ReturnMessage(kind, _VALUE.unpack_from(data)[0], step, reason, number, hint)
 
 
@@ -85,6 +89,8 @@ def peek_surely(source: StreamInput, size_bytes: int) -> bytes:
             data = source.peek(size_bytes)
         except (ChannelError, HostError) as error:
             trouble = error
+            if error.errno == errno.ETIMEDOUT:
+                break  # whoever was silent for so long has had all the patience there is
             continue
         if len(data) == size_bytes:
             return data

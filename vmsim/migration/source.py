@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Final
+from typing import Final, NoReturn
 
 from vmsim.errors import (
     HostError,
@@ -17,7 +17,7 @@ from vmsim.errors import (
 )
 from vmsim.migration.byteio import StreamInput, StreamOutput
 from vmsim.migration.channel import Channel
-from vmsim.migration.errors import ChannelError
+from vmsim.migration.errors import ChannelError, DeliveryInDoubt
 from vmsim.migration.ram import RAM_IDSTR, RAM_VERSION, RamSaver, Run, all_runs, merged, sliced
 from vmsim.migration.report import (
     MigrationInDoubt,
@@ -28,7 +28,7 @@ from vmsim.migration.report import (
     Round,
     as_migration_error,
 )
-from vmsim.migration.returnpath import COMMITTED, GO, READY, SHUT, ReturnMessage, receive
+from vmsim.migration.returnpath import FAILED, GO, READY, RESUME_ACK, SHUT, ReturnMessage, receive
 from vmsim.migration.seams import SourceMachine
 from vmsim.migration.stream import (
     SECTION_END,
@@ -76,6 +76,10 @@ class OutgoingMigration:
         self._undo = ExitStack()
         self._step = "setup"
         self._cancelled = False
+        self._went = False
+        """The destination may have been told to run."""
+        self._refused = False
+        """It has said that it does not."""
         self._output = StreamOutput(channel)
         self._stream = StreamWriter(self._output)
         self._answers = StreamInput(channel)
@@ -96,23 +100,31 @@ class OutgoingMigration:
             raise StateError("a migration runs only once")
         began = self._schedule.now_ns()
         with ExitStack() as undo:
+            late: BaseException | None = None
             try:
                 self._carry_out(undo)
-            except MigrationInDoubt as doubt:
-                self._decide(doubt, undo)
             except BaseException as error:
-                explained = self._explained(error)
-                self.phase = "failed"
-                self._channel.close()  # the other side lets go of what we are going to take back
-                if explained is error:
-                    raise
-                raise explained from error
+                if self._went and not self._refused:
+                    self._decide(error, undo)
+                    late = None if isinstance(error, MigrationInDoubt) else error
+                else:
+                    self._fail(error)
             undo.pop_all()
         now = self._schedule.now_ns()
         self.stats.total_ns = now - began
         self.stats.downtime_ns = now - self._stopped_ns
         self._conclude()
+        if late is not None:
+            raise late  # an interrupt, say, that came when it was too late
         return self.stats
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        explained = self._explained(error)
+        self.phase = "failed"
+        self._channel.close()  # the other side lets go of what we are going to take back
+        if explained is error:
+            raise error
+        raise explained from error
 
     def settle(self, *, destination_runs: bool) -> None:
         """End a doubt: the machine is finished, or goes on as after any other failure."""
@@ -126,7 +138,7 @@ class OutgoingMigration:
             self.phase = "failed"
             undo.close()
 
-    def _decide(self, doubt: MigrationInDoubt, undo: ExitStack) -> None:
+    def _decide(self, doubt: BaseException, undo: ExitStack) -> None:
         """Return if the destination runs; raise if it does not, or if nobody knows."""
         self._channel.close()
         runs = self._verdict()
@@ -136,7 +148,9 @@ class OutgoingMigration:
             raise doubt
         if not runs:
             self.phase = "failed"
-            raise MigrationError(doubt.message, step=doubt.step, side=doubt.side) from doubt
+            if isinstance(doubt, MigrationInDoubt):
+                raise MigrationError(doubt.message, step=doubt.step, side=doubt.side) from doubt
+            raise doubt
 
     def _carry_out(self, undo: ExitStack) -> None:
         machine = self._machine
@@ -162,7 +176,7 @@ class OutgoingMigration:
             self._agree()
         else:
             self._enter("commit")
-            self._channel.finish()
+            self._hand_over()
 
     def _conclude(self) -> None:
         """After commit: nothing here may raise before the machine is finished."""
@@ -170,11 +184,6 @@ class OutgoingMigration:
         goes_on = self._parameters.keep_running and not self._channel.duplex
         if not goes_on:
             self._machine.finish()
-        if self._channel.duplex:
-            try:
-                self._channel.write(COMMITTED)
-            except (VmsimError, OSError):
-                pass  # only a destination in doubt reads it, and that one gives up without it
         self._channel.close()
         if goes_on:
             self._machine.restart_rings()
@@ -305,29 +314,35 @@ class OutgoingMigration:
             raise _refusal(answer)
         self._at("go")
         self.phase = "commit"
+        self._went = True
         try:
             self._channel.write(GO)
-        except (ChannelError, HostError) as error:
-            # It may have arrived all the same. If not, the destination now sees the end and gives up.
+        except (ChannelError, HostError):
+            # It may have arrived all the same. If not, the destination now sees the end, and says so.
             self._channel.close_write()
-            self._confirm(error)
-        else:
-            self._confirm(None)
+        self._confirm()
 
-    def _confirm(self, lost_go: VmsimError | None) -> None:
+    def _confirm(self) -> None:
+        """Return if the destination says that it runs; MigrationInDoubt unless it says that it gave up."""
         try:
             answer = receive(self._answers)
-        except StreamTruncated:
-            if lost_go is not None:
-                raise lost_go from None
-            raise
-        except (ChannelError, HostError) as error:
-            raise MigrationInDoubt(
-                f"the channel broke while the destination was starting: {error}", step="go", side=SIDE,
-                hint="look whether the destination runs, then tell this one: settle(destination_runs=...)",
-            ) from error
-        if answer.kind == SHUT:
+        except (VmsimError, OSError) as error:
+            raise _doubt(f"the channel broke while the destination was starting: {error}") from error
+        if answer.kind == SHUT and answer.value == FAILED:
+            self._refused = True
             raise _refusal(answer)
+        if (answer.kind, answer.value) != (RESUME_ACK, 1):
+            raise _doubt(f"the destination answered the go with message {answer.kind}, {answer.value}")
+
+    def _hand_over(self) -> None:
+        """The end of a channel without answers: a file that is there, a command that succeeds."""
+        try:
+            self._channel.finish()
+        except DeliveryInDoubt as error:
+            if not self._parameters.keep_running:
+                self._went = True
+                raise _doubt(str(error)) from error
+            raise
 
     def _answer(self, kind: int) -> ReturnMessage:
         answer = receive(self._answers)
@@ -354,6 +369,14 @@ class OutgoingMigration:
         except (VmsimError, OSError):
             return None
         return _refusal(answer) if answer.kind == SHUT and answer.value != READY else None
+
+
+def _doubt(why: str) -> MigrationInDoubt:
+    return MigrationInDoubt(
+        why, step="go", side=SIDE,
+        hint="look whether the destination runs, then tell this machine: settle(destination_runs=...); "
+        "until then it stays stopped",
+    )  # fmt: skip
 
 
 def _left_by_peer(error: BaseException) -> bool:

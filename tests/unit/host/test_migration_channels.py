@@ -12,6 +12,7 @@ from vmsim.host.channels import CommandWriter, SocketChannel
 from vmsim.host.files import FileWriter, incoming_channel, outgoing_channel
 from vmsim.host.waits import FdWaits
 from vmsim.migration.destination import IncomingMigration
+from vmsim.migration.report import MigrationInDoubt, MigrationParameters
 from vmsim.migration.source import OutgoingMigration
 from vmsim.sim.immediate import ImmediateSchedule
 
@@ -46,12 +47,25 @@ def test_saved_now_and_restored_later(kind, tmp_path):
     assert IncomingMigration(incoming_channel(uris[1]), Machine.built).run().state() == source.state()
 
 
-def test_a_command_that_fails_at_the_end_leaves_the_source_running():
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_command_that_fails_at_the_end_leaves_a_doubt(runs):
     source = filled()
     channel = CommandWriter("cat > /dev/null; exit 1")
+    migration = OutgoingMigration(source, channel, ImmediateSchedule())
+    with pytest.raises(MigrationInDoubt, match="status 1"):
+        migration.run()
+    assert not source.running
+    migration.settle(destination_runs=runs)
+    assert (source.finished, source.untouched()) == (runs, not runs)
+
+
+def test_a_command_that_fails_at_the_end_of_a_saved_copy_leaves_the_source_running():
+    source = filled()
+    channel = CommandWriter("cat > /dev/null; exit 1")
+    parameters = MigrationParameters(keep_running=True)
     with pytest.raises(MigrationError, match="status 1") as caught:
-        OutgoingMigration(source, channel, ImmediateSchedule()).run()
-    assert caught.value.step == "commit"
+        OutgoingMigration(source, channel, ImmediateSchedule(), parameters).run()
+    assert not isinstance(caught.value, MigrationInDoubt)
     assert source.untouched()
 
 

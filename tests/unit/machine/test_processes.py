@@ -183,12 +183,26 @@ def test_through_a_command(tmp_path, share):
 def test_a_command_that_fails_leaves_the_source_running(share):
     with no_leaks():
         vm, life = lived(share)
-        for command in ("cat >/dev/null; exit 3", "exit 0", "head -c 70000 >/dev/null; exit 1"):
+        for command in ("exit 0", "head -c 70000 >/dev/null; exit 1"):
             with pytest.raises(MigrationError) as caught:
                 vm.send(f"exec:{command}")
             assert caught.value.side == "source"
             assert vm.state == RUNNING
             life.check(vm)
+        life.finish(vm)
+        vm.close()
+
+
+@pytest.mark.parametrize("ending", ["exit 3", "kill -9 $$"])
+def test_a_command_that_fails_when_it_has_everything_leaves_a_doubt(share, ending):
+    """What it was given may run somewhere: `ssh there vmsim ...` also fails when only the connection does."""
+    with no_leaks():
+        vm, life = lived(share)
+        with pytest.raises(MigrationInDoubt, match="the whole stream"):
+            vm.send(f"exec:cat >/dev/null; {ending}")
+        assert vm.state == "in doubt"
+        vm.settle(destination_runs=False)
+        life.check(vm)
         life.finish(vm)
         vm.close()
 
