@@ -149,12 +149,17 @@ class CommandWriter(SocketChannel):
         raise StateError(f"{self.what} is only written to")
 
     def finish(self) -> None:
-        """End the command's input and wait for it; DeliveryInDoubt unless it reads it all and succeeds."""
+        """End the command's input and wait for it.
+
+        ChannelError if it did not read everything, DeliveryInDoubt if it did, and failed all the same.
+        """
         self._check_open()
         self.close_write()
         try:
             _succeeded(self._process, self.what)
         except ChannelError as error:
+            if self._process.unread_bytes:
+                raise  # nothing runs from a stream without its end
             # It had everything: a machine may run from it, and what failed be a tunnel, or what came after.
             raise DeliveryInDoubt(
                 f"{error.message}, after it had been given the whole stream", errno=error.errno
