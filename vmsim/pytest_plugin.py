@@ -50,7 +50,11 @@ def _aim(config: pytest.Config) -> Aim | None:
     from vmsim.check.target import Aim
 
     command = config.getoption("--vhost-user-start") or config.getini("vhost_user_start")
-    return Aim(start=str(command), timeout_s=config.getoption("--vhost-user-timeout")) if command else None
+    if not command:
+        return None
+    # A test may be in another working directory (monkeypatch.chdir); the command was given in this one.
+    timeout_s, cwd = config.getoption("--vhost-user-timeout"), str(config.invocation_params.dir)
+    return Aim(start=str(command), timeout_s=timeout_s, cwd=cwd)
 
 
 def _select(patterns: list[str]) -> list[Case]:

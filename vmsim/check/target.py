@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from typing import Final
 
 from vmsim.check.outcome import NotOffered
 from vmsim.errors import HostError, UsageError
+from vmsim.host.directory import fixed
 from vmsim.host.processes import BackendProcess
 from vmsim.host.sockets import UnixSocket
 
@@ -36,6 +38,8 @@ class Aim:
     shared_dir: str = ""
     timeout_s: float = 5.0
     seed: int = 0
+    cwd: str = ""
+    """What all paths are relative to, and where the command runs; "": where we are when a Target is made."""
 
     def check(self) -> None:
         """UsageError unless it can be aimed at."""
@@ -120,7 +124,9 @@ class Target:
 
     def __init__(self, aim: Aim) -> None:
         aim.check()
-        self.aim = aim
+        cwd = fixed(aim.cwd or ".")
+        socket, shared_dir = (path and os.path.join(cwd, path) for path in (aim.socket, aim.shared_dir))
+        self.aim = dataclasses.replace(aim, cwd=cwd, socket=socket, shared_dir=shared_dir)
         self.reached = False
         """Somebody has taken a connection."""
         self._spares: list[Instance] = []
@@ -176,7 +182,7 @@ class Target:
     def _begin(self, folder: str, options: tuple[str, ...]) -> Instance:
         command = self.aim.start.replace(OPTIONS, " ".join(options))
         try:
-            return Instance(self, BackendProcess(folder, command), folder)
+            return Instance(self, BackendProcess(folder, command, cwd=self.aim.cwd), folder)
         except HostError as error:
             raise UsageError(f"{error.message}: {os.strerror(error.errno)}", hint="see --start") from error
 

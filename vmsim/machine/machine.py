@@ -14,6 +14,7 @@ from vmsim.errors import MigrationError, StateError, UsageError, VmsimError
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.kernel import GuestKernel
 from vmsim.guest.posix import GuestFs
+from vmsim.host.directory import HeldDirectory, fixed
 from vmsim.host.files import FileReader, FileWriter
 from vmsim.host.processes import Command
 from vmsim.host.shm import SharedMemory
@@ -61,7 +62,9 @@ class Machine:
     back-end's (``FsOptions`` and ``StateOptions`` of the device), ``guest`` the guest's (``GuestConfig``).
     ``backend`` attaches a back-end that is there already instead of starting one; ``transport`` "vhost-user"
     starts it as a process of its own, by ``backend_command`` with ``{socket}`` and ``{dir}`` in it (default:
-    ``vmsim serve``). Raises UsageError for what cannot be, OSError if the share cannot be opened.
+    ``vmsim serve``), in the working directory of now. ``share`` is the directory that it is now, whatever its
+    name, and the program's working directory, become. Raises UsageError for what cannot be, OSError if the
+    share cannot be opened.
 
     A machine is a context manager; ``close`` gives everything back.
     """
@@ -93,7 +96,7 @@ class Machine:
             options=dict(options or {}), guest=guest,
         )  # fmt: skip
         seams = seams_for(seams, transport, backend_command)
-        self._build(config, os.fspath(share), schedule, seams, backend)
+        self._build(config, fixed(share), schedule, seams, backend)
         try:
             self.device.attach(self.backend.connect())
             self.kernel.boot()
@@ -112,7 +115,9 @@ class Machine:
             raise UsageError(f"{share} is not a directory", hint="give the directory to share with the guest")
         self.state = INCOMING
         self.config = config
+        self._directory = HeldDirectory(share)
         self.share = share
+        """Absolute: what the program's working directory is later does not matter."""
         self.schedule = schedule
         self.seams = seams
         self.programs: dict[str, bytes] = {}
@@ -125,7 +130,11 @@ class Machine:
         self._memfds: list[SharedMemory] = []
         self.owns_backend = backend is None
         start = seams.start or Backend
-        self.backend = backend or start(config, share, schedule, seams)
+        try:
+            self.backend = backend or start(config, share, schedule, seams)
+        except BaseException:
+            self._directory.close()
+            raise
         try:
             self.memory = self._make_memory()
             self.dirty = DirtyLog(self.memory)
@@ -215,7 +224,7 @@ class Machine:
         self._require_idle()
         there, here = MemoryChannel.pair(self.schedule)
         arrival = Arrival(
-            type(self).built, os.fspath(share or self.share), self.schedule,
+            type(self).built, fixed(share) if share else self._directory.now(), self.schedule,
             seams_for(seams, None, source=self.seams), options, migration,
             self.backend if self.keeps_backend else None,
         )  # fmt: skip
@@ -326,7 +335,7 @@ class Machine:
         """
         schedule = schedule or ImmediateSchedule()
         arrival = Arrival(
-            cls.built, os.fspath(share), schedule, seams_for(seams, transport, backend_command), options,
+            cls.built, fixed(share), schedule, seams_for(seams, transport, backend_command), options,
             migration, backend,
         )  # fmt: skip
         machine = arrival.receive(lines.incoming(channel, schedule))
@@ -457,6 +466,7 @@ class Machine:
             self.kernel.close()
         if hasattr(self, "memory"):
             self.memory.close()
+        self._directory.close()
         for memfd in self._memfds:
             memfd.close()
         self._memfds = []

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from vmsim.errors import UsageError
+from vmsim.host.directory import fixed
 from vmsim.host.fence import full_fence
 from vmsim.host.processes import BackendProcess, Command
 from vmsim.host.services import HostServices
@@ -66,7 +67,7 @@ class RemoteBackend:
         self.type = find_device(device)
         self.host = HostServices()
         self.process = where if isinstance(where, BackendProcess) else None
-        self._where = where
+        self._where = where if isinstance(where, BackendProcess) else fixed(where)
         self._messages = DIALECTS[dialect].messages
         self._seams = seams or Seams()
         self._transport: VhostUserTransport | None = None
@@ -81,9 +82,9 @@ class RemoteBackend:
     @classmethod
     def start(
         cls, config: MachineConfig, share: str, schedule: Schedule, seams: Seams,
-        command: Command | None = None,
+        command: Command | None = None, cwd: str = "",
     ) -> RemoteBackend:  # fmt: skip
-        """Start one for a machine: by ``command`` (see ``words_of``), or ``vmsim serve``.
+        """Start one for a machine: by ``command`` (see ``words_of``) in ``cwd``, or ``vmsim serve``.
 
         To somebody else's command nothing is added: options of the back-end stand where it says
         ``{options}``. UsageError if there are some and it does not say where.
@@ -92,7 +93,7 @@ class RemoteBackend:
         words = command_options(config) if command is None else device_words(config.options)
         if command is not None:
             require_place(command, words)
-        process = BackendProcess(share, command, words)
+        process = BackendProcess(share, command, words, cwd)
         try:
             return cls(
                 process, share, schedule, dialect=config.dialect, device=config.device, seams=seams
@@ -227,9 +228,13 @@ def seams_for(
 
 
 def started(command: Command | None = None) -> Start:
-    """For ``Seams.start``: back-ends in processes of their own, started by ``command``."""
+    """For ``Seams.start``: back-ends in processes of their own, started by ``command``.
+
+    Each is started in the working directory of now, which the command's words may be relative to.
+    """
+    cwd = fixed(".") if command is not None else ""
 
     def start(config: MachineConfig, share: str, schedule: Schedule, seams: Seams) -> RemoteBackend:
-        return RemoteBackend.start(config, share, schedule, seams, command)
+        return RemoteBackend.start(config, share, schedule, seams, command, cwd)
 
     return start

@@ -6,6 +6,7 @@ source lets go of it once everything is saved, and the destination takes it befo
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -197,12 +198,14 @@ def _take_backend(machine: Machine) -> None:
     backend = machine.backend
     machine.schedule.wait(lambda: not backend.connected, "the other machine to let go of the back-end")
     try:
-        transport = backend.connect()
-    except HostError as error:
+        machine.device.attach(backend.connect(), reset=False)
+    except VmsimError as error:
+        if backend.connected:
+            raise  # it stayed, but something else is wrong
         raise HostError(
-            f"the back-end did not stay for another connection: {error.message}", errno=error.errno,
+            f"the back-end did not stay for another connection: {error.message}",
+            errno=getattr(error, "errno", errno.ECONNRESET),
             hint="an external migration needs a back-end that keeps its session while its front-ends change, "
             "such as `vmsim serve --reconnect`; one that does not, such as virtiofsd, migrates its state: "
             "migration internal",
         ) from error
-    machine.device.attach(transport, reset=False)
