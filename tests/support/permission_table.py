@@ -162,8 +162,9 @@ def _when(ns):
 class Table:
     """The same cells in two directories: ``run`` makes the calls in both; the differences are the result."""
 
-    def __init__(self, guest, host_root):
+    def __init__(self, guest, share, host_root):
         self.guest = guest
+        self.share = str(share)
         self.host_root = str(host_root)
         self.cells = []
 
@@ -174,7 +175,7 @@ class Table:
                     self.cells.append((scene, name, user))
 
     def run(self):
-        roots = (self.host_root, str(self.guest.share))
+        roots = (self.host_root, self.share)
         for root in roots:
             os.chmod(root, 0o777)
             for number, (scene, name, _) in enumerate(self.cells):
@@ -229,7 +230,7 @@ class Table:
         accessed = "time" in name or name == "touch"
         flags = scene.flagged or name[0] in "+-"
         host = theirs[number], effect(f"{self.host_root}/{number}", accessed, flags)
-        guest = ours[number], effect(f"{self.guest.share}/{number}", accessed, flags)
+        guest = ours[number], effect(f"{self.share}/{number}", accessed, flags)
         if host == guest:
             return None
         changes = {key: (host[1].get(key), guest[1].get(key)) for key in host[1].keys() | guest[1].keys()

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Final
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import IOCTL_DIR
 from vmsim.fuse.abi.replies import IOCTL_OUT
+from vmsim.guest import permissions
 from vmsim.guest.calls import fail
+from vmsim.guest.capabilities import CAP_LINUX_IMMUTABLE
 from vmsim.guest.files import OFFSET_MAX
+from vmsim.guest.state import OpenFile
 from vmsim.guest.xattrs import XattrCalls
 from vmsim.memory import PAGE_SIZE
 
@@ -24,6 +27,16 @@ FALLOC_MODES: Final = (0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_
                        FALLOC_FL_ZERO_RANGE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)  # fmt: skip
 COPY_MAX: Final = 1 << 30
 IOCTL_BYTES_MAX: Final = PAGE_SIZE
+FS_FLAGS: Final = 0x30
+"""FS_IMMUTABLE_FL and FS_APPEND_FL."""
+FS_XFLAGS: Final = 0x18
+"""FS_XFLAG_IMMUTABLE and FS_XFLAG_APPEND."""
+FLAG_CHANGES: Final = {
+    0x40086602: (0x80086601, 8, FS_FLAGS),  # FS_IOC_SETFLAGS, FS_IOC_GETFLAGS
+    0x40046602: (0x80046601, 4, FS_FLAGS),  # the same for programs of 32 bits
+    0x401C5820: (0x801C581F, 28, FS_XFLAGS),  # FS_IOC_FSSETXATTR, FS_IOC_FSGETXATTR
+}
+"""Requests that change flags: what asks for them, its bytes, the flags that are guarded."""
 
 
 class SpaceCalls(XattrCalls):
@@ -129,9 +142,27 @@ class SpaceCalls(XattrCalls):
             fail(errno.EINVAL)
         sent = data[:size].ljust(size, b"\0") if direction & 1 and not isinstance(arg, int) else b""
         flags = IOCTL_DIR if file.directory else 0
+        if request in FLAG_CHANGES and not isinstance(arg, int):
+            self._may_change_flags(file, request, sent)
+            file = self._usable(fd)
         value = arg if isinstance(arg, int) else 0
         args = (file.fh, flags, request & 0xFFFFFFFF, value & 0xFFFFFFFFFFFFFFFF, len(sent), out_size)
         return self._send_ioctl(file.nodeid, args, sent, out_size, isinstance(arg, int))
+
+    def _may_change_flags(self, file: OpenFile, request: int, sent: bytes) -> None:
+        """EPERM as fileattr_set_prepare: flags are the owner's, those that make a file immutable or
+        append-only take CAP_LINUX_IMMUTABLE."""
+        process, number, nodeid = self.process, file.id, file.nodeid
+        permissions.check_owner(process, self._attr(nodeid, None if file.directory else file.fh))
+        if permissions.capable(process, CAP_LINUX_IMMUTABLE) or len(sent) < 4:
+            return
+        asking, size, guarded = FLAG_CHANGES[request]
+        file = self.kernel.state.files[number]
+        args = (file.fh, IOCTL_DIR if file.directory else 0, asking, 0, 0, size)
+        now = self._send_ioctl(nodeid, args, b"", size, False)
+        assert isinstance(now, bytes)
+        if (int.from_bytes(now[:4], "little") ^ int.from_bytes(sent[:4], "little")) & guarded:
+            fail(errno.EPERM)
 
     def _send_ioctl(
         self, nodeid: int, args: tuple[int | None, ...], sent: bytes, out_size: int, plain: bool

@@ -6,16 +6,22 @@ Errors and effects (mode, owner, size, times, attributes, ACLs, flags, names) mu
 from __future__ import annotations
 
 import os
+import pathlib
+import tempfile
 import time
+from contextlib import contextmanager
 from itertools import product
 
 import pytest
 
+from tests.support.guest_rig import GuestRig
 from tests.support.permission_calls import (
+    APPEND,
     CALLS,
     FOR_SOME,
     GROUP,
     GROUP_OBJ,
+    IMMUTABLE,
     MASK,
     NAMES,
     OTHER,
@@ -23,7 +29,7 @@ from tests.support.permission_calls import (
     USER_OBJ,
     acl,
 )
-from tests.support.permission_table import USERS, Scene, Table, users
+from tests.support.permission_table import USERS, Scene, Table, change_flags, users
 from vmsim.host.fs import LinuxFs
 
 pytestmark = pytest.mark.skipif(not LinuxFs().privileged, reason="needs to be anybody")
@@ -34,26 +40,46 @@ def sysctl(name):
         return int(value.read())
 
 
-@pytest.fixture(params=["direct", "cached"])
-def table(request, rig, tmp_path):
-    """A table for a guest without caches, or with all of them."""
-    probe = tmp_path / "probe"
-    probe.write_bytes(b"")
-    try:
-        os.setxattr(probe, "system.posix_acl_access", FOR_SOME)
-        os.setxattr(probe, "trusted.x", b"")
-    except OSError as error:
-        pytest.skip(f"no ACLs here: {error}")
-    host_root = tmp_path / "host"
+GUESTS = {
+    "direct": ({}, {}),
+    "cached": ({"killpriv_v2": True, "writeback": True}, {"dentries": 4096, "cache": "writeback"}),
+}
+"""Back-end options and configuration of a guest without caches, and of one with all of them."""
+
+
+@contextmanager
+def table_in(folder, kind):
+    share, host_root = pathlib.Path(folder, "share"), pathlib.Path(folder, "host")
+    share.mkdir()
     host_root.mkdir()
-    options = {"posix_acl": True, "preserve_noatime": True}
-    config = {}
-    if request.param == "cached":
-        options |= {"killpriv_v2": True, "writeback": True}
-        config = {"dentries": 4096, "cache": "writeback"}
-    config["protected_hardlinks"] = bool(sysctl("protected_hardlinks"))
-    guest = rig(options=options, realtime_ns=time.time_ns() - time.monotonic_ns(), **config)
-    return Table(guest, host_root)
+    try:
+        os.setxattr(share, "system.posix_acl_access", FOR_SOME)
+        os.setxattr(share, "user.x", b"")
+        change_flags(share, 0)
+    except OSError as error:
+        pytest.skip(f"no ACLs, attributes or flags here: {error}")
+    options, config = GUESTS[kind]
+    options = {"posix_acl": True, "preserve_noatime": True, **options}
+    config = {"protected_hardlinks": bool(sysctl("protected_hardlinks")), **config}
+    now = time.time_ns() - time.monotonic_ns()
+    guest = GuestRig(share, options=options, realtime_ns=now, **config)
+    yield Table(guest, share, host_root)
+    guest.close()
+
+
+@pytest.fixture(params=GUESTS)
+def table(request):
+    """A table in memory, where files are made fast."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder, table_in(folder, request.param) as made:
+        yield made
+
+
+@pytest.fixture(params=GUESTS)
+def disk_table(request, tmp_path):
+    """A table on a disk: where an ACL is removed, tmpfs takes S_ISGID as well, which the others do not."""
+    with table_in(tmp_path, request.param) as made:
+        yield made
 
 
 def check(table):
@@ -167,13 +193,20 @@ def test_extended_attributes(table):
     check(table)
 
 
-def test_acls(table):
+def test_acls(disk_table):
     scenes = [Scene(mode=mode, owner=owner) for mode in (0o644, 0o2755, 0o2644, 0o6777)
               for owner in ((1000, 2000), (1000, 0), (0, 0))]  # fmt: skip
     scenes += [Scene("directory", 0o755), Scene("directory", 0o3777)]
     scenes += [Scene("directory", default_acl=FOR_SOME), Scene("symlink"), Scene("fifo", 0o2644)]
     scenes += [Scene(acl=NAMED_USER, mode=0o2640)]
     names = [n for n in CALLS if "ACL" in n]
-    table.add(scenes, [n for n in names if ": " not in n], users("fowner", "fsetid", "sys_admin"))
-    table.add(scenes[-6:], [n for n in names if ": " in n], ["owner", "stranger", "root"])
+    disk_table.add(scenes, [n for n in names if ": " not in n], users("fowner", "fsetid", "sys_admin"))
+    disk_table.add(scenes[-6:], [n for n in names if ": " in n], ["owner", "stranger", "root"])
+    check(disk_table)
+
+
+def test_who_may_change_flags(table):
+    scenes = [Scene(), Scene("directory", 0o755), Scene(owner=(0, 0))]
+    scenes += [Scene(flags=APPEND), Scene(flags=IMMUTABLE)]
+    table.add(scenes, calls("+", "-"), users("linux_immutable", "fowner", "dac_override", "sys_admin"))
     check(table)
