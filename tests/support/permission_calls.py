@@ -241,7 +241,7 @@ for _kind in ("access", "default"):
 
 def flagged(change):
     def act(os, fd):
-        (flags,) = struct.unpack("i4x", os.ioctl(fd, GETFLAGS, bytes(8)))
+        (flags,) = struct.unpack("i", os.ioctl(fd, GETFLAGS, bytes(8))[:4])
         os.ioctl(fd, SETFLAGS, struct.pack("q", change(flags)))
 
     return with_fd(O_RDONLY, act)

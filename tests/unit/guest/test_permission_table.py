@@ -210,3 +210,23 @@ def test_who_may_change_flags(table):
     scenes += [Scene(flags=APPEND), Scene(flags=IMMUTABLE)]
     table.add(scenes, calls("+", "-"), users("linux_immutable", "fowner", "dac_override", "sys_admin"))
     check(table)
+
+
+def test_what_flags_forbid(table):
+    """A FUSE client does not know flags: it may find another reason first, but nobody gets around them."""
+    table.any_refusal = True
+    for where in ("flags", "parent_flags"):
+        for flag in (IMMUTABLE, APPEND):
+            flagged = {where: flag}
+            attributes = calls("chmod", "chown", "touch", "set ", "remove ")
+            names = [*CONTENT, *CHANGES, *attributes, *calls("unlink", "rename", "replace"), "link"]
+            names = [n for n in names if n not in INSIDE and "default ACL" not in n]
+            if flagged == {"flags": APPEND}:  # what may be done with it is no matter of permission
+                names = [n for n in names if n not in ("append", "open append")]
+            table.add([Scene(mode=0o666, **flagged)], names, WITH_FLAGS)
+            names = [*INSIDE, *attributes, "rmdir", "rename", "replace by a directory"]
+            table.add([Scene("directory", 0o777, **flagged)], names, WITH_FLAGS)
+    check(table)
+
+
+WITH_FLAGS = ("owner", "root", "stranger", "root without linux_immutable")
