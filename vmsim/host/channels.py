@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import time
 from typing import Final
 
 from vmsim.errors import HostError, StateError
@@ -27,7 +28,9 @@ END_S: Final = 5.0
 
 
 class FdChannel(ChannelBase):
-    """What channels over a non-blocking descriptor have in common."""
+    """What channels over a non-blocking descriptor have in common; ``patience_ns`` bounds each wait."""
+
+    patience_ns = PATIENCE_NS
 
     def __init__(self, what: str, schedule: Schedule | None, waits: FdWaits | None) -> None:
         self.what = what
@@ -44,17 +47,32 @@ class FdChannel(ChannelBase):
         """Return when ``fd`` is ready, or this channel closed meanwhile; ChannelError after long silence."""
         poll = select.poll()
         poll.register(fd, events)
+        until_ns = time.monotonic_ns() + self.patience_ns
         if self._schedule is None:
-            if not poll.poll(PATIENCE_NS / 1e6):
-                raise ChannelError(f"no {what} {self.what} for a long time", errno=errno.ETIMEDOUT)
-            return
+            ready = bool(poll.poll(self.patience_ns / 1e6))
+        else:
+            ready = self._wait_in_turn(fd, events, poll, until_ns, what)
+        if not ready:
+            raise ChannelError(f"no {what} {self.what} for a long time", errno=errno.ETIMEDOUT)
+
+    def _wait_in_turn(self, fd: int, events: int, poll: select.poll, until_ns: int, what: str) -> bool:
+        """Let the schedule run others meanwhile; whether something came before ``until_ns``."""
+        assert self._schedule is not None
+        ready = False
+
+        def over() -> bool:
+            nonlocal ready
+            ready = self._closed or bool(poll.poll(0))
+            return ready or time.monotonic_ns() >= until_ns  # others may keep the schedule busy for ever
+
         if self._waits is not None:
             self._waits.add(fd, events)
         try:
-            self._schedule.wait(lambda: self._closed or bool(poll.poll(0)), f"{what} {self.what}")
+            self._schedule.wait(over, f"{what} {self.what}")
         finally:
             if self._waits is not None:
                 self._waits.remove(fd)
+        return ready
 
     def _receive(self, fd: int, limit: int) -> memoryview:
         """Up to ``limit`` bytes of ``fd``; nothing at its end."""
@@ -156,7 +174,7 @@ class CommandWriter(SocketChannel):
         self._check_open()
         self.close_write()
         try:
-            _succeeded(self._process, self.what)
+            _succeeded(self._process, self.what, self.patience_ns)
         except ChannelError as error:
             if self._process.unread_bytes:
                 raise  # nothing runs from a stream without its end
@@ -198,7 +216,7 @@ class CommandReader(FdChannel):
         self._check_open()
         piece = self._receive(self._pipe, limit)
         if not len(piece):
-            _succeeded(self._process, self.what)
+            _succeeded(self._process, self.what, self.patience_ns)
         return piece
 
     def close_write(self) -> None:
@@ -216,9 +234,9 @@ def _shell(command: str, *, stdin: int = NOTHING, stdout: int, fed: bool = False
     return KeptProcess(("/bin/sh", "-c", command), stdin=stdin, stdout=stdout, stderr=OWN, fed=fed)
 
 
-def _succeeded(process: KeptProcess, what: str) -> None:
+def _succeeded(process: KeptProcess, what: str, patience_ns: int) -> None:
     """Wait for the end; ChannelError unless the command has succeeded, and read all that it was given."""
-    if not process.wait(PATIENCE_NS / 1e9):
+    if not process.wait(patience_ns / 1e9):
         raise ChannelError(f"{what} does not end", errno=errno.ETIMEDOUT)
     if process.status:
         raise ChannelError(f"{what} failed with status {process.status}")

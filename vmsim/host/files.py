@@ -62,14 +62,17 @@ class FileWriter(ChannelBase):
         except OSError as error:
             raise _refused(f"cannot finish {self.path}", error) from error
         self._temporary = ""
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            pass  # it is on the disk under its name, and counts
         self._sync_folder()
 
     def close(self) -> None:
         """Close; a file that was not finished disappears."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            os.close(fd)
         if self._temporary:
             os.unlink(self._temporary)
             self._temporary = ""

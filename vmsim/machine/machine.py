@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -230,28 +231,37 @@ class Machine:
         )  # fmt: skip
         task = self.schedule.spawn("incoming migration", lambda: arrival.receive(here))
 
-        def ended() -> None:
-            self.schedule.wait(lambda: task.done, "the end of the incoming migration")
-
         def arrived() -> Machine | None:
-            ended()
+            self.schedule.wait(lambda: task.done, "the end of the incoming migration")
             try:
                 machine = task.result()
-            except MigrationError:
+            except BaseException:  # also what only ended the activity
                 return None
             assert isinstance(machine, Machine)
             return machine
 
-        told = MigrationTrace(self.seams.trace, progress)
-        stats = None
-        try:
-            stats = self._send(there, told, Source(self, ended), parameters, lambda: arrived() is not None)
-        finally:
-            machine = arrived()
-            if machine is not None and stats is None:
+        def runs() -> bool:
+            return arrived() is not None
+
+        def make_an_end() -> None:
+            """Of the destination, so that this machine can go on."""
+            if (machine := arrived()) is not None:
                 machine.close()
+
+        told = MigrationTrace(self.seams.trace, progress)
+        try:
+            stats = self._send(there, told, Source(self, make_an_end), parameters, runs)
+        except BaseException:
+            if self.state != IN_DOUBT:
+                make_an_end()
+                with suppress(VmsimError):
+                    task.result()  # a bug there is told, not what it led to here
+            raise
+        machine = arrived()
         if machine is None:
-            raise MigrationError("the destination gave up after commit", step="go", side="destination")
+            raise MigrationError(
+                "the destination failed after it had taken over", step="go", side="destination"
+            )
         self._hand_over(machine, stats)
         told.committed(stats)
         return machine
@@ -285,11 +295,13 @@ class Machine:
 
     def _send(
         self, channel: Channel, told: MigrationTrace, source: Source, parameters: MigrationParameters | None,
-        verdict: Callable[[], bool | None] = lambda: None,
+        runs: Callable[[], bool] | None = None,
     ) -> MigrationStats:  # fmt: skip
+        """``runs`` says whether a destination in this program runs; nobody knows of another one."""
         channel = self.seams.channel(channel, "source")
         self.outgoing = OutgoingMigration(
-            source, channel, self.schedule, parameters, told.progress, verdict
+            source, channel, self.schedule, parameters, told.progress, runs or (lambda: None),
+            both_here=runs is not None,
         )
         told.stats = self.outgoing.stats
         try:

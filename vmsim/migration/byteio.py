@@ -147,6 +147,10 @@ class StreamInput:
             self._buffer = memoryview(b"".join((held, piece)))
         return self._buffer[self._position : self._position + size_bytes].tobytes()
 
+    def held(self, size_bytes: int) -> bytes:
+        """Up to ``size_bytes`` bytes that have arrived and are not consumed; asks for no more."""
+        return self._buffer[self._position : self._position + size_bytes].tobytes()
+
     def at_end(self) -> bool:
         """Whether no byte follows (waits for one, or for the end)."""
         return not len(self.available())

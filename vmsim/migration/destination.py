@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from vmsim.errors import HostError, VmsimError
+from vmsim.errors import VmsimError
 from vmsim.migration.byteio import StreamInput
 from vmsim.migration.channel import Channel
 from vmsim.migration.errors import (
     BadField,
-    ChannelError,
     UnexpectedRecord,
     UnknownSection,
     VersionTooNew,
@@ -61,19 +60,25 @@ class IncomingMigration(Generic[M]):
         self._step = "header"
         self._waiting: dict[tuple[str, int], Section] = {}
         self._ram: RamLoader | None = None
+        self.acknowledged = True
+        """Whether the source could be told that this machine runs; if not, the source is in doubt."""
 
     def run(self) -> M:
         """Load, prepare, agree with the source, run."""
         try:
             machine = self._load()
             if self._channel.duplex:
-                self._agree()
+                self._await_go()
+                self._acknowledge()
         except BaseException as error:
             explained = self._failed(error)
             if explained is error:
                 raise
             raise explained from error
-        self._channel.close()
+        try:
+            self._channel.close()
+        except (VmsimError, OSError):
+            pass  # nothing that happens to the channel counts any more
         machine.run()
         return machine
 
@@ -162,7 +167,7 @@ class IncomingMigration(Generic[M]):
 
     # Agreement (see returnpath)
 
-    def _agree(self) -> None:
+    def _await_go(self) -> None:
         self._step = "ready"
         self._channel.write(encode(ReturnMessage(SHUT, READY)))
         self._step = "go"
@@ -170,10 +175,14 @@ class IncomingMigration(Generic[M]):
         if word != GO:
             raise UnexpectedRecord(f"{word!r} instead of the go", offset=self._input.offset, field="go")
         self._input.skip(1)
+
+    def _acknowledge(self) -> None:
+        """Say that this machine runs. It does in any case: the source does not run after the go."""
+        self._step = "acknowledgement"
         try:
             self._channel.write(encode(ReturnMessage(RESUME_ACK, 1)))
-        except (ChannelError, HostError):
-            pass  # the go was the commit; the source does not learn that we run, and stays stopped
+        except Exception:
+            self.acknowledged = False
 
     def _failed(self, error: BaseException) -> BaseException:
         """Let go of everything, tell the source, and the error to raise."""

@@ -77,6 +77,12 @@ def receive(source: StreamInput) -> ReturnMessage:
     return ReturnMessage(kind, _VALUE.unpack_from(data)[0], step, reason, number, hint)
 
 
+def begun(source: StreamInput) -> int | None:
+    """The kind of the message that has arrived in part, all that ever will; None if it is too little."""
+    held = source.held(_HEAD.size)
+    return int.from_bytes(held[:2], "big") if len(held) >= 2 else None
+
+
 def peek_surely(source: StreamInput, size_bytes: int) -> bytes:
     """Peek exactly so many bytes, trying again after an error of the channel.
 

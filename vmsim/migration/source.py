@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Final, NoReturn
+from typing import Final
 
 from vmsim.errors import (
     HostError,
@@ -17,7 +17,7 @@ from vmsim.errors import (
 )
 from vmsim.migration.byteio import StreamInput, StreamOutput
 from vmsim.migration.channel import Channel
-from vmsim.migration.errors import ChannelError, DeliveryInDoubt
+from vmsim.migration.errors import ChannelError, DeliveryInDoubt, UnexpectedRecord
 from vmsim.migration.ram import RAM_IDSTR, RAM_VERSION, RamSaver, Run, all_runs, merged, sliced
 from vmsim.migration.report import (
     MigrationInDoubt,
@@ -28,7 +28,16 @@ from vmsim.migration.report import (
     Round,
     as_migration_error,
 )
-from vmsim.migration.returnpath import FAILED, GO, READY, RESUME_ACK, SHUT, ReturnMessage, receive
+from vmsim.migration.returnpath import (
+    FAILED,
+    GO,
+    READY,
+    RESUME_ACK,
+    SHUT,
+    ReturnMessage,
+    begun,
+    receive,
+)
 from vmsim.migration.seams import SourceMachine
 from vmsim.migration.stream import (
     SECTION_END,
@@ -43,6 +52,9 @@ from vmsim.schedule import Schedule
 MACHINE_IDSTR: Final = "vmsim/machine"
 MACHINE_VERSION: Final = 1
 SIDE: Final = "source"
+SETTLE: Final = (
+    "this machine stays stopped: look whether {}, then tell this one: settle(destination_runs=True or False)"
+)
 PEER_GONE: Final = frozenset({0, errno.EPIPE, errno.ECONNRESET})
 """How a channel says that the other side closed it; 0 is a channel in memory."""
 
@@ -50,19 +62,22 @@ PEER_GONE: Final = frozenset({0, errno.EPIPE, errno.ECONNRESET})
 class OutgoingMigration:
     """Saves ``machine`` through ``channel``; :meth:`run` once.
 
-    Until commit every failure, and :meth:`cancel`, leaves the machine running as if nothing had happened. At
-    commit the machine is finished (or, saved to a file with ``keep_running``, goes on). What ``progress``
-    raises fails the migration, except in the phase ``done``, when it is too late.
+    Until the go every failure, and :meth:`cancel`, leaves the machine running as if nothing had happened.
+    After it only a statement of the destination counts: it runs (then the machine is finished) or it has
+    given up (then the machine goes on). Whatever else happens is a doubt: ``verdict`` is asked whether the
+    destination runs; if that knows no better (None), :meth:`run` raises MigrationInDoubt and leaves the
+    machine stopped, with everything that it holds, until :meth:`settle` is told. Saved to a file with
+    ``keep_running`` it goes on.
 
-    ``verdict`` is asked when the channel broke between the go and its acknowledgement: does the destination
-    run? Nobody may know (None): then :meth:`run` raises MigrationInDoubt and leaves the machine stopped,
-    with everything that it holds, until :meth:`settle` is told.
+    What ``progress`` raises fails the migration, except in the phase ``done``, when it is too late. An
+    interrupt after the go leaves the machine in doubt as well, unless ``both_here``: the destination is in
+    this program, and ``machine.restart_rings`` makes an end of it.
     """
 
     def __init__(
         self, machine: SourceMachine, channel: Channel, schedule: Schedule,
         parameters: MigrationParameters | None = None, progress: ProgressCallback | None = None,
-        verdict: Callable[[], bool | None] = lambda: None,
+        verdict: Callable[[], bool | None] = lambda: None, *, both_here: bool = False,
     ) -> None:
         self.stats = MigrationStats()
         self.phase = "setup"
@@ -73,13 +88,12 @@ class OutgoingMigration:
         self._parameters = parameters or MigrationParameters()
         self._progress = progress
         self._verdict = verdict
+        self._both_here = both_here
+        self._let_go = False
+        """Whether the destination may run: from just before the go until it says that it does not."""
         self._undo = ExitStack()
         self._step = "setup"
         self._cancelled = False
-        self._went = False
-        """The destination may have been told to run."""
-        self._refused = False
-        """It has said that it does not."""
         self._output = StreamOutput(channel)
         self._stream = StreamWriter(self._output)
         self._answers = StreamInput(channel)
@@ -99,58 +113,63 @@ class OutgoingMigration:
         if self._step != "setup" or self.phase != "setup":
             raise StateError("a migration runs only once")
         began = self._schedule.now_ns()
-        with ExitStack() as undo:
-            late: BaseException | None = None
-            try:
-                self._carry_out(undo)
-            except BaseException as error:
-                if self._went and not self._refused:
-                    self._decide(error, undo)
-                    late = None if isinstance(error, MigrationInDoubt) else error
-                else:
-                    self._fail(error)
-            undo.pop_all()
+        try:
+            self._attempt()
+        except BaseException:
+            if self._let_go and self.phase != "failed":
+                self.phase = "doubt"  # wherever an interrupt came: stopped is safe
+                self._channel.close()
+            raise
         now = self._schedule.now_ns()
         self.stats.total_ns = now - began
         self.stats.downtime_ns = now - self._stopped_ns
         self._conclude()
-        if late is not None:
-            raise late  # an interrupt, say, that came when it was too late
         return self.stats
-
-    def _fail(self, error: BaseException) -> NoReturn:
-        explained = self._explained(error)
-        self.phase = "failed"
-        self._channel.close()  # the other side lets go of what we are going to take back
-        if explained is error:
-            raise error
-        raise explained from error
 
     def settle(self, *, destination_runs: bool) -> None:
         """End a doubt: the machine is finished, or goes on as after any other failure."""
         if self.phase != "doubt":
             raise StateError(f"nothing is in doubt: the migration is in phase {self.phase}")
-        undo = self._undo.pop_all()
         if destination_runs:
             self.phase = "done"
             self._machine.finish()
         else:
-            self.phase = "failed"
-            undo.close()
+            self._go_on()
 
-    def _decide(self, doubt: BaseException, undo: ExitStack) -> None:
-        """Return if the destination runs; raise if it does not, or if nobody knows."""
-        self._channel.close()
-        runs = self._verdict()
+    def _attempt(self) -> None:
+        """Return if the destination runs; raise if this machine goes on, or if nobody knows."""
+        try:
+            self._carry_out(self._undo)
+        except MigrationInDoubt as doubt:
+            self._channel.close()
+            if not self._known_to_run(doubt):
+                failed = MigrationError(doubt.message, step=doubt.step, side=doubt.side)
+                self._go_on()
+                raise failed from doubt
+        except BaseException as error:
+            if self._let_go and not self._both_here:
+                raise
+            explained = self._explained(error)
+            self._go_on()
+            if explained is error:
+                raise
+            raise explained from error
+
+    def _known_to_run(self, doubt: MigrationInDoubt) -> bool:
+        """What somebody who knows says; raises ``doubt`` if nobody does."""
+        try:
+            runs = self._verdict()
+        except Exception as error:
+            raise doubt from error
         if runs is None:
-            self.phase = "doubt"
-            self._undo = undo.pop_all()
             raise doubt
-        if not runs:
-            self.phase = "failed"
-            if isinstance(doubt, MigrationInDoubt):
-                raise MigrationError(doubt.message, step=doubt.step, side=doubt.side) from doubt
-            raise doubt
+        return runs
+
+    def _go_on(self) -> None:
+        """As if nothing had happened."""
+        self.phase = "failed"
+        self._channel.close()  # the other side lets go of what we are going to take back
+        self._undo.close()
 
     def _carry_out(self, undo: ExitStack) -> None:
         machine = self._machine
@@ -171,19 +190,23 @@ class OutgoingMigration:
                 section.save(out)
             self._output.flush()
         self._at("end of stream")
-        self._stream.end()
         if self._channel.duplex:
+            self._stream.end()
             self._agree()
         else:
             self._enter("commit")
-            self._hand_over()
+            self._stream.end()  # not before: whoever reads a whole stream from a command may run
+            self._finish()
 
     def _conclude(self) -> None:
         """After commit: nothing here may raise before the machine is finished."""
         self.phase = "done"
         goes_on = self._parameters.keep_running and not self._channel.duplex
         if not goes_on:
-            self._machine.finish()
+            try:
+                self._machine.finish()
+            except (VmsimError, OSError):
+                pass  # a connection or back-end that is gone: nothing here is of use any more
         self._channel.close()
         if goes_on:
             self._machine.restart_rings()
@@ -314,34 +337,57 @@ class OutgoingMigration:
             raise _refusal(answer)
         self._at("go")
         self.phase = "commit"
-        self._went = True
+        self._let_go = True
+        try:
+            answer = self._acknowledgement()
+        except Exception as error:
+            raise self._doubt(error) from error
+        if answer.kind == SHUT:
+            self._let_go = False
+            raise _refusal(answer)
+
+    def _acknowledgement(self) -> ReturnMessage:
+        """Give the go; the destination's statement that it runs or that it does not, or an error."""
+        lost: VmsimError | None = None
         try:
             self._channel.write(GO)
-        except (ChannelError, HostError):
-            # It may have arrived all the same. If not, the destination now sees the end, and says so.
+        except (ChannelError, HostError) as error:
+            # It may have arrived all the same. If not, the destination now sees the end and gives up.
+            lost = error
             self._channel.close_write()
-        self._confirm()
-
-    def _confirm(self) -> None:
-        """Return if the destination says that it runs; MigrationInDoubt unless it says that it gave up."""
         try:
             answer = receive(self._answers)
-        except (VmsimError, OSError) as error:
-            raise _doubt(f"the channel broke while the destination was starting: {error}") from error
-        if answer.kind == SHUT and answer.value == FAILED:
-            self._refused = True
-            raise _refusal(answer)
-        if (answer.kind, answer.value) != (RESUME_ACK, 1):
-            raise _doubt(f"the destination answered the go with message {answer.kind}, {answer.value}")
+        except StreamTruncated as error:
+            raise lost or error from None
+        if (answer.kind, answer.value) not in ((RESUME_ACK, 1), (SHUT, FAILED)):
+            raise UnexpectedRecord(
+                f"return path message {answer.kind} with value {answer.value}", field="return path"
+            )
+        return answer
 
-    def _hand_over(self) -> None:
-        """The end of a channel without answers: a file that is there, a command that succeeds."""
+    def _doubt(self, error: Exception) -> MigrationInDoubt:
+        known = ""
+        if begun(self._answers) == RESUME_ACK:
+            known = " (the beginning of its acknowledgement arrived: it has run)"
+        return MigrationInDoubt(
+            f"after the go the destination has not said whether it runs: {error}{known}", step="go",
+            side=SIDE, hint=SETTLE.format("the destination runs"),
+        )
+
+    def _finish(self) -> None:
+        """Make what was written count: the only commit of a channel without answers."""
+        self._let_go = not self._parameters.keep_running
         try:
             self._channel.finish()
         except DeliveryInDoubt as error:
-            if not self._parameters.keep_running:
-                self._went = True
-                raise _doubt(str(error)) from error
+            if not self._let_go:
+                raise
+            raise MigrationInDoubt(
+                f"nobody here knows whether a machine was made of the stream: {error}", step="commit",
+                side=SIDE, hint=SETTLE.format("a machine runs there"),
+            ) from error
+        except Exception:
+            self._let_go = False  # a channel that knows: nothing counts
             raise
 
     def _answer(self, kind: int) -> ReturnMessage:
@@ -369,14 +415,6 @@ class OutgoingMigration:
         except (VmsimError, OSError):
             return None
         return _refusal(answer) if answer.kind == SHUT and answer.value != READY else None
-
-
-def _doubt(why: str) -> MigrationInDoubt:
-    return MigrationInDoubt(
-        why, step="go", side=SIDE,
-        hint="look whether the destination runs, then tell this machine: settle(destination_runs=...); "
-        "until then it stays stopped",
-    )  # fmt: skip
 
 
 def _left_by_peer(error: BaseException) -> bool:
