@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
+from typing import Any
 
 from vmsim.errors import HostError, StreamTruncated, VmsimError
 from vmsim.memory import DirtyLog, GuestMemory, Region
@@ -131,9 +132,9 @@ class Machine:
     # The destination
 
     @classmethod
-    def built(cls, configuration: bytes) -> Machine:
+    def built(cls, configuration: bytes, pages: tuple[int, ...] = PAGES) -> Machine:
         assert configuration == b"two regions"
-        machine = cls()
+        machine = cls(make_memory(pages))
         machine.running = False
         for device in machine.devices:
             device.value, device.name = 0, b""
@@ -223,14 +224,16 @@ class Run:
         self, *, wrap_source: Callable = lambda end: end, wrap_destination: Callable = lambda end: end,
         parameters: MigrationParameters | None = None, guest: Callable[[Machine, int], None] | None = None,
         prepare: Callable[[Machine], None] = lambda machine: None, source: Machine | None = None,
-        capacity: int = 8192, on_progress: Callable | None = None,
+        capacity: int = 8192, on_progress: Callable | None = None, schedule: ImmediateSchedule | None = None,
+        ends: tuple[Any, Any] | None = None, memory: tuple[int, ...] = PAGES,
     ) -> None:
-        self.schedule = ImmediateSchedule(VirtualClock())
+        self.schedule = schedule or ImmediateSchedule(VirtualClock())
         self.source = source or Machine()
         self.built: list[Machine] = []
         self.errors: dict[str, VmsimError] = {}
         self._prepare = prepare
-        one, other = MemoryChannel.pair(self.schedule, capacity)
+        self._pages = memory
+        one, other = ends or MemoryChannel.pair(self.schedule, capacity)
         self.source_end, self.destination_end = wrap_source(one), wrap_destination(other)
         self.outgoing = OutgoingMigration(
             self.source, self.source_end, self.schedule, parameters or MigrationParameters(part_bytes=8192),
@@ -241,7 +244,7 @@ class Run:
         self._done = False
 
     def _build(self, configuration: bytes) -> Machine:
-        machine = Machine.built(configuration)
+        machine = Machine.built(configuration, self._pages)
         self.built.append(machine)
         self._prepare(machine)
         return machine

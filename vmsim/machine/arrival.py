@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vmsim.errors import UsageError, VmsimError
 from vmsim.machine.config import MachineConfig
@@ -17,6 +17,10 @@ from vmsim.schedule import Schedule
 if TYPE_CHECKING:
     from vmsim.machine.machine import Machine
 
+UNTOLD: Final = (
+    "the source could not be told that this machine runs: it stands still, in doubt; tell it there: "
+    "settle(destination_runs=True)"
+)
 Build = Callable[[MachineConfig, str, Schedule, Seams, "MachineBackend | None"], "Machine"]
 
 
@@ -37,10 +41,14 @@ class Arrival:
         """The machine that comes through ``channel``, ready to run; MigrationError if none does."""
         channel = self.seams.channel(channel, "destination")
         try:
-            return IncomingMigration(channel, self._destination).run().machine
+            migration = IncomingMigration(channel, self._destination)
+            machine = migration.run().machine
         except VmsimError:
             channel.close()
             raise
+        if not migration.acknowledged:
+            machine.arrival_notes.append(UNTOLD)
+        return machine
 
     def _destination(self, configuration: bytes) -> Destination:
         config = MachineConfig.decode(configuration)

@@ -125,6 +125,7 @@ class Machine:
         """Plain data of guest programs by name; it travels with the machine."""
         self.migration_stats: MigrationStats | None = None
         """Of the migration that brought this machine here."""
+        self.arrival_notes: list[str] = []
         self.arrived_requests = 0
         """Requests of the guest that were in flight when it arrived here."""
         self.outgoing: OutgoingMigration | None = None
@@ -434,8 +435,8 @@ class Machine:
         return own | guest_facts(self.kernel) | self.backend.facts()
 
     def notes(self) -> list[str]:
-        """What the load of the back-end's state found worth saying."""
-        return self.backend.notes()
+        """What was worth saying when it arrived: its source was not told, or what its back-end found."""
+        return self.arrival_notes + self.backend.notes()
 
     # Ending
 
