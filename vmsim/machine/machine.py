@@ -284,8 +284,8 @@ class Machine:
         """Migrate through ``channel`` to whoever reads it (see ``receive``); this machine is finished then.
 
         ``channel`` may be a URI: ``unix:PATH``, ``tcp:HOST:PORT``, ``exec:COMMAND`` or ``file:PATH``. Errors
-        are those of ``migrate``, and MigrationInDoubt if the channel broke in the one moment in which nobody
-        here can know whether the destination runs: see ``settle``.
+        are those of ``migrate``, and MigrationInDoubt if the destination, told to go, has not said whether it
+        runs: see ``settle``.
         """
         self._require_idle()
         told = MigrationTrace(self.seams.trace, progress)

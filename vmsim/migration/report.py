@@ -10,9 +10,9 @@ from vmsim.errors import MigrationError, VmsimError
 
 
 class MigrationInDoubt(MigrationError):
-    """The channel broke between the go and its acknowledgement: the destination may or may not run.
+    """After the go the destination has not said whether it runs: it may, or it may not.
 
-    The source stays stopped (never both) until somebody who knows tells it.
+    The source stays stopped (never both) until somebody who has looked tells it.
     """
 
 
