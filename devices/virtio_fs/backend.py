@@ -28,6 +28,10 @@ STEP = 32
 """Inodes that are collected beside each request while a migration runs."""
 
 
+RETRIES = 4
+"""Requests that wait for somebody outside which are tried again at a time: more would keep others waiting."""
+
+
 class Slot:
     """The request that is being served: called with the bytes written if its reply comes later."""
 
@@ -135,6 +139,8 @@ class VirtioFsBackend:
             self._resume_locks()
         if not self._locks_suspended:
             self.fs.retry_waiting()
+        if self.session.retrying:
+            self.session.retry(RETRIES)
         if self._collecting:
             self._collecting = not self.collector.step(STEP)
         self._note_business()
@@ -147,14 +153,15 @@ class VirtioFsBackend:
 
     def look(self) -> bool:
         """When nobody in this process can go on: try again what somebody outside it held up; is there any?"""
-        outside = self.fs.waits_outside()
+        outside = self.fs.waits_outside() or self.session.retrying
         if outside:
             self.idle()
         return outside
 
     def _note_business(self) -> None:
         waiting = bool(self.fs.locks.waiting)
-        self._busy = self._collecting or self._locks_wanted or (waiting and not self._locks_suspended)
+        waits = self.session.retrying or (waiting and not self._locks_suspended)
+        self._busy = self._collecting or self._locks_wanted or waits
 
     def parked(self, ring: int) -> list[Chain]:
         """Give up the chains of one ring that wait; those of the other rings go on waiting."""

@@ -31,7 +31,7 @@ more than it looked up: counts stop at 0, and the root (nodeid 1) is never forgo
 Waiting. ``setlk`` with ``done`` and ``poll`` may return DEFERRED and call ``done(result)`` later, where
 result is what the method would have returned, or an OSError. ``interrupt(unique)`` asks for the end of the
 wait of the request ``unique``: call its ``done`` with EINTR. ``done`` may be called at once, and calling
-it again does nothing.
+it again does nothing. Any method may raise ``TryAgain``.
 """
 
 from __future__ import annotations
@@ -65,6 +65,13 @@ class Deferred:
 
 DEFERRED: Final = Deferred()
 """Returned by a method that will call ``done`` later."""
+
+
+class TryAgain(BlockingIOError):
+    """Raised where a request has to wait for somebody outside, such as the holder of a lease.
+
+    It has done nothing that it may not do twice: it is served anew after a while, until it ends otherwise.
+    """
 
 
 class Context(InHeader):

@@ -7,6 +7,7 @@ Everything else takes ``_general``, which assumes nothing.
 from __future__ import annotations
 
 import errno
+import itertools
 import struct
 from collections.abc import Callable
 from types import MethodType
@@ -14,7 +15,7 @@ from typing import Any
 
 from vmsim.fuse.abi.headers import IN_HEADER, OUT_HEADER
 from vmsim.fuse.decoding import check_length, decode
-from vmsim.fuse.filesystem import DEFERRED, Context, FileSystem, Views
+from vmsim.fuse.filesystem import DEFERRED, Context, FileSystem, TryAgain, Views
 from vmsim.fuse.handlers import HANDLERS
 from vmsim.fuse.init import InitOptions, check_restored, negotiate
 from vmsim.fuse.negotiated import NegotiatedState
@@ -41,7 +42,8 @@ class Session:
     """
 
     __slots__ = (
-        "_fast", "_interrupted", "_plans", "_routes", "_waiting", "fs", "on_fault", "options", "state",
+        "_again", "_fast", "_interrupted", "_plans", "_routes", "_waiting", "fs", "on_fault", "options",
+        "state",
     )  # fmt: skip
 
     def __init__(self, fs: FileSystem, options: InitOptions | None = None) -> None:
@@ -50,6 +52,8 @@ class Session:
         self.state = NegotiatedState()
         self.on_fault: Callable[[Exception, int], None] | None = None
         self._waiting: dict[int, Request] = {}
+        self._again: dict[int, Request] = {}
+        """Those of them that are to be served anew, the next one first."""
         self._interrupted: dict[int, None] = {}
         self._plans = {
             row.number: Plan(row, MethodType(HANDLERS[row.name], fs) if row.method else None)
@@ -97,6 +101,8 @@ class Session:
             else:
                 body_into(body, 0, *reply)
                 _header_into(out, 0, reply_size, 0, header[2])
+        except TryAgain:
+            return self._general(readable, writable, complete)
         except Exception as error:
             return self._refuse(writable, header[2], self._errno_of(error, header[1]))
         return reply_size  # type: ignore[no-any-return]
@@ -130,7 +136,11 @@ class Session:
             if room < plan.record_size:
                 raise OSError(errno.ENOMEM, "no room for the reply")
             request = decode(plan, ctx, readable, writable, room, self.state, complete)
-            return self._execute(request)
+            try:
+                return self._execute(request)
+            except TryAgain:
+                self._keep(request)
+                return None
         except Exception as error:
             return self._refuse(writable, unique, self._errno_of(error, number))
 
@@ -156,8 +166,7 @@ class Session:
     def _execute_waiting(self, request: Request) -> int | None:
         """SETLKW and POLL, whose reply may come later."""
         unique = request.ctx.unique
-        if unique in self._waiting:
-            raise OSError(errno.EINVAL, "a waiting request has this unique")
+        self._check_unique(unique)
         result = request.plan.handler(request)
         if result is not DEFERRED:
             request.phase = FINISHED
@@ -172,9 +181,46 @@ class Session:
             return None
         return self._reply(request, request.result)
 
+    def _check_unique(self, unique: int) -> None:
+        if unique in self._waiting:
+            raise OSError(errno.EINVAL, "a waiting request has this unique")
+
+    def _keep(self, request: Request) -> None:
+        """Keep a request that is to be served anew."""
+        unique = request.ctx.unique
+        self._check_unique(unique)
+        if unique in self._interrupted:
+            del self._interrupted[unique]
+            raise InterruptedError(errno.EINTR, "interrupted")
+        request.on_done = self._finish
+        request.phase = WAITING
+        self._waiting[unique] = self._again[unique] = request
+
+    @property
+    def retrying(self) -> bool:
+        """Whether ``retry`` has something to do."""
+        return bool(self._again)
+
+    def retry(self, most: int) -> None:
+        """Serve up to ``most`` of the requests anew that had to try again."""
+        for unique in list(itertools.islice(self._again, most)):
+            request = self._again.pop(unique, None)
+            if request is None:
+                continue  # ended by what another one brought about
+            plan = request.plan
+            try:
+                result = plan.handler(request.ctx, request.args) if plan.simple else plan.handler(request)
+            except TryAgain:
+                self._again[unique] = request  # behind those that have waited for their turn
+                continue
+            except Exception as error:
+                result = error
+            if result is not DEFERRED:
+                request.done(result)
+
     def _reply(self, request: Request, result: Any) -> int:
         """Write a result; the bytes written. OSError when it is an error or does not fit."""
-        if isinstance(result, OSError):
+        if isinstance(result, Exception):
             raise result
         plan = request.plan
         kind = plan.reply
@@ -199,6 +245,7 @@ class Session:
         """The file system's ``done`` for a request that waited."""
         unique = request.ctx.unique
         self._waiting.pop(unique, None)
+        self._again.pop(unique, None)
         try:
             written = self._reply(request, result)
         except Exception as error:
@@ -259,6 +306,9 @@ class Session:
 
     def _interrupt(self, unique: int) -> None:
         """INTERRUPT; hiprio may overtake its request, so an unknown unique is remembered for a while."""
+        if unique in self._again:
+            self._waiting[unique].done(InterruptedError(errno.EINTR, "interrupted"))
+            return
         if unique in self._waiting:
             self.fs.interrupt(unique)
             return
@@ -280,6 +330,7 @@ class Session:
         for request in self._waiting.values():
             request.phase = FINISHED
         self._waiting = {}
+        self._again = {}
         for unique in uniques:
             self.fs.interrupt(unique)
         return uniques

@@ -9,10 +9,10 @@ from typing import Final
 
 from vmsim.fuse.abi import flags as f
 from vmsim.fuse.abi.requests import SetattrIn
-from vmsim.fuse.filesystem import AttrReply, Context, StatfsReply, StatxReply
+from vmsim.fuse.filesystem import AttrReply, Context, StatfsReply, StatxReply, TryAgain
 
 from .core import INVALID_ID
-from .inodes import HOT, OK
+from .inodes import HOT, OK, Inode
 from .lookup import LookupOps
 from .xattr import drop_capability
 
@@ -21,6 +21,7 @@ UTIME_OMIT: Final = (1 << 30) - 2
 STATX_ASKED: Final = 0xFFF
 """STATX_BASIC_STATS and STATX_BTIME: what the protocol has room for."""
 
+LEASED: Final = "another process of the host holds a lease"
 _OMIT: Final = (0, UTIME_OMIT)
 _NOW: Final = (0, UTIME_NOW)
 
@@ -96,7 +97,7 @@ class AttrOps(LookupOps):
                 self.host.ftruncate(handle.fd, size)
                 drop_capability(self, handle.fd)
                 return
-        fd = self.host.reopen(self.path_fd(self.require(nodeid)), os.O_WRONLY | os.O_NONBLOCK)
+        fd = self._open_briefly(self.require(nodeid), os.O_WRONLY)
         try:
             self.host.ftruncate(fd, size)
             drop_capability(self, fd)
@@ -137,11 +138,17 @@ class AttrOps(LookupOps):
             return
         if not (stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode)):
             raise OSError(errno.EBADF, "special files are never opened")
-        fd = self.host.reopen(self.path_fd(inode), os.O_RDONLY | os.O_NONBLOCK)
+        fd = self._open_briefly(inode, os.O_RDONLY)
         try:
             self.host.syncfs(fd)
         finally:
             self.host.close(fd)
+
+    def _open_briefly(self, inode: Inode, access: int) -> int:
+        try:
+            return self.host.reopen(self.path_fd(inode), access | os.O_NONBLOCK)
+        except BlockingIOError:
+            raise TryAgain(errno.EAGAIN, LEASED) from None
 
     def readlink(self, ctx: Context, nodeid: int) -> bytes:
         """READLINK."""

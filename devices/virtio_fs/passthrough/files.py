@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from vmsim.fuse.abi import flags as f
-from vmsim.fuse.filesystem import Context, Deferred, OpenReply, Views
+from vmsim.fuse.filesystem import Context, Deferred, OpenReply, TryAgain, Views
 from vmsim.limits import FUSE_COPY_MAX
 
+from .attrs import LEASED
 from .inodes import Inode
 from .locks import LockOps
 from .reach import NO_MORE_FDS
 from .xattr import drop_capability
 
 IOV_MAX: Final = 1024
-"""Most bytes of one COPY_FILE_RANGE: MAX_RW_COUNT of Linux."""
 
 Transfer: TypeAlias = Callable[[int, Sequence[memoryview], int], int]
 
@@ -100,6 +100,10 @@ class FileOps(LockOps):
     def _reopen(self, path_fd: int, flags: int) -> int:
         try:
             return self.host.reopen(path_fd, flags)
+        except BlockingIOError:
+            if flags & os.O_NONBLOCK:
+                raise
+            raise TryAgain(errno.EAGAIN, LEASED) from None
         except OSError as error:
             if error.errno not in NO_MORE_FDS:
                 raise

@@ -41,7 +41,10 @@ class Reaching(Protocol):
         ...
 
     def reopen(self, fd: int, flags: int) -> int:
-        """Open what ``fd`` (perhaps O_PATH) refers to once more; only for files and directories."""
+        """Open what ``fd`` (perhaps O_PATH) refers to once more; only for files and directories.
+
+        EAGAIN while another process holds a lease that is in the way.
+        """
         ...
 
     def file_handle(self, fd: int) -> tuple[int, int, bytes]:

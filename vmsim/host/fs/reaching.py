@@ -77,8 +77,15 @@ class LinuxReaching(LinuxMaking):
             tries -= 1
 
     def reopen(self, fd: int, flags: int) -> int:
-        """Open what ``fd`` refers to once more."""
-        return os.open(self._link % fd, flags | os.O_CLOEXEC | os.O_NOCTTY)
+        """Open what ``fd`` refers to once more; EAGAIN where that would have to wait for a lease.
+
+        The attempt alone makes the kernel ask the lease's holder for it.
+        """
+        if flags & (os.O_PATH | os.O_NONBLOCK):
+            return os.open(self._link % fd, flags | os.O_CLOEXEC | os.O_NOCTTY)
+        opened = os.open(self._link % fd, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        os.set_blocking(opened, True)
+        return opened
 
     def file_handle(self, fd: int) -> tuple[int, int, bytes]:
         """(mnt_id, handle_type, bytes) of an open file."""
