@@ -28,6 +28,12 @@ TURN_NS: Final = 20_000_000
 FUSE_REPLY_BUFFER_MAX: Final = 1 << 20
 """Largest READDIR, GETXATTR or LISTXATTR buffer; larger asks get ENOMEM."""
 
+FUSE_DIRENTS_MAX: Final = 4096
+"""Entries of one READDIR; the client asks again for the rest."""
+
+FUSE_DIRENTS_PLUS_MAX: Final = 512
+"""Entries of one READDIRPLUS, each of which has to be looked up."""
+
 NAME_MAX: Final = 255
 """Bytes of one path component."""
 

@@ -7,6 +7,7 @@ import errno
 from vmsim.fuse.abi.headers import rec_align
 from vmsim.fuse.abi.replies import DIRENT, ENTRY_OUT
 from vmsim.fuse.filesystem import EntryReply
+from vmsim.limits import FUSE_DIRENTS_MAX, FUSE_DIRENTS_PLUS_MAX
 
 _DIRENT_SIZE = DIRENT.size
 _PLUS_SIZE = ENTRY_OUT.size + DIRENT.size
@@ -37,7 +38,8 @@ class DirentSink:
         """See DirSink."""
         length = len(name)
         padding = -length & 7
-        if len(self.buffer) + _DIRENT_SIZE + length + padding > self.limit:
+        needed = len(self.buffer) + _DIRENT_SIZE + length + padding
+        if needed > self.limit or self.count >= FUSE_DIRENTS_MAX:
             return _full(self.count, self.limit)
         self.buffer += _pack_dirent(ino, off, length, kind) + name + _PADDING[padding]
         self.count += 1
@@ -56,7 +58,8 @@ class DirentPlusSink:
 
     def fits(self, name: bytes) -> bool:
         """See DirPlusSink."""
-        if len(self.buffer) + rec_align(_PLUS_SIZE + len(name)) <= self.limit:
+        needed = len(self.buffer) + rec_align(_PLUS_SIZE + len(name))
+        if needed <= self.limit and self.count < FUSE_DIRENTS_PLUS_MAX:
             return True
         return _full(self.count, self.limit)
 

@@ -6,6 +6,7 @@ while it is both started and enabled; enabling is remembered while it is stopped
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -32,8 +33,8 @@ class BackendRing:
     """
 
     __slots__ = (
-        "_busy", "_device", "_features", "_fence", "_fresh", "_handle", "_inflight", "_log", "_memory",
-        "_outstanding", "_policy", "_schedule", "_tracking", "_trusted", "addr", "base", "broken",
+        "_backlog", "_busy", "_device", "_features", "_fence", "_fresh", "_handle", "_inflight", "_log",
+        "_memory", "_outstanding", "_policy", "_schedule", "_tracking", "_trusted", "addr", "base", "broken",
         "enabled", "has_kick", "index", "link", "live", "num", "others", "ring", "started",
     )
 
@@ -66,6 +67,8 @@ class BackendRing:
         self._trusted = False
         """Handed to us since this ring last ran: what the region says counts, whoever wrote it."""
         self._outstanding: dict[int, Chain] = {}
+        self._backlog: deque[Chain] = deque()
+        """Taken by who served this ring before, and not looked at yet."""
         self._busy = False
         self._fresh = False
         """Started, but not worked on yet: what was parked has not been taken up."""
@@ -111,6 +114,7 @@ class BackendRing:
                 self._fail(contained(error))
                 return
             self._outstanding = {key: chains[old.head] for key, old in in_flight.items()}
+            self._backlog = deque(chains[old.head] for old in self._backlog)
             if self._tracking is not None:
                 self._tracking.attach(self.ring)
             self._update()
@@ -141,11 +145,15 @@ class BackendRing:
         ring = self.live
         if ring is None or self._fresh:
             self._first_kick()
+            if self._backlog:
+                return  # its turn is over
             ring = self.live
         if ring is None or self._busy:
             return
         take = ring.pop if self._tracking is None else self._take
         try:
+            if self._backlog and not self._go_on(ring):
+                return
             chain = take()
         except Exception as error:
             self._fail(contained(error))
@@ -259,6 +267,7 @@ class BackendRing:
     def _drop_ring(self) -> None:
         if self._tracking is not None:
             self._tracking.detach()
+        self._backlog.clear()
         self.ring = self.live = self._tracking = None
 
     def forget_inflight(self) -> None:
@@ -291,20 +300,33 @@ class BackendRing:
     def _take_up(self, ring: DeviceRing) -> None:
         """Handle what was in flight when this ring stopped, or its former back-end died."""
         self._fresh = False
+        chains, recovered = self._resume(ring)
+        self._backlog.extend(chains)
+        self._go_on(ring)
+        # After a restore the event index in guest memory may be stale: write it anew, whatever it says.
+        ring.arm_kicks()
+        if recovered and self.link is not None:
+            self.link.call(self.index)  # the former back-end may have died before it could
+
+    def _go_on(self, ring: DeviceRing) -> bool:
+        """A turn of the backlog; whether it is done, and the ring still there."""
+        link = self.link
+        over = None if link is None else link.turn()
         self._busy = True
         try:
-            chains, recovered = self._resume(ring)
-            for chain in chains:
+            while self._backlog and self.live is ring:
+                chain = self._backlog.popleft()
                 self._outstanding[id(chain)] = chain
                 written = self._handle(self.index, chain, self.complete)
                 if written is not None:
                     self.complete(chain, written)
-            # After a restore the event index in guest memory may be stale: write it anew, whatever it says.
-            ring.arm_kicks()
+                if over is not None and over():
+                    assert link is not None
+                    link.again(self.index)
+                    return False
         finally:
             self._busy = False
-        if recovered and self.link is not None:
-            self.link.call(self.index)  # the former back-end may have died before it could
+        return self.live is ring
 
     def _resume(self, ring: DeviceRing) -> tuple[list[Chain], bool]:
         """What is to be handled first, and whether that comes from a back-end that died.

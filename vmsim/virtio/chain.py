@@ -148,26 +148,31 @@ def build_chain(memory: GuestMemory, head: int, count: int, descriptors: list[De
     come in any order.
     """
     merged: list[tuple[int, int, bool]] = []
-    for gpa, length, is_write in descriptors:
-        if merged and merged[-1][0] + merged[-1][1] == gpa and merged[-1][2] == is_write:
-            merged[-1] = (merged[-1][0], merged[-1][1] + length, is_write)
+    start, end, kind = 0, -1, False
+    for descriptor in descriptors:
+        gpa, length, is_write = descriptor
+        if gpa == end and is_write == kind:
+            end += length
+            merged[-1] = (start, end - start, kind)
         elif length:
-            merged.append((gpa, length, is_write))
+            start, end, kind = gpa, gpa + length, is_write
+            merged.append(descriptor)
     chain = Chain()
     chain.head = head
     chain.count = count
     chain.readable = []
     chain.writable = []
-    chain.write_ranges = []
-    chain.readable_bytes = chain.writable_bytes = 0
     chain._source = descriptors
+    chain.write_ranges = [(gpa, length) for gpa, length, is_write in merged if is_write]
+    chain.writable_bytes = sum(length for _, length in chain.write_ranges)
+    chain.readable_bytes = sum(length for _, length, is_write in merged if not is_write)
+    # A guest may send tables of 32,768 elements: what each of them costs counts.
+    region = memory.hot
+    base, limit, view = (0, -1, None) if region is None else (region.gpa, region.end, region.view)
     for gpa, length, is_write in merged:
-        views = memory.views(gpa, length)
-        if is_write:
-            chain.writable += views
-            chain.writable_bytes += length
-            chain.write_ranges.append((gpa, length))
+        views = chain.writable if is_write else chain.readable
+        if view is not None and base <= gpa and gpa + length <= limit:
+            views.append(view[gpa - base : gpa + length - base])
         else:
-            chain.readable += views
-            chain.readable_bytes += length
+            views += memory.views(gpa, length)
     return chain

@@ -199,8 +199,7 @@ class DeviceRingBase:
         completely, so a batch ends at each buffer that was not filled.
         """
         batch: list[Used] = []
-        while self._in_flight:
-            chain = next(iter(self._in_flight.values()))
+        for chain in list(self._in_flight.values()):
             written = self._completed.pop(chain.head, -1)
             if written < 0:
                 break

@@ -174,6 +174,7 @@ class _Link:
         self._log = log
         self._fds: dict[tuple[str, int], int] = {}
         self._calls: dict[int, int] = {}
+        self._unfinished: set[int] = set()
         self.polled: set[int] = set()
         self._channel: ChannelClient | None = None
 
@@ -207,9 +208,12 @@ class _Link:
 
     def again(self, ring: int) -> None:
         """Kick the ring when everything else that is ready has been served."""
-        self._waits.later(lambda: self._kick_again(ring))
+        if ring not in self._unfinished:
+            self._unfinished.add(ring)
+            self._waits.later(lambda: self._kick_again(ring))
 
     def _kick_again(self, ring: int) -> None:
+        self._unfinished.discard(ring)
         if self._backend.link is self:
             self._backend.kicked(ring)
 
