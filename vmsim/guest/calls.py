@@ -88,6 +88,8 @@ class Calls:
     def kernel(self) -> GuestKernel:
         """The kernel of this process, once it runs: nobody acts on a guest whose state is being saved."""
         kernel = self._cell.kernel
+        if not kernel.here[0]:
+            kernel.birthplace.refuse()
         return self._running() if kernel.paused else kernel
 
     @kernel.setter
@@ -117,6 +119,8 @@ class Calls:
     def _running(self) -> GuestKernel:
         """The kernel, once it runs."""
         kernel = self._cell.kernel
+        if not kernel.here[0]:
+            kernel.birthplace.refuse()
         if kernel.paused:
             self._until(lambda _: True, "the machine to run")
             kernel = self._cell.kernel
@@ -134,7 +138,7 @@ class Calls:
         calls ``free_owned``.
         """
         kernel = self._cell.kernel
-        if kernel.paused:
+        if kernel.paused or not kernel.here[0]:
             kernel = self._running()
         if len(kernel.state.forgets) >= kernel.config.forget_batch:
             kernel.flush_forgets()
@@ -156,7 +160,8 @@ class Calls:
         kernel = self._cell.kernel
         state = kernel.state
         process = state.processes.get(self.pid)
-        if kernel.paused or process is None or len(state.forgets) >= kernel.config.forget_batch:
+        batch = kernel.config.forget_batch
+        if kernel.paused or not kernel.here[0] or process is None or len(state.forgets) >= batch:
             return self._call(opcode, nodeid, args).reply
         request = kernel.ask(opcode, nodeid, args, process)
         if request.status != DONE:

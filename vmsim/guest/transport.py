@@ -23,6 +23,7 @@ from vmsim.guest.nodes import NodeTable
 from vmsim.guest.pagecache import PageCache
 from vmsim.guest.queue import SLOT_IN, RequestQueue
 from vmsim.guest.state import DONE, IN_FLIGHT, KernelState, Process, Request, Segments
+from vmsim.host.forks import Birthplace
 from vmsim.memory import PAGE_SIZE, GuestMemory
 from vmsim.schedule import Schedule
 from vmsim.virtio.constants import F_INDIRECT_DESC
@@ -63,6 +64,9 @@ class FuseTransport:
         self.schedule = schedule
         self.driver = driver
         self.paused = False
+        self.birthplace = Birthplace()
+        self.here = self.birthplace.here
+        """``here[0]`` is 0 in a forked child, which shares the guest's memory and must leave it alone."""
         self._attach(state)
 
     def _attach(self, state: KernelState) -> None:

@@ -30,6 +30,7 @@ class FileWriter(ChannelBase):
         self.path = os.path.realpath(os.fspath(path))
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             raise UsageError(f"{self.path} is there and no file", hint="exec:cat > NAME writes into a device")
+        self._owner = os.getpid()
         folder, name = os.path.split(self.path)
         try:
             self._fd, self._temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
@@ -69,11 +70,11 @@ class FileWriter(ChannelBase):
         self._sync_folder()
 
     def close(self) -> None:
-        """Close; a file that was not finished disappears."""
+        """Close; a file that was not finished disappears, unless this is a forked child of who began it."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
-        if self._temporary:
+        if self._temporary and os.getpid() == self._owner:
             os.unlink(self._temporary)
             self._temporary = ""
 

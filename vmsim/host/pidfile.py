@@ -9,6 +9,7 @@ import os
 from typing import Final
 
 from vmsim.errors import HostError, UsageError
+from vmsim.host.directory import fixed
 
 PATIENCE: Final = 100
 """Attempts, while others remove the file that we have just opened."""
@@ -21,7 +22,8 @@ class PidFile:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = fixed(path)
+        self._owner = os.getpid()
         try:
             self._fd = _locked(path)
             os.ftruncate(self._fd, 0)
@@ -36,10 +38,11 @@ class PidFile:
             self._fd = -1
 
     def close(self) -> None:
-        """Remove the file; may be called twice."""
+        """Remove the file, unless it is another one by now; may be called twice."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):
-                os.unlink(self.path)
+                if self._owner == os.getpid() and os.path.samestat(os.lstat(self.path), os.fstat(self._fd)):
+                    os.unlink(self.path)
             self.disown()
 
 

@@ -33,6 +33,7 @@ class SocketFile:
         if not self._name:
             raise OSError(errno.EISDIR, "no name of a file")  # the system would choose one for ""
         self._identity: tuple[int, int] | None = None
+        self._owner = os.getpid()
         # What ``path`` is relative to may be another folder when the file is removed.
         self._folder = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -74,8 +75,8 @@ class SocketFile:
             self._folder = -1
 
     def remove(self) -> None:
-        """Remove the file unless it is another one by now; may be called twice."""
-        if self._identity is not None and self._found() == self._identity:
+        """Remove the file, unless it is another one by now or a forked child says so; may be called twice."""
+        if self._owner == os.getpid() and self._identity is not None and self._found() == self._identity:
             with contextlib.suppress(OSError):  # the folder is read-only by now, or somebody was faster
                 os.unlink(self._name, dir_fd=self._folder)
         self.disown()

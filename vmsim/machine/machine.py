@@ -449,9 +449,9 @@ class Machine:
             self.backend.close()
 
     def close(self) -> None:
-        """Give everything back; may be called twice."""
-        if self.state == CLOSED:
-            return
+        """Give everything back; may be called twice. In a forked child it does nothing."""
+        if self.state == CLOSED or not self.kernel.birthplace.ours:
+            return  # a forked child's copy: what it holds is the parent's
         finished = self.state == FINISHED
         self.state = CLOSED
         self._release(backend=not finished)
@@ -503,6 +503,8 @@ class Machine:
             raise StateError("a migration is under way", hint="wait for its end, or cancel() it")
 
     def _require(self, *states: str) -> None:
+        if not self.kernel.birthplace.ours:
+            self.kernel.birthplace.refuse()
         if self.state not in states:
             raise StateError(
                 f"the machine is {self.state}, not {' or '.join(states)}",
