@@ -47,7 +47,8 @@ USES = {
     "calls": """
         def body():
             for call in (lambda: fs.pwrite(fd, b"CHILD!", 0), lambda: fs.pread(fd, 6, 0),
-                         lambda: fs.stat("/f"), lambda: fs.listdir("/"), lambda: fs.fstat(fd), lambda: fs.close(fd), fs.sync,
+                         lambda: fs.stat("/f"), lambda: fs.listdir("/"),
+                         lambda: fs.fstat(fd), lambda: fs.close(fd), fs.sync,
                          lambda: fs.mkdir("/d"), fs.fork, fs.exit, fs.drop_caches, lambda: fs.umask(0)):
                 refused(call)
     """,
