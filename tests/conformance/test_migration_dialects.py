@@ -11,7 +11,8 @@ import struct
 
 import pytest
 
-from tests.support.machine_rig import Campaign, Kind, Life, Switch, faulty, make, no_leaks
+from tests.support.leaks import no_leaks
+from tests.support.machine_rig import Campaign, Kind, Life, Switch, faulty, make
 from vmsim.errors import MigrationError
 from vmsim.machine import Machine
 from vmsim.machine.machine import RUNNING

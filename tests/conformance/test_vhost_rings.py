@@ -7,8 +7,9 @@ import pytest
 from tests.contract.transport import refused, send
 from tests.support import dying
 from tests.support.dying import OPTIONS, reap_all
+from tests.support.leaks import Held
 from tests.support.socket_rig import SocketRig
-from tests.support.vhost_rig import BASIC, PACKED, EchoDevice, Rig, open_fds
+from tests.support.vhost_rig import BASIC, PACKED, EchoDevice, Rig
 from vmsim.errors import PeerError
 from vmsim.host.shm import SharedMemory
 from vmsim.memory import DirtyLog
@@ -253,11 +254,11 @@ def test_a_log_needs_its_feature_its_descriptor_and_its_size(make):
         ends(rig, "SET_LOG_BASE", p.LogArea(2048, 0))
     log = SharedMemory("log", 4096)
     for options, size in ((without(c.F_LOG_SHMFD), 4096), (None, 1024), (None, 8192)):
-        before = len(open_fds())
+        before = Held()
         with make(backend=options) as rig:
             rig.boot()
             ends(rig, "SET_LOG_BASE", p.LogArea(size, 0), (log.fd,))
-        assert len(open_fds()) == before
+        assert before.more() == []
     log.close()
 
 
@@ -434,7 +435,7 @@ def test_the_configuration_space(make):
 @both
 @pytest.mark.parametrize("features", [F_VERSION_1, PACKED], ids=["split", "packed"])
 def test_a_killed_back_end_loses_and_repeats_nothing(make, features):
-    before = len(open_fds())
+    before = Held()
     with dying.boot(BASIC | features, make=make) as rig:
         for number in range(200):
             rig.driver.call(b"%d" % number)
@@ -453,4 +454,4 @@ def test_a_killed_back_end_loses_and_repeats_nothing(make, features):
         assert len(reap_all(rig)) == 4
         assert rig.transport.names.count("GET_INFLIGHT_FD") == 0, "the buffer is kept"
         assert rig.driver.call(b"and on") == b"no dna"
-    assert len(open_fds()) == before
+    assert before.more() == []

@@ -12,7 +12,8 @@ import os
 
 import pytest
 
-from tests.support.vhost_rig import PACKED, EchoDevice, open_fds
+from tests.support.leaks import Held
+from tests.support.vhost_rig import PACKED, EchoDevice
 from vmsim.errors import PeerError, StallError, StateError, VmsimError
 from vmsim.host.shm import SharedMemory
 from vmsim.memory import DirtyLog
@@ -114,7 +115,7 @@ def check_wrong_order(make):
 def check_memory_messages(make):
     """Regions that overlap, wrap, are empty or larger than their file are refused; nothing leaks."""
     with make() as rig:
-        before = len(open_fds())
+        before = Held()
         ram = SharedMemory("r", 1 << 20)
         add = p.SlotRegion(0, 0, 1 << 20, 0x10000000, 0)
         assert refused(rig, "ADD_MEM_REG", add, (ram.fd,)) == 0
@@ -136,7 +137,7 @@ def check_memory_messages(make):
         assert refused(rig, "SET_MEM_TABLE", p.MemoryTable((add.region,)), (ram.fd,)) == 0
         assert refused(rig, "SET_MEM_TABLE", p.MemoryTable(()), ()) == 0
         ram.close()
-        assert len(open_fds()) == before
+        assert before.more() == []
 
 
 def check_enabling_is_remembered(make):
@@ -321,7 +322,7 @@ def check_without_acknowledgements(make):
 
 def check_closing(make):
     """After a close every message is an error, twice is once, and nothing stays open."""
-    before = len(open_fds())
+    before = Held()
     with make() as rig:
         rig.boot()
         transport = rig.transport
@@ -331,7 +332,7 @@ def check_closing(make):
             send(rig, "GET_FEATURES")
         rig.driver.send(b"into the void")
         assert rig.driver.reap() is None
-    assert len(open_fds()) == before
+    assert before.more() == []
 
 
 def check_closing_with_a_request_that_never_ends(make):
@@ -415,7 +416,7 @@ def check_bad_descriptors_are_closed(make):
     """Descriptors of refused messages, and superfluous ones, do not stay open at the receiver."""
     with make() as rig:
         read_end, write_end = os.pipe()
-        before = len(open_fds())
+        before = Held()
         for name, payload, fds in (
             ("SET_VRING_CALL", p.Number(9), (write_end,)),
             ("SET_VRING_CALL", p.Number(0x100), (write_end,)),
@@ -425,7 +426,7 @@ def check_bad_descriptors_are_closed(make):
             ("SET_LOG_FD", None, (write_end, write_end)),
         ):
             assert refused(rig, name, payload, fds), name
-        assert len(open_fds()) == before
+        assert before.more() == []
         os.close(read_end)
         os.close(write_end)
 
@@ -436,7 +437,7 @@ def check_failure_at_every_message(make):
     total = 0
     number = 0
     while number <= total:
-        before = len(open_fds())
+        before = Held()
         with make() as rig:
             rig.boot()
             rig.driver.call(b"before")
@@ -460,7 +461,7 @@ def check_failure_at_every_message(make):
             rig.device.resume()
             assert rig.driver.call(b"after") == b"retfa", f"message {number}"
             assert rig.echo.state == b"state of the echo device"
-        assert len(open_fds()) == before
+        assert before.more() == []
         number += 1
     assert number > 10
 

@@ -12,6 +12,7 @@ from tests.support.vhost_rig import Recorder
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine, Seams
 from vmsim.machine.remote import started
+from vmsim.migration.report import MigrationParameters
 from vmsim.sim.immediate import ImmediateSchedule
 from vmsim.vhost.messages import Reply
 from vmsim.vhost.payloads import Number
@@ -60,7 +61,8 @@ def life(share: Path, command: Any) -> list[Any]:
         file.write("content")
     vm.pause()
     vm.resume()
-    vm = vm.migrate(seams=seams)
+    # How many rounds memory takes, each with a message for the log, would else be a matter of time.
+    vm = vm.migrate(seams=seams, parameters=MigrationParameters(max_rounds=1))
     assert fs.listdir("/d") == ["f"]
     vm.close()
     assert len(wires) == 2

@@ -26,13 +26,6 @@ FAULT = Fault("channel *", "*", 9, "fail")
 SEEDS = range(12)
 
 
-@pytest.fixture(autouse=True)
-def umask():
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
 @pytest.fixture
 def run(tmp_path):
     """Records a seed on a fresh tree that has the same path every time."""

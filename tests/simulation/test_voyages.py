@@ -27,13 +27,6 @@ def seeds():
     return range(int(first), int(last or first) + 1)
 
 
-@pytest.fixture(autouse=True)
-def umask():
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
 @pytest.mark.sim
 @pytest.mark.parametrize("seed", seeds())
 def test_voyage(seed, tmp_path):

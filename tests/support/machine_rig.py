@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import itertools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vmsim.errors import MigrationError, VmsimError
@@ -138,27 +136,6 @@ class Life:
         self.waiter.result()
         assert self.got_it
         assert vm.kernel.requests == {}
-
-
-def open_fds() -> int:
-    """How many descriptors this process has."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
-
-
-def mappings() -> int:
-    """How many memfd mappings this process has."""
-    with open("/proc/self/maps") as lines:
-        return sum("memfd:" in line for line in lines)
-
-
-@contextmanager
-def no_leaks() -> Iterator[None]:
-    """Nothing of the system's is kept by what runs inside (a test before may let go of something late)."""
-    fds, maps = open_fds(), mappings()
-    yield
-    assert open_fds() <= fds
-    assert mappings() <= maps
 
 
 class Switch(FaultPlan):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.machine_rig import no_leaks
+from tests.support.leaks import no_leaks
 from vmsim.host.processes import BackendProcess
 from vmsim.machine import RemoteBackend, Seams
 from vmsim.sim.faults import Fault, FaultyTransport

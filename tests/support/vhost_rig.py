@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 from typing import Self
 
 from devices.virtio_fs.config import FsDeviceOptions
@@ -22,18 +20,6 @@ from vmsim.virtio.constants import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED, 
 from vmsim.virtio.rings import RingConfig, make_driver_ring
 
 BASIC = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC
-
-
-def open_fds() -> set[str]:
-    """The numbers of this process's open descriptors (and whatever listing them opens and closes)."""
-    gc.collect()  # a traceback may keep a mapping, and with it a descriptor, for a while
-    return set(os.listdir("/proc/self/fd"))
-
-
-def mappings() -> int:
-    """How many memfd mappings this process has."""
-    with open("/proc/self/maps") as lines:
-        return sum("memfd:" in line for line in lines)
 
 
 class EchoDevice:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from vmsim.check.frontend import Frontend
@@ -232,15 +232,17 @@ class Device:
                     raise ConnectionLost("the back-end closed the connection")
                 fail("no message that nobody asked for", "one came")
 
-    def poll_used_index(self, ring: int, wanted: int, *, passed: bool = False) -> None:
-        """Wait until a split ring's used index in memory is ``wanted`` (or past it), without being called."""
-        at = self.config(ring).device + 2
+    def poll_used_index(self, ring: int, wanted: int) -> None:
+        """Wait until a split ring's used index in memory is ``wanted``, without being called."""
+        at, wanted = self.config(ring).device + 2, wanted & 0xFFFF
+        self.poll(lambda: self.memory.load_u16(at) == wanted, f"ring {ring}: used index not {wanted}")
+
+    def poll(self, ready: Callable[[], bool], trouble: str) -> None:
+        """Wait for what nobody tells of; PeerSilent, with ``trouble``, if it does not come."""
         deadline = time.monotonic() + self.front.probe.timeout_s
-        while missing := (wanted - self.memory.load_u16(at)) & 0xFFFF:
-            if passed and missing > 1 << 15:
-                return
+        while not ready():
             if time.monotonic() > deadline:
-                raise PeerSilent(f"ring {ring}: used index {self.memory.load_u16(at)}, not {wanted}")
+                raise PeerSilent(trouble)
             self.front.probe.wait((), POLL_S)
 
     def written(self, posted: Posted, length: int) -> bytes:

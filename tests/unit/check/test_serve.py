@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.leaks import Held
 from vmsim.check.cases import CASES
 from vmsim.check.outcome import Outcome
 from vmsim.check.runner import run, select
@@ -26,12 +26,8 @@ SAMPLE = [
 ]  # fmt: skip
 
 
-def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_a_sample_passes_and_leaves_nothing(serve, tmp_path):
-    before = open_fds()
+    before = Held()
     target = Target(Aim(start=serve, shared_dir=str(tmp_path)))
     try:
         results = run(select(CASES, SAMPLE), target)
@@ -40,7 +36,7 @@ def test_a_sample_passes_and_leaves_nothing(serve, tmp_path):
     assert len(results) == len(SAMPLE)
     assert [result for result in results if result.outcome is not Outcome.PASS] == []
     assert list(tmp_path.iterdir()) == []
-    assert open_fds() == before
+    assert before.more() == []
 
 
 def listening(socket: Path) -> bool:

@@ -15,6 +15,7 @@ from devices.virtio_fs.backend import VirtioFsBackend
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.state.options import StateOptions
 from tests.support.backend_rig import Driver, FakeChain
+from tests.support.leaks import Held
 from vmsim.errors import StateError, StreamError, VmsimError
 from vmsim.fuse import opcodes as op
 from vmsim.host.fs import LinuxFs
@@ -30,7 +31,7 @@ def start(tmp_path):
     share = tmp_path / "share"
     share.mkdir()
     (share / "a").write_bytes(b"data")
-    before = set(os.listdir("/proc/self/fd"))
+    before = Held()
     backends = []
 
     def make(*, state_options=None, **kwargs):
@@ -42,7 +43,7 @@ def start(tmp_path):
     for backend in backends:
         backend.close()
         backend.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert before.more() == []
 
 
 def opened(driver):

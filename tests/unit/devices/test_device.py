@@ -6,7 +6,8 @@ import pytest
 
 from devices.virtio_fs.config import VIRTIO_FS_F_NOTIFICATION, FsDeviceOptions
 from devices.virtio_fs.section import FsSection
-from tests.support.vhost_rig import BASIC, EchoDevice, Rig, open_fds
+from tests.support.leaks import Held
+from tests.support.vhost_rig import BASIC, EchoDevice, Rig
 from vmsim.errors import (
     MigrationBlocked,
     MigrationError,
@@ -346,7 +347,7 @@ def test_failure_at_every_message_of_the_destination(dialect):
     version, data, _ = saved(dialect)
     number, done = 0, False
     while not done:
-        before = len(open_fds())
+        before = Held()
         with Rig(dialect) as rig:
             rig.transport.fail_at = rig.transport.count + number
             try:
@@ -364,7 +365,7 @@ def test_failure_at_every_message_of_the_destination(dialect):
                 assert "lost on purpose" in str(error)  # noqa: PT017
                 assert not rig.device.frontend.running
             assert rig.echo.loaded == [b"state of the echo device"]
-        assert len(open_fds()) == before
+        assert before.more() == []
     assert number > 15
 
 

@@ -188,7 +188,7 @@ GUESTS = {
 
 @pytest.mark.parametrize("kind", GUESTS)
 @pytest.mark.parametrize("seed", range(5))
-def test_users_are_held_to_the_same_rules(rig, tmp_path, seed, kind):
+def test_users_are_held_to_the_same_rules(rig, tmp_path, set_umask, seed, kind):
     host_root = tmp_path / "host"
     host_root.mkdir()
     build(tmp_path / "share", random.Random(seed))
@@ -198,7 +198,7 @@ def test_users_are_held_to_the_same_rules(rig, tmp_path, seed, kind):
     rng = random.Random(f"steps {seed}")
     host = Host(host_root)
     guest.fs.umask(0o022)
-    before = os.umask(0)
+    set_umask(0)
     try:
         for _ in range(STEPS):
             user = rng.choice(USERS)
@@ -212,5 +212,4 @@ def test_users_are_held_to_the_same_rules(rig, tmp_path, seed, kind):
         guest.fs.sync()
         assert listing(guest.share) == listing(host_root)
     finally:
-        os.umask(before)
         host.close()

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import tempfile
 
+from tests.support.leaks import Held
 from vmsim.host.abilities import ABILITIES, Ability, Found, _tried, examine
 
 
 def test_every_ability_is_tried_and_nothing_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    fds = sorted(os.listdir("/proc/self/fd"))
+    before = Held()
     found = examine()
     assert [ability for ability, _ in found] == list(ABILITIES)
     assert all(seen.there for ability, seen in found if ability.required)
     assert all(seen.what for _, seen in found)
     assert os.listdir(tmp_path) == []
-    assert sorted(os.listdir("/proc/self/fd")) == fds
+    assert before.more() == []
 
 
 def test_what_it_says_is_what_happens(tmp_path):

@@ -6,12 +6,9 @@ import os
 
 import pytest
 
+from tests.support.leaks import Held
 from vmsim.errors import UsageError
 from vmsim.host.readable import ReadableFile
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_any_part(tmp_path):
@@ -41,17 +38,17 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, make):
     """A pipe that nobody writes to as well; and no descriptor is left."""
     path = tmp_path / "it"
     make(path)
-    before = open_files()
+    before = Held()
     with pytest.raises(UsageError, match="it"):
         ReadableFile(path)
-    assert open_files() == before
+    assert before.more() == []
 
 
 def test_closing_twice(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x")
-    before = open_files()
+    before = Held()
     file = ReadableFile(path)
     file.close()
     file.close()
-    assert open_files() == before
+    assert before.more() == []

@@ -9,16 +9,16 @@ import socket
 
 import pytest
 
-from tests.support.vhost_rig import open_fds
+from tests.support.leaks import Held
 from vmsim.errors import HostError, UsageError
 from vmsim.host.sockets import Listener, UnixSocket
 
 
 @pytest.fixture(autouse=True)
 def _nothing_leaks():
-    before = len(open_fds())
+    before = Held()
     yield
-    assert len(open_fds()) == before
+    assert before.more() == []
 
 
 def test_bytes_and_descriptors_arrive_together():
@@ -163,13 +163,11 @@ def test_inherited_sockets(tmp_path):
 
 
 @pytest.mark.parametrize("mask", [0, 0o077])
-def test_nobody_gets_in_before_the_group_is_set(tmp_path, mask):
+def test_nobody_gets_in_before_the_group_is_set(tmp_path, set_umask, mask):
     """Not even for a moment is the file more open than asked for, and a link there is not followed."""
-    before = os.umask(mask)
-    try:
-        listener = Listener(str(tmp_path / "socket"), group=str(os.getegid()))
-    finally:
-        assert os.umask(before) == mask
+    set_umask(mask)
+    listener = Listener(str(tmp_path / "socket"), group=str(os.getegid()))
+    assert set_umask(0) == mask
     assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o660
     listener.close()
 
@@ -189,18 +187,18 @@ def test_a_socket_that_cannot_be_used_is_closed():
         odd = socket.socket(44, socket.SOCK_RAW)  # AF_XDP: it has no address
     except OSError:
         pytest.skip("no such sockets here")
-    before = len(os.listdir("/proc/self/fd"))
+    before = Held()
     with odd, pytest.raises(HostError):
         UnixSocket.adopt(os.dup(odd.fileno()))
-    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert before.more() == []
 
 
 def test_a_name_too_long_for_any_address(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
+    before = Held()
     for path in (str(tmp_path / ("x" * 120)), "x" * 120):
         for use in (Listener, UnixSocket.connect):
             with pytest.raises(HostError) as caught:
                 use(path)
             assert caught.value.errno == errno.ENAMETOOLONG
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert before.more() == []

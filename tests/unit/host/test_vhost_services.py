@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.support.vhost_rig import mappings, open_fds
+from tests.support.leaks import Held
 from vmsim.errors import HostError
 from vmsim.host.eventfd import EventFd
 from vmsim.host.services import HostServices
@@ -16,7 +16,7 @@ HOST = HostServices()
 
 
 def test_shared_memory_is_shared_named_and_released():
-    fds, maps = open_fds(), mappings()
+    before = Held()
     memory = SharedMemory("some name", 8192)
     assert os.readlink(f"/proc/self/fd/{memory.fd}") == "/memfd:some name (deleted)"
     view = HOST.map(memory.fd, 4096, 4096)
@@ -25,7 +25,7 @@ def test_shared_memory_is_shared_named_and_released():
     HOST.unmap(view)
     memory.close()
     memory.close()
-    assert (open_fds(), mappings()) == (fds, maps)
+    assert before.more() == []
 
 
 def test_a_mapping_outlives_its_close_while_somebody_looks():
@@ -61,20 +61,20 @@ def test_seals():
 def test_mappings_beyond_the_file_are_refused(size, offset):
     """Touching what lies beyond a file would be a SIGBUS."""
     memory = SharedMemory("x", 4096)
-    before = open_fds()
+    before = Held()
     with pytest.raises(HostError) as caught:
         HOST.map(memory.fd, size, offset)
     assert caught.value.errno == errno.EINVAL
-    assert open_fds() == before
+    assert before.more() == []
     memory.close()
 
 
 @pytest.mark.parametrize("size", [0, -1, 1 << 62])
 def test_impossible_sizes(size):
-    before = open_fds()
+    before = Held()
     with pytest.raises(HostError):
         SharedMemory("x", size)
-    assert open_fds() == before
+    assert before.more() == []
 
 
 def test_a_read_only_descriptor_cannot_be_mapped(tmp_path):

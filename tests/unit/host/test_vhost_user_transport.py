@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.vhost_rig import open_fds
+from tests.support.leaks import Held
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent, VhostUserTransport
 from vmsim.host.waits import FdWaits
@@ -61,9 +61,9 @@ class Front:
 
 @pytest.fixture(autouse=True)
 def _nothing_leaks():
-    before = len(open_fds())
+    before = Held()
     yield
-    assert len(open_fds()) == before
+    assert before.more() == []
 
 
 def reply(row, flags=5, size=None, body=bytes(8)):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.support.machine_rig import no_leaks
+from tests.support.leaks import no_leaks
 from vmsim.errors import StateError, UsageError, VmsimError
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine

@@ -8,7 +8,8 @@ import shutil
 
 import pytest
 
-from tests.support.machine_rig import FEW_KINDS, Life, make, no_leaks
+from tests.support.leaks import no_leaks
+from tests.support.machine_rig import FEW_KINDS, Life, make
 from vmsim.errors import MigrationError
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine

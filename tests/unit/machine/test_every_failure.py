@@ -9,7 +9,8 @@ import itertools
 
 import pytest
 
-from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life, no_leaks
+from tests.support.leaks import no_leaks
+from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life
 from vmsim.machine import Seams
 from vmsim.machine.machine import FINISHED, RUNNING
 from vmsim.sim.faults import Fault, Step

@@ -7,7 +7,8 @@ import os
 import msgspec
 import pytest
 
-from tests.support.machine_rig import make, no_leaks
+from tests.support.leaks import no_leaks
+from tests.support.machine_rig import make
 from vmsim.errors import MigrationError, StreamError
 from vmsim.machine import Machine
 from vmsim.machine.config import MachineConfig

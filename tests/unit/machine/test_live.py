@@ -8,7 +8,8 @@ import os
 
 import pytest
 
-from tests.support.machine_rig import ALL_KINDS, FEW_KINDS, Kind, Life, make, no_leaks
+from tests.support.leaks import no_leaks
+from tests.support.machine_rig import ALL_KINDS, FEW_KINDS, Kind, Life, make
 from vmsim.errors import MigrationCancelled, MigrationError, StateError
 from vmsim.guest.config import GuestConfig
 from vmsim.machine.machine import FINISHED, RUNNING

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from tests.support.machine_rig import FEW_KINDS, Kind, Life, make, no_leaks
+from tests.support.leaks import no_leaks
+from tests.support.machine_rig import FEW_KINDS, Kind, Life, make
 from vmsim.errors import MigrationBlocked, MigrationError, UsageError
 from vmsim.machine import Machine
 from vmsim.machine.machine import RUNNING

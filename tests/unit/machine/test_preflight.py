@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from tests.support.machine_rig import Kind, Life, make, no_leaks
+from tests.support.leaks import no_leaks
+from tests.support.machine_rig import Kind, Life, make
 from vmsim.errors import MigrationError, StateError
 
 HANDLES = Kind("split", "upstream", "file-handles", None)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machine_rig import FEW_KINDS, HANDLES_ALLOWED, Life, host_lock, make, no_leaks
+from tests.support.leaks import no_leaks
+from tests.support.machine_rig import FEW_KINDS, HANDLES_ALLOWED, Life, host_lock, make
 from vmsim.errors import HostError, MigrationError, StateError
 from vmsim.host.channels import SocketChannel
 from vmsim.machine import Machine, lines

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life, no_leaks
+from tests.support.leaks import no_leaks
+from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life
 from vmsim.errors import MigrationError
 from vmsim.machine import Seams
 from vmsim.machine.machine import RUNNING

@@ -10,7 +10,8 @@ import os
 
 import pytest
 
-from tests.support.machine_rig import FEW_KINDS, Kind, Life, make, no_leaks
+from tests.support.leaks import no_leaks
+from tests.support.machine_rig import FEW_KINDS, Kind, Life, make
 from vmsim.errors import MigrationError, UsageError
 from vmsim.host.fs import LinuxFs
 from vmsim.machine import Machine

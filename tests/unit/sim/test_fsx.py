@@ -12,9 +12,7 @@ from vmsim.sim.fsx import ARGUMENTS, WEIGHTS, Campaign, Divergence, Operation, S
 
 @pytest.fixture
 def share(tmp_path):
-    before = os.umask(0o022)
-    yield OsFiles(str(tmp_path))
-    os.umask(before)
+    return OsFiles(str(tmp_path))
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.dying import OPTIONS
-from tests.support.vhost_rig import Rig, open_fds
+from tests.support.leaks import Held
+from tests.support.vhost_rig import Rig
 from vmsim.vhost import payloads as p
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.vhost.messages import MessageError, Request
@@ -84,9 +85,9 @@ def fuzz(dialect):
             run(rig, sequence)
 
     def check_all():
-        before = len(open_fds())
+        before = Held()
         check()
-        assert len(open_fds()) == before
+        assert before.more() == []
 
     return check_all
 

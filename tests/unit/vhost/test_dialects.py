@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from tests.support.vhost_rig import EchoDevice, Rig, mappings, open_fds
+from tests.support.leaks import Held
+from tests.support.vhost_rig import EchoDevice, Rig
 from vmsim.errors import StreamError, StreamTruncated
 from vmsim.host.shm import SharedMemory
 from vmsim.vhost import payloads as p
@@ -46,14 +47,14 @@ def load(rig, stream):
 @BOTH
 @pytest.mark.parametrize("size", SIZES)
 def test_any_size_arrives(dialect, size):
-    before, maps = len(open_fds()), mappings()
+    before = Held()
     with Rig(dialect) as source, Rig(dialect) as destination:
         source.echo.state = blob(size)
         stream = save(source)
         load(destination, stream)
         assert destination.echo.loaded == [blob(size)]
         assert save(source) == stream, "saving twice gives the same"
-    assert (len(open_fds()), mappings()) == (before, maps)
+    assert before.more() == []
 
 
 def test_upstream_stream_layout():
@@ -144,7 +145,7 @@ def test_upstream_takes_any_chunking():
 
 @pytest.mark.parametrize("size", [0, 1, 3 * MIB])
 def test_the_back_end_may_bring_its_own_channel(size):
-    before = len(open_fds())
+    before = Held()
     options = BackendOptions(own_state_channel=True)
     with Rig(backend=options) as source, Rig(backend=options) as destination:
         source.echo.state = blob(size)
@@ -152,12 +153,12 @@ def test_the_back_end_may_bring_its_own_channel(size):
         assert destination.echo.loaded == [blob(size)]
         (reply,) = [entry for entry in source.transport.log if entry[:2] == ("BE>FE", "SET_DEVICE_STATE_FD")]
         assert reply[4:] == (1, "0" * 16)
-    assert len(open_fds()) == before
+    assert before.more() == []
 
 
 @BOTH
 def test_a_back_end_that_cannot_save_says_so(dialect):
-    before = len(open_fds())
+    before = Held()
     with Rig(dialect) as rig:
         rig.echo.refuse_save = True
         with pytest.raises(StateTransferError) as caught:
@@ -170,7 +171,7 @@ def test_a_back_end_that_cannot_save_says_so(dialect):
         assert "does not save" in str(rig.backend.transfer.failure)
         rig.echo.refuse_save = False
         assert save(rig), "the failure leaves nothing behind"
-    assert len(open_fds()) == before
+    assert before.more() == []
 
 
 @BOTH
@@ -360,7 +361,7 @@ def test_rfc_a_total_that_changes_is_an_error(monkeypatch):
 )
 def test_upstream_bad_answers_leak_nothing(monkeypatch, reply, fds, match):
     with Rig() as rig:
-        before = len(open_fds())
+        before = Held()
 
         def answer(request):
             return Reply(p.Number(reply), tuple(os.open("/dev/null", os.O_RDWR) for _ in range(fds)))
@@ -368,7 +369,7 @@ def test_upstream_bad_answers_leak_nothing(monkeypatch, reply, fds, match):
         monkeypatch.setattr(rig.transport, "request", answer)
         with pytest.raises(StateTransferError, match=f"Failed to initiate state transfer: .*{match}"):
             save(rig)
-        assert len(open_fds()) == before
+        assert before.more() == []
 
 
 def test_upstream_needs_its_protocol_feature():
@@ -387,9 +388,9 @@ def test_a_reader_that_goes_away_is_a_typed_error():
         rig.echo.state = blob(3 * MIB)
         pieces = rig.device.frontend.save_backend_state()
         next(pieces)
-        before = len(open_fds())
+        before = Held()
         pieces.close()
-        assert len(open_fds()) == before - 1
+        assert [what for _, what in before.gone() if what.startswith("pipe:")]
         assert rig.backend.progress(), "the back-end notices"
         assert "EPIPE" in str(rig.backend.transfer.failure)
         assert save(rig)[4:14] == b"0123456789"

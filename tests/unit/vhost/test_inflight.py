@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.support import dying
 from tests.support.dying import OPTIONS, boot, reap_all
-from tests.support.vhost_rig import BASIC, PACKED, EchoDevice, Rig, open_fds
+from tests.support.leaks import Held
+from tests.support.vhost_rig import BASIC, PACKED, EchoDevice, Rig
 from vmsim.errors import VmsimError
 from vmsim.host.shm import SharedMemory
 from vmsim.vhost import payloads as p
@@ -93,7 +94,7 @@ def die(rig):
 
 @pytest.mark.parametrize("features", FORMATS.values(), ids=FORMATS)
 def test_what_was_in_flight_is_answered_by_the_next(features):
-    before = len(open_fds())
+    before = Held()
     with boot(features) as rig:
         for number in range(300):
             assert rig.driver.call(b"warm %d" % number) == (b"warm %d" % number)[::-1]
@@ -113,7 +114,7 @@ def test_what_was_in_flight_is_answered_by_the_next(features):
         rig.device.pause()
         rig.device.resume()
         assert rig.driver.call(b"and on") == b"no dna"
-    assert len(open_fds()) == before
+    assert before.more() == []
 
 
 def test_a_stopped_ring_starts_where_the_front_end_says():
@@ -209,10 +210,10 @@ BAD = [
 @pytest.mark.parametrize("area", BAD)
 def test_bad_areas(area):
     with Rig(backend=OPTIONS) as rig:
-        before = len(open_fds())
+        before = Held()
         request = Request(rig.dialect.messages["SET_INFLIGHT_FD"], area, (rig.ram.fd,), True)
         assert rig.transport.request(request).payload.value
-        assert len(open_fds()) == before
+        assert before.more() == []
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.support.dying import boot, die, dies
-from tests.support.vhost_rig import PACKED, open_fds
+from tests.support.leaks import Held
+from tests.support.vhost_rig import PACKED
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_VERSION_1
 from vmsim.virtio.ring_types import QueueFull
 
@@ -78,7 +79,7 @@ def out_of_order(rig):
 @pytest.mark.parametrize("features", FORMATS.values(), ids=FORMATS)
 def test_any_line(features, goes_on):
     """Three requests at once, around the ring's end, of which two are held back and answered backwards."""
-    before = len(open_fds())
+    before = Held()
     line, died = 0, True
     while died:
         with boot(features, SIZE) as rig:
@@ -112,7 +113,7 @@ def test_any_line(features, goes_on):
             assert rig.driver.call(b"next") == b"txen"
         line += 1
     assert line > 100
-    assert len(open_fds()) == before
+    assert before.more() == []
 
 
 class Lives(RuleBasedStateMachine):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 import pytest
 
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from tests.support.direct_fs import DirectFs
+from tests.support.leaks import Held
 from vmsim.host.fs import LinuxFs
 
 
@@ -23,7 +23,7 @@ def share(tmp_path):
 @pytest.fixture
 def serve(share):
     """``serve(**options)``: a DirectFs; closed at the end of the test, and no descriptor may be left."""
-    before = set(os.listdir("/proc/self/fd"))
+    before = Held()
     with contextlib.ExitStack() as stack:
 
         def start(*, host=None, **options):
@@ -33,7 +33,7 @@ def serve(share):
             return DirectFs(fs, chosen.init_options())
 
         yield start
-    assert set(os.listdir("/proc/self/fd")) == before, "descriptors leaked"
+    assert before.more() == [], "descriptors leaked"
 
 
 @pytest.fixture

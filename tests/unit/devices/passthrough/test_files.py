@@ -102,15 +102,12 @@ def test_create_onto_a_directory_leaves_no_trace(fs, share):
     assert [inode.id for inode in fs.fs.inodes] == [1]
 
 
-def test_process_umask_does_not_matter(fs, share):
-    before = os.umask(0o77)
-    try:
-        fs.ask(op.MKDIR, 1, (0o755, 0), (b"d",))
-        fs.ask(op.CREATE, 1, (os.O_RDWR, 0o666, 0, 0), (b"a",))
-        fs.ask(op.MKNOD, 1, (0o100666, 0, 0, 0), (b"n",))
-        assert os.umask(0o77) == 0o77
-    finally:
-        os.umask(before)
+def test_process_umask_does_not_matter(fs, share, set_umask):
+    set_umask(0o77)
+    fs.ask(op.MKDIR, 1, (0o755, 0), (b"d",))
+    fs.ask(op.CREATE, 1, (os.O_RDWR, 0o666, 0, 0), (b"a",))
+    fs.ask(op.MKNOD, 1, (0o100666, 0, 0, 0), (b"n",))
+    assert set_umask(0) == 0o77
     modes = [stat.S_IMODE((share / name).stat().st_mode) for name in ("d", "a", "n")]
     assert modes == [0o755, 0o666, 0o666]
 

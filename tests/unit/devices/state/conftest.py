@@ -12,6 +12,7 @@ from devices.virtio_fs.passthrough.fs import PassthroughFs
 from devices.virtio_fs.state.collect import StateCollector
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.restore import RestoreReport, restore_state
+from tests.support.leaks import Held
 from vmsim.fuse.abi.init_flags import LINUX_6_12_OFFER
 from vmsim.fuse.abi.replies import FileLock
 from vmsim.fuse.filesystem import Context
@@ -134,7 +135,7 @@ def share(tmp_path):
 @pytest.fixture
 def make_guest(share):
     """Makes servers over the share; all are closed at the end, and no descriptor is left."""
-    before = set(os.listdir("/proc/self/fd"))
+    before = Held()
     guests: list[Guest] = []
 
     def make(boot: bool = False, directory: Path = share, **options) -> Guest:
@@ -145,8 +146,7 @@ def make_guest(share):
     yield make
     for guest in guests:
         guest.close()
-    left = set(os.listdir("/proc/self/fd")) - before
-    assert not {fd for fd in left if os.path.exists(f"/proc/self/fd/{fd}")}, "descriptors were left open"
+    assert before.more() == []
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from devices.virtio_fs.state import blob, extension, records
 from devices.virtio_fs.state.collect import StateCollector
 from devices.virtio_fs.state.options import StateOptions
+from tests.support.leaks import Held
 from vmsim.errors import UsageError
 from vmsim.host.fs import LinuxFs
 
@@ -50,13 +51,13 @@ def test_a_scan_is_spread_over_steps_and_can_be_dropped(guest, share):
         (share / f"dir{index}").mkdir()
     os.link(share / "g", share / "dir7" / "other")
     os.unlink(share / "g")  # the kernel now says "g (deleted)", and one link is left
-    before = len(os.listdir("/proc/self/fd"))
+    before = Held()
     collector = guest.collector()
     collector.start()
     for _ in range(5):
         assert not collector.step(1)
     collector.stop()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert before.more() == []
     state, _ = blob.decode(guest.save())
     names = {record.id: record.name for record in state.inodes}
     assert names[node] == b"other"

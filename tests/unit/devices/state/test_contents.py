@@ -11,6 +11,7 @@ import pytest
 
 from devices.virtio_fs.state import blob, collect_content, collect_records, extension, restore_content
 from devices.virtio_fs.state.restore import RestoreError
+from tests.support.leaks import Held
 from vmsim.host.fs import LinuxFs
 
 NLINK, SIZE, BLOCKS = 10, 1, 2
@@ -195,11 +196,11 @@ def test_a_fault_while_making_the_file_leaves_nothing(guest, make_guest, share, 
 
     monkeypatch.setattr(restore_content, "_write", fail)
     other = make_guest()
-    before = len(os.listdir("/proc/self/fd"))
+    before = Held()
     with pytest.raises(RestoreError) as caught:
         other.load(data)
     assert caught.value.errno == errno.ENOSPC
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert before.more() == []
 
 
 # -- locks -------------------------------------------------------------------------------------------

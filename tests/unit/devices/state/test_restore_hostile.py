@@ -14,6 +14,7 @@ from devices.virtio_fs.state import blob, extension, records
 from devices.virtio_fs.state.extension import Anonymous, Extension, HandleExtra, RawName
 from devices.virtio_fs.state.records import FileHandle, HandleRecord, InodeRecord, NegotiatedOpts, StateBlob
 from devices.virtio_fs.state.restore import RestoreError
+from tests.support.leaks import Held
 from vmsim.errors import StreamError, VmsimError
 from vmsim.host.fs import LinuxFs
 
@@ -316,7 +317,7 @@ def counted_load(make_guest, data: bytes, at: int | None) -> int:
     host = Failing()
     host.at = at
     guest = make_guest(host=host)
-    before = len(os.listdir("/proc/self/fd"))
+    before = Held()
     host.armed = True
     try:
         guest.load(data)
@@ -325,7 +326,7 @@ def counted_load(make_guest, data: bytes, at: int | None) -> int:
         loaded = False
     host.armed = False
     if not loaded:
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert before.more() == []
         assert_fresh(guest)
     return host.count
 

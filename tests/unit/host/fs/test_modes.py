@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.leaks import Held
 from vmsim.host.fs import LinuxFs
 
 HERE = Path(__file__).parent
@@ -28,13 +29,13 @@ def test_modes_are_those_that_the_system_gives(tmp_path):
 
 
 @pytest.fixture
-def at(tmp_path):
+def at(tmp_path, set_umask):
     """A directory in a program with umask 077."""
-    before = os.umask(0o077)
+    set_umask(0o077)
     fd = os.open(tmp_path, os.O_RDONLY)
     yield fd
     os.close(fd)
-    assert os.umask(before) == 0o077
+    assert set_umask(0) == 0o077
 
 
 def make_all(host, at):
@@ -50,7 +51,7 @@ def test_what_cannot_get_its_mode_is_not_made(at, tmp_path, monkeypatch, number)
         raise OSError(number, os.strerror(number))
 
     host = LinuxFs()
-    before = os.listdir("/proc/self/fd")
+    before = Held()
     for make in make_all(host, at):
         with monkeypatch.context() as patch:
             patch.setattr(os, "chmod", refuse)
@@ -58,7 +59,7 @@ def test_what_cannot_get_its_mode_is_not_made(at, tmp_path, monkeypatch, number)
             with pytest.raises(OSError, match=os.strerror(number)):
                 make()
     assert os.listdir(tmp_path) == []
-    assert os.listdir("/proc/self/fd") == before
+    assert before.more() == []
 
 
 def test_a_file_system_without_modes_keeps_what_it_has(at, tmp_path, monkeypatch):
