@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 UMASK = 0o022
-SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGALRM})
+"""SIGALRM is pytest-timeout's."""
 
 
 def umask() -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.leaks import Held
+from tests.support.waiting import PATIENCE_S, until
 from vmsim.check.cases import CASES
 from vmsim.check.outcome import Outcome
 from vmsim.check.runner import run, select
@@ -28,7 +29,7 @@ SAMPLE = [
 
 def test_a_sample_passes_and_leaves_nothing(serve, tmp_path):
     before = Held()
-    target = Target(Aim(start=serve, shared_dir=str(tmp_path)))
+    target = Target(Aim(start=serve, shared_dir=str(tmp_path), timeout_s=PATIENCE_S))
     try:
         results = run(select(CASES, SAMPLE), target)
     finally:
@@ -58,8 +59,7 @@ def running(serve, tmp_path):
         str(share), "--reconnect", "--xattr",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not listening(socket):
-        assert process.poll() is None
+    until(lambda: listening(socket), "vmsim serve to listen", alive=lambda: process.poll() is None)
     yield socket, share
     process.send_signal(signal.SIGTERM)
     process.wait(20)
@@ -67,7 +67,7 @@ def running(serve, tmp_path):
 
 def test_a_running_back_end(running):
     socket, share = running
-    target = Target(Aim(socket=str(socket), shared_dir=str(share)))
+    target = Target(Aim(socket=str(socket), shared_dir=str(share), timeout_s=PATIENCE_S))
     only = ["fuse.rename", "fuse.xattr", "rings.split", "hostile.mkdir-outside", "hostile.descriptor-loop",
             "messages.reply-ack", "migration.open-files", "killed.reconnect"]  # fmt: skip
     results = {result.id: result for result in run(select(CASES, only), target)}
@@ -83,7 +83,7 @@ def test_a_running_back_end(running):
 
 def test_without_the_shared_directory_nothing_is_written(running):
     socket, share = running
-    target = Target(Aim(socket=str(socket)))
+    target = Target(Aim(socket=str(socket), timeout_s=PATIENCE_S))
     results = {result.id: result for result in run(select(CASES, ["fuse.rename", "rings.split"]), target)}
     target.close()
     assert results["rings.split"].outcome is Outcome.PASS
