@@ -47,7 +47,16 @@ STATE_BLOB_MAX: Final = 1 << 30
 """Bytes of a back-end state that a destination accepts."""
 
 STATE_INODES_MAX: Final = 16_000_000
-"""Inodes in one back-end state."""
+"""Inodes that a guest may know at a time (ENFILE), and in one back-end state."""
+
+STATE_HANDLES_MAX: Final = 1 << 20
+"""Open files in one back-end state; a guest's are bounded by the descriptors of the process (ENFILE)."""
+
+STATE_UNLINKED_MAX: Final = 1 << 17
+"""Unlinked files that travel inside one back-end state; each holds a descriptor of the destination."""
+
+XATTRS_MAX: Final = 8192
+"""Extended attributes of one unlinked file: Linux lists 64 KiB of names."""
 
 UNLINKED_CONTENT_MAX: Final = 64 << 20
 """Bytes of unlinked-but-open files that travel inside the back-end state."""
@@ -68,4 +77,13 @@ FUSE_INTERRUPTS_MAX: Final = 64
 """INTERRUPTs that a FUSE session remembers because their request has not come yet."""
 
 LOCK_RANGES_MAX: Final = 16384
-"""Byte ranges that a guest may hold locked altogether; beyond that ENOLCK."""
+"""Byte ranges that a guest may hold locked altogether; beyond that ENOLCK. A state with more is refused."""
+
+LOCK_WAITERS_MAX: Final = 8192
+"""Requests that may wait for locks; beyond that ENOLCK. A state with more is refused."""
+
+LOCK_TRIES: Final = 64
+"""Wishes for a lock that are tried at a time when one comes free; the others' turn comes soon after."""
+
+DEADLOCK_LOCKS_MAX: Final = 256
+"""Locks that are looked at for a circle of owners who wait for each other; beyond that there is none."""

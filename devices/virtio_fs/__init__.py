@@ -85,7 +85,7 @@ class VirtioFs:
         locks = backend.fs.locks
         return {
             "inodes": len(backend.fs.inodes), "handles": len(backend.fs.handles),
-            "locks": len(locks.owners) + len(locks.flocks), "waiting": len(locks.waiting),
+            "locks": len(locks.owners) + len(locks.flocks), "waiting": len(backend.fs.waits.waiting),
         }
 
     def describe(self, backend: VirtioFsBackend) -> Iterator[str]:
@@ -103,7 +103,7 @@ class VirtioFs:
             kind = "write" if lock.kind == F_WRLCK else "read"
             end = "the end" if lock.end == END else lock.end
             yield f"lock on inode {lock.inode_id}: {kind}, {lock.start} to {end}, process {lock.pid}"
-        for waiter in locks.waiting.values():
+        for waiter in backend.fs.waits.waiting.values():
             yield f"request {waiter.unique} waits for a lock of inode {waiter.handle.inode_id}"
 
     def notes(self, backend: VirtioFsBackend) -> list[str]:

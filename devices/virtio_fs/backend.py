@@ -15,6 +15,7 @@ from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.restore import RestoreReport, restore_state
 from vmsim.errors import InternalFault
 from vmsim.fuse.session import Session
+from vmsim.limits import LOCK_TRIES
 from vmsim.virtio.chain import Chain
 from vmsim.virtio.constants import RING_FEATURES
 from vmsim.virtio.rings import RingState
@@ -24,9 +25,11 @@ Complete = Callable[[Chain, int], None]
 PIECE = 1 << 20
 """Bytes of the state that are handed over at a time."""
 
+TRIES_BESIDE = 2
+"""Waits that are tried again beside each request, while third parties hold some up."""
+
 STEP = 32
 """Inodes that are collected beside each request while a migration runs."""
-
 
 RETRIES = 4
 """Requests that wait for somebody outside which are tried again at a time: more would keep others waiting."""
@@ -35,19 +38,21 @@ RETRIES = 4
 class Slot:
     """The request that is being served: called with the bytes written if its reply comes later."""
 
-    __slots__ = ("backend", "chain", "complete", "ring")
+    __slots__ = ("backend", "chain", "complete", "ring", "unique")
 
     backend: VirtioFsBackend
     ring: int
     chain: Chain
     complete: Complete
+    unique: int
+    """Of the request, once it waits."""
 
     def __init__(self, backend: VirtioFsBackend) -> None:
         self.backend = backend
 
     def __call__(self, written: int) -> None:
         """The reply is written."""
-        self.backend.open_slots[self.ring].remove(self)
+        del self.backend.open_slots[self.ring][self]
         self.complete(self.chain, written)
 
 
@@ -76,9 +81,10 @@ class VirtioFsBackend:
         self.fs = PassthroughFs(host, share, self.options)
         self.session = Session(self.fs, self.options.init_options())
         self.session.on_fault = _give_up
+        self.fs.on_waits = self._be_busy
         self.collector = StateCollector(self.fs, self.session, self.state_options)
         self.report: RestoreReport | None = None
-        self.open_slots: list[list[Slot]] = [[] for _ in range(self.queue_count)]
+        self.open_slots: list[dict[Slot, None]] = [{} for _ in range(self.queue_count)]
         self._slot: Slot | None = None
         self._serve = self.session.handle
         self._kept: dict[int, RingState] = {}
@@ -109,7 +115,7 @@ class VirtioFsBackend:
     def handle(self, ring: int, chain: Chain, complete: Complete) -> int | None:
         """Serve one chain; None if its reply comes later."""
         if self._busy:
-            self.idle()
+            self._go_on(TRIES_BESIDE)
         # Completing one request may make the guest send another before this one is done.
         slot = self._slot
         self._slot = None
@@ -120,10 +126,13 @@ class VirtioFsBackend:
         slot.complete = complete
         if ring == NOTIFICATION_QUEUE and self._has_notification:
             written = None
+            slot.unique = -1
         else:
             written = self._serve(chain.readable, chain.writable, slot)
+            if written is None:
+                slot.unique = self.session.newest_waiting
         if written is None:
-            self.open_slots[ring].append(slot)
+            self.open_slots[ring][slot] = None
             self._busy = True
         else:
             self._slot = slot
@@ -135,16 +144,22 @@ class VirtioFsBackend:
         Whether there is more to be done at once. Requests that wait for locks of third parties are tried
         again, the collection gets on, and locks that were let go for a migration that failed are taken back.
         """
+        self._go_on(LOCK_TRIES)
+        return self._collecting or (bool(self.fs.waits.stale) and not self._locks_suspended)
+
+    def _go_on(self, tries: int) -> None:
         if self._locks_wanted:
             self._resume_locks()
         if not self._locks_suspended:
-            self.fs.retry_waiting()
+            self.fs.retry_waiting(tries)
         if self.session.retrying:
             self.session.retry(RETRIES)
         if self._collecting:
             self._collecting = not self.collector.step(STEP)
         self._note_business()
-        return self._collecting
+
+    def _be_busy(self) -> None:
+        self._busy = True
 
     @property
     def busy(self) -> bool:
@@ -153,34 +168,25 @@ class VirtioFsBackend:
 
     def look(self) -> bool:
         """When nobody in this process can go on: try again what somebody outside it held up; is there any?"""
-        outside = self.fs.waits_outside() or self.session.retrying
+        waits = self.fs.waits
+        outside = bool(waits.outside or waits.stale) or self.session.retrying
         if outside:
             self.idle()
         return outside
 
     def _note_business(self) -> None:
-        waiting = bool(self.fs.locks.waiting)
-        waits = self.session.retrying or (waiting and not self._locks_suspended)
-        self._busy = self._collecting or self._locks_wanted or waits
+        waits = self.fs.waits
+        to_try = bool(waits.outside or waits.stale) and not self._locks_suspended
+        self._busy = self._collecting or self._locks_wanted or self.session.retrying or to_try
 
     def parked(self, ring: int) -> list[Chain]:
         """Give up the chains of one ring that wait; those of the other rings go on waiting."""
         self._slot = None  # it keeps the memory mapped in which its last request lay
         given_up = self.open_slots[ring]
-        self.open_slots[ring] = []
+        self.open_slots[ring] = {}
         if ring != NOTIFICATION_QUEUE or not self._has_notification:
-            self.session.park()
-            for slots in self.open_slots:
-                self._wait_again(slots)
+            self.session.park([slot.unique for slot in given_up])
         return [slot.chain for slot in given_up]
-
-    def _wait_again(self, slots: list[Slot]) -> None:
-        for slot in list(slots):
-            if slot.ring == NOTIFICATION_QUEUE and self._has_notification:
-                continue
-            written = self._serve(slot.chain.readable, slot.chain.writable, slot)
-            if written is not None:
-                slot(written)
 
     def keep_parked(self, ring: int, state: RingState | None) -> None:
         """Keep the chains that a stopped ring has in flight; they are part of the saved state."""

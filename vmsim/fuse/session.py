@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
 
@@ -320,20 +320,27 @@ class Session:
         """The uniques of the requests whose reply is still to come, oldest first."""
         return list(self._waiting)
 
-    def park(self) -> list[int]:
-        """Give up all waiting requests unanswered, and the file system's waits for them; their uniques.
+    @property
+    def newest_waiting(self) -> int:
+        """The unique of the request that began to wait last; -1 if none waits."""
+        return next(reversed(self._waiting), -1)
+
+    def park(self, uniques: Iterable[int] | None = None) -> list[int]:
+        """Give up waiting requests (None: all) unanswered, and the file system's waits; their uniques.
 
         They have had no effect: handing the same requests to ``handle`` again, here or on the machine that
         goes on, makes them wait again.
         """
-        uniques = list(self._waiting)
-        for request in self._waiting.values():
-            request.phase = FINISHED
-        self._waiting = {}
-        self._again = {}
-        for unique in uniques:
+        parked = []
+        for unique in list(self._waiting) if uniques is None else uniques:
+            request = self._waiting.pop(unique, None)
+            if request is not None:
+                self._again.pop(unique, None)
+                request.phase = FINISHED
+                parked.append(unique)
+        for unique in parked:
             self.fs.interrupt(unique)
-        return uniques
+        return parked
 
     def reset(self) -> None:
         """The device was reset: the rings are gone, so nobody is answered any more."""

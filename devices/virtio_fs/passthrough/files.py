@@ -182,7 +182,7 @@ class FileOps(LockOps):
         self.end_handle_locks(handle)
         if handle.fd >= 0:
             self.host.close(handle.fd)
-        self.retry_waiting()
+        self.retry_stale()
 
     # -- the rest --------------------------------------------------------------------------------
 

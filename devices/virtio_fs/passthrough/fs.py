@@ -12,6 +12,7 @@ from ..options import FsOptions
 from .dirs import DirOps
 from .host_calls import HostFs
 from .lock_table import LockTable
+from .lock_waiters import WaitTable
 from .names import NameOps
 from .restore import RestoreOps
 from .xattr import XattrOps
@@ -20,13 +21,16 @@ from .xattr import XattrOps
 class PassthroughFs(NameOps, DirOps, XattrOps, RestoreOps):
     """Serves the directory ``share`` of ``host``.
 
-    ``inodes``, ``handles`` and ``locks`` are its whole state (besides ``negotiated``); ``watch`` follows
-    changes of names. OSError if the directory cannot be opened, UsageError for impossible options.
+    ``inodes``, ``handles``, ``locks`` and ``waits`` are its whole state (besides ``negotiated``); ``watch``
+    follows changes of names. OSError if the directory cannot be opened, UsageError for impossible options.
     """
 
     def __init__(self, host: HostFs, share: str | bytes, options: FsOptions | None = None) -> None:
         super().__init__(host, share, options)
         self.locks = LockTable()
+        self.waits = WaitTable()
+        self.on_waits = _nothing
+        self._to_resume = []
 
     def init(self, ctx: Context, negotiated: NegotiatedState) -> None:
         """INIT: EPROTO if the guest lacks what an option needs."""
@@ -44,8 +48,9 @@ class PassthroughFs(NameOps, DirOps, XattrOps, RestoreOps):
 
     def destroy(self) -> None:
         """Drop all nodes but the root, all handles, all locks; nodeids and fhs begin anew."""
-        owners, waiters = self.locks.clear()
-        for waiter in waiters:
+        owners = self.locks.clear()
+        self._to_resume = []
+        for waiter in self.waits.clear():
             waiter.done(OSError(errno.ECONNABORTED, "the session ended"))
         for owner in owners:
             self.host.close(owner.fd)
@@ -70,3 +75,7 @@ class PassthroughFs(NameOps, DirOps, XattrOps, RestoreOps):
         if self.root.fd >= 0:
             self.host.close(self.root.fd)
             self.root.fd = self.root.mount.fd = -1
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

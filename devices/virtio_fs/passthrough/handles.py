@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from vmsim.errors import StateError
 
 from .inodes import Inode
+
+_NONE: dict[int, Handle] = {}
 
 DirEntry = tuple[int, int, int, bytes]
 """An entry of a directory: inode number, position after it, DT_ type, name."""
@@ -73,9 +75,9 @@ class HandleTable:
         """A snapshot of all handles, ascending by fh."""
         return sorted(self._by_id.values(), key=lambda handle: handle.id)
 
-    def of_inode(self, nodeid: int) -> list[Handle]:
-        """The handles of one inode."""
-        return list(self._by_inode.get(nodeid, {}).values())
+    def of_inode(self, nodeid: int) -> Collection[Handle]:
+        """The handles of one inode that have a descriptor; a view, which goes with the table."""
+        return self._by_inode.get(nodeid, _NONE).values()
 
     def require(self, fh: int, nodeid: int) -> Handle:
         """The handle; EBADF unless it belongs to ``nodeid``, its own error if it could not be restored."""
@@ -103,7 +105,8 @@ class HandleTable:
 
     def _insert(self, handle: Handle) -> Handle:
         self._by_id[handle.id] = handle
-        self._by_inode.setdefault(handle.inode_id, {})[handle.id] = handle
+        if handle.fd >= 0:
+            self._by_inode.setdefault(handle.inode_id, {})[handle.id] = handle
         if handle.id >= self.next_id:
             self.next_id = handle.id + 1
         return handle
@@ -111,7 +114,8 @@ class HandleTable:
     def remove(self, handle: Handle) -> None:
         """Drop a handle; its descriptor is the caller's to close."""
         del self._by_id[handle.id]
-        handles = self._by_inode[handle.inode_id]
-        del handles[handle.id]
-        if not handles:
-            del self._by_inode[handle.inode_id]
+        handles = self._by_inode.get(handle.inode_id)
+        if handles is not None:
+            handles.pop(handle.id, None)
+            if not handles:
+                del self._by_inode[handle.inode_id]

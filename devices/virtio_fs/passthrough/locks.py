@@ -2,8 +2,8 @@
 
 A POSIX lock of the guest is an open-file-description lock here: one description per inode and lock owner, so
 that owners exclude each other and everybody else on the host. A flock lives on the handle's own description.
-Nothing ever blocks: a request that has to wait is tried again whenever a lock of ours is freed, and when
-``retry_waiting`` is called for those that third parties hold.
+Nothing ever blocks, and no request looks at all that wait: those are tried again for which a lock of ours in
+their way has gone, and, a few at a time (``retry_waiting``), those that third parties hold up.
 """
 
 from __future__ import annotations
@@ -12,28 +12,33 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 from vmsim.fuse.abi.flags import LK_FLOCK
 from vmsim.fuse.abi.replies import FileLock
 from vmsim.fuse.filesystem import DEFERRED, Context, Deferred, LockReply
+from vmsim.limits import DEADLOCK_LOCKS_MAX, LOCK_TRIES
 
 from .attrs import AttrOps
 from .handles import Handle
 from .inodes import Inode
-from .lock_table import END, HeldLock, LockTable, Owner, Waiter
+from .lock_table import END, HeldLock, LockTable, Owner
+from .lock_waiters import Waiter, WaitTable, Wish
 
 FLOCKS: Final = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
-
-
-FEW_RANGES: Final = 64
-"""So many ranges does an owner get without being asked how many there are altogether."""
 
 
 class LockOps(AttrOps):
     """Byte-range and whole-file locks."""
 
     locks: LockTable
+    waits: WaitTable
+    on_waits: Callable[[], None]
+    """Called when requests wait that ``retry_waiting`` has to be called for."""
+
+    _to_resume: list[HeldLock | int]
+    """What ``suspend_locks`` let go of and is still to be taken again (fh: a flock), the last one first."""
 
     def getlk(
         self, ctx: Context, nodeid: int, fh: int, owner: int, lock: FileLock, lk_flags: int
@@ -70,71 +75,56 @@ class LockOps(AttrOps):
             else:
                 self.set_posix(handle, wanted)
 
-        def ours() -> bool:
-            if flock:
-                return self._flocked_by_others(handle, flock)
-            return self.locks.conflict(*wanted[:5]) is not None
-
         try:
             attempt()
         except BlockingIOError:
             if done is None:
                 raise
-            if not flock and self.locks.deadlock(wanted):
+            if not flock and self._would_deadlock(wanted):
                 raise OSError(errno.EDEADLK, "the holder waits for us") from None
-            waiter = Waiter(ctx.unique, handle, None if flock else wanted, ours, attempt, done)
-            self.locks.waiting[ctx.unique] = waiter
-            self.retry_waiting()
+            self.waits.check_room()
+            waiter = Waiter(ctx.unique, handle, None if flock else wanted, flock, attempt, done)
+            wish = self.waits.add(waiter)
+            if self._in_the_way(waiter) is None:
+                self.waits.outside[wish] = None
             return DEFERRED
-        if lock.type != fcntl.F_WRLCK:
-            self.retry_waiting()
+        finally:
+            self.retry_stale()
         return None
 
     def set_flock(self, handle: Handle, operation: int) -> None:
         """flock(2) on the handle; a conversion that fails has lost the old lock, as on Linux."""
-        self.locks.flocks.pop(handle.id, None)
-        if operation != fcntl.LOCK_UN and self._flocked_by_others(handle, operation):
+        if self.locks.drop_flock(handle):
+            self.waits.flock_freed(handle.inode_id)
+        if operation != fcntl.LOCK_UN and self.locks.flock_conflict(handle, operation) is not None:
             self.host.flock(handle.fd, fcntl.LOCK_UN)
             raise BlockingIOError(errno.EAGAIN, "locked")
         self.host.flock(handle.fd, operation)
         if operation != fcntl.LOCK_UN:
-            self.locks.flocks[handle.id] = operation
+            self.locks.set_flock(handle, operation)
 
-    def _flocked_by_others(self, handle: Handle, operation: int) -> bool:
-        for other in self.handles.of_inode(handle.inode_id):
-            kind = self.locks.flocks.get(other.id)
-            if kind is not None and other is not handle and fcntl.LOCK_EX in (kind, operation):
-                return True
-        return False
-
-    def set_posix(self, handle: Handle, lock: HeldLock, *, bounded: bool = True) -> None:
-        """Lock or unlock a range for its owner; EBADF unless the handle is open for that sort of lock.
-
-        ``bounded``: ENOLCK when the guest has too many ranges (they come back from a state in another order).
-        """
-        key = (lock.inode_id, lock.owner)
-        own = self.locks.owners.get(key)
+    def set_posix(self, handle: Handle, lock: HeldLock) -> None:
+        """Lock or unlock a range for its owner; EBADF unless the handle is open for that sort of lock."""
+        own = self.locks.owners.get((lock.inode_id, lock.owner))
         if own is None:
             if lock.kind == fcntl.F_UNLCK:
                 return
             own = Owner(self._lock_fd(handle))
         try:
             _check_access(handle, lock.kind)
-            if lock.kind != fcntl.F_UNLCK and self.locks.conflict(*key, lock.start, lock.end, lock.kind):
+            if lock.kind != fcntl.F_UNLCK and self.locks.conflict(*lock[:5]):
                 raise BlockingIOError(errno.EAGAIN, "locked")  # the host may not know it: see suspend_locks
-            if bounded and len(own.ranges) >= FEW_RANGES:
-                self.locks.check_room(own, lock)
+            self.locks.check_room(own, lock)
             self.host.set_lock(own.fd, lock.kind, lock.start, _length(lock.start, lock.end))
-            own.apply(lock)
+            self.locks.apply(own, lock)
+            if lock.kind != fcntl.F_WRLCK:
+                self.waits.freed(lock.inode_id, lock.start, lock.end)
         except OSError as error:
             if error.errno == errno.EACCES:
                 raise BlockingIOError(errno.EAGAIN, "locked") from None
             raise
         finally:
-            if own.ranges:
-                self.locks.owners[key] = own
-            else:
-                self.locks.owners.pop(key, None)
+            if not own.ranges:
                 self.host.close(own.fd)
 
     def _lock_fd(self, handle: Handle) -> int:
@@ -148,31 +138,86 @@ class LockOps(AttrOps):
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def retry_waiting(self) -> None:
-        """Try the waiting requests again, oldest first."""
-        waiting = self.locks.waiting
-        if not waiting:
-            return
-        for waiter in list(waiting.values()):
-            if waiting.get(waiter.unique) is not waiter:
-                continue
-            error: OSError | None = None
-            try:
-                waiter.attempt()
-            except BlockingIOError:
-                continue
-            except OSError as failure:
-                error = failure
-            del waiting[waiter.unique]
-            waiter.done(error)
+    def _in_the_way(self, waiter: Waiter) -> int | None:
+        """The owner (fh, for a flock) of a lock of ours that ``waiter`` waits for; None if it is nobody's."""
+        if waiter.lock is None:
+            return self.locks.flock_conflict(waiter.handle, waiter.operation)
+        conflict = self.locks.conflict(*waiter.lock[:5])
+        return None if conflict is None else conflict.owner
+
+    def _would_deadlock(self, wanted: HeldLock) -> bool:
+        """Whether those in the way of ``wanted`` wait, directly or not, for its owner themselves.
+
+        At most DEADLOCK_LOCKS_MAX locks are looked at; Linux gives up after ten owners.
+        """
+        seen = {wanted.owner}
+        wishes = [wanted]
+        left = DEADLOCK_LOCKS_MAX
+        while wishes and left > 0:
+            wish = wishes.pop()
+            found = set()
+            for held in islice(self.locks.conflicts(*wish[:5]), left):
+                left -= 1
+                found.add(held.owner)
+            if wanted.owner in found:
+                return True
+            for owner in found - seen:
+                waiters = islice(self.waits.of_owner(owner), left)
+                wishes += [waiter.lock for waiter in waiters if waiter.lock is not None]
+            seen |= found
+        return False
+
+    def retry_waiting(self, tries: int = LOCK_TRIES) -> None:
+        """Try some of those again, in turn, that third parties kept out; then those that ours did."""
+        outside = self.waits.outside
+        for wish in list(islice(outside, tries)):
+            if wish in outside:
+                del outside[wish]
+                self._try(wish)
+        self.retry_stale(tries)
+
+    def retry_stale(self, tries: int = LOCK_TRIES) -> None:
+        """Try some of those for which a lock of ours has gone; the others stay for the next time."""
+        stale = self.waits.stale
+        while stale and tries > 0:
+            tries -= 1
+            wish = next(iter(stale))
+            del stale[wish]
+            if self._try(wish):
+                stale[wish] = None
+        if stale or self.waits.outside:
+            self.on_waits()
+
+    def _try(self, wish: Wish) -> bool:
+        """Try the oldest request of a wish; whether one was answered, so that others may be next."""
+        waiter = wish.first()
+        if waiter is None:
+            return False
+        holder = self._in_the_way(waiter)
+        if holder is not None:
+            # Of all these, only the holder itself is not kept out by its lock.
+            waiter = wish.first(holder)
+            if waiter is None or self._in_the_way(waiter) is not None:
+                return False
+        error: OSError | None = None
+        try:
+            waiter.attempt()
+        except BlockingIOError:
+            self.waits.outside[wish] = None
+            return False
+        except OSError as failure:
+            error = failure
+        self.waits.remove(waiter.unique)
+        waiter.done(error)
+        return bool(wish.waiters)
 
     def waits_outside(self) -> bool:
         """Whether a request waits for a lock that none of ours is in the way of: somebody else holds it."""
-        return any(not waiter.ours() for waiter in self.locks.waiting.values())
+        return bool(self.waits.outside)
 
     def interrupt(self, unique: int) -> None:
         """INTERRUPT: the wait ends with EINTR; unknown ones are ignored."""
-        waiter = self.locks.waiting.pop(unique, None)
+        waiter = self.waits.remove(unique)
         if waiter is not None:
             waiter.done(InterruptedError(errno.EINTR, "interrupted"))
 
@@ -180,23 +225,27 @@ class LockOps(AttrOps):
 
     def release_locks(self, inode: Inode, lock_owner: int) -> None:
         """Drop the POSIX locks of an owner on an inode."""
-        own = self.locks.owners.pop((inode.id, lock_owner), None)
+        own = self.locks.drop(inode.id, lock_owner)
         if own is not None:
             self.host.close(own.fd)
-            self.retry_waiting()
+            self.waits.freed(inode.id, own.ranges[0].start, own.ranges[-1].end)
+            self.retry_stale()
 
     def end_handle_locks(self, handle: Handle) -> None:
         """The handle is closed: its flock and waiters end, with an inode's last handle all its locks."""
-        self.locks.flocks.pop(handle.id, None)
-        for waiter in list(self.locks.waiting.values()):
-            if waiter.handle is handle and self.locks.waiting.pop(waiter.unique, None) is not None:
+        nodeid = handle.inode_id
+        if self.locks.drop_flock(handle):
+            self.waits.flock_freed(nodeid)
+        for waiter in self.waits.of_handle(handle.id):
+            if self.waits.remove(waiter.unique) is not None:
                 waiter.done(OSError(errno.EBADF, "the handle was closed"))
-        if not self.handles.of_inode(handle.inode_id):
-            for lock_owner, _ in self.locks.of_inode(handle.inode_id):
+        if not self.handles.of_inode(nodeid):
+            for lock_owner in self.locks.owners_of(nodeid):
                 self.release_locks(handle.inode, lock_owner)
 
     def suspend_locks(self) -> None:
         """Free all locks on the host but keep their records, so that another back-end can take them."""
+        self._to_resume = [*self.locks.flocks, *self.locks.held()]
         for own in self.locks.owners.values():
             self.host.set_lock(own.fd, fcntl.F_UNLCK, 0, 0)
         for fh in self.locks.flocks:
@@ -205,25 +254,46 @@ class LockOps(AttrOps):
                 self.host.flock(handle.fd, fcntl.LOCK_UN)
 
     def resume_locks(self) -> None:
-        """Take all locks of the records again; BlockingIOError names the first that is taken."""
-        for (nodeid, _), own in self.locks.owners.items():
-            for held in own.ranges:
-                try:
-                    self.host.set_lock(own.fd, held.kind, held.start, _length(held.start, held.end))
-                except OSError:
-                    raise BlockingIOError(errno.EAGAIN, f"a lock on node {nodeid} is taken: {held}") from None
-        for fh, kind in self.locks.flocks.items():
-            handle = self.handles.get(fh)
-            if handle is not None:
-                self.host.flock(handle.fd, kind)
+        """Take all locks of the records again; BlockingIOError names the first that is taken.
 
-    def restore_lock(self, lock: HeldLock) -> None:
+        The next call goes on with that one, so that to ask now and then costs little.
+        """
+        rest = self._to_resume
+        while rest:
+            self._resume(rest[-1])
+            rest.pop()
+
+    def _resume(self, lock: HeldLock | int) -> None:
+        """Take one again, or what is left of it: the guest may have changed it meanwhile."""
+        if isinstance(lock, int):
+            handle, kind = self.handles.get(lock), self.locks.flocks.get(lock)
+            if handle is not None and kind is not None:
+                self.host.flock(handle.fd, kind)
+            return
+        own = self.locks.owners.get((lock.inode_id, lock.owner))
+        if own is None:
+            return
+        for held in own.overlapping(lock.start, lock.end):
+            try:
+                self.host.set_lock(own.fd, held.kind, held.start, _length(held.start, held.end))
+            except OSError:
+                raise BlockingIOError(
+                    errno.EAGAIN, f"a lock on node {lock.inode_id} is taken: {held}"
+                ) from None
+
+    def lender(self, nodeid: int, kind: int) -> Handle | None:
+        """A handle through which a migrated lock of this kind may be taken again."""
+        for handle in self.handles.of_inode(nodeid):
+            if not handle.is_dir and _permits(handle, kind):
+                return handle
+        return None
+
+    def restore_lock(self, lock: HeldLock, lender: Handle | None = None) -> None:
         """Hold a migrated lock again; BlockingIOError if it is taken, EBADF without a usable handle."""
-        for handle in self.handles.of_inode(lock.inode_id):
-            if handle.fd >= 0 and not handle.is_dir and _permits(handle, lock.kind):
-                self.set_posix(handle, lock, bounded=False)
-                return
-        raise OSError(errno.EBADF, f"no handle of node {lock.inode_id} for a lock")
+        handle = lender if lender is not None else self.lender(lock.inode_id, lock.kind)
+        if handle is None:
+            raise OSError(errno.EBADF, f"no handle of node {lock.inode_id} for a lock")
+        self.set_posix(handle, lock)
 
     def restore_flock(self, fh: int, kind: int) -> None:
         """Hold a migrated flock again; see ``restore_lock``."""

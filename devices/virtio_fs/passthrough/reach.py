@@ -39,8 +39,7 @@ class Reach(Core):
         if inode.state != OK:
             raise OSError(errno.EIO, "the node did not survive a migration")
         for handle in self.handles.of_inode(inode.id):
-            if handle.fd >= 0:
-                return handle.fd
+            return handle.fd
         fd = self._open_by_handle(inode)
         if fd < 0:
             return self._walk_to(inode)

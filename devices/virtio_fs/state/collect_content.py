@@ -79,7 +79,7 @@ class _Readable:
                     raise
         self._owned = False
         for handle in fs.handles.of_inode(inode.id):
-            if handle.fd >= 0 and handle.flags & os.O_ACCMODE != os.O_WRONLY:
+            if handle.flags & os.O_ACCMODE != os.O_WRONLY:
                 self._fd = handle.fd
                 return
         raise OSError(errno.EACCES, "the unlinked file may not be read")

@@ -19,7 +19,18 @@ import msgspec
 
 from vmsim.errors import StreamError, StreamTruncated
 from vmsim.fuse.negotiated import NegotiatedState
-from vmsim.limits import NAME_MAX, PATH_MAX, STATE_INODES_MAX, UNLINKED_CONTENT_MAX, XATTR_SIZE_MAX
+from vmsim.limits import (
+    LOCK_RANGES_MAX,
+    LOCK_WAITERS_MAX,
+    NAME_MAX,
+    PATH_MAX,
+    STATE_HANDLES_MAX,
+    STATE_INODES_MAX,
+    STATE_UNLINKED_MAX,
+    UNLINKED_CONTENT_MAX,
+    XATTR_SIZE_MAX,
+    XATTRS_MAX,
+)
 from vmsim.wire.layout import U32, U64, Layout
 
 from .options import Mode
@@ -34,6 +45,8 @@ Word: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Int32: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 Name: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=1, max_length=NAME_MAX)]
+Xattr: TypeAlias = tuple[Name, Annotated[bytes, msgspec.Meta(max_length=XATTR_SIZE_MAX)]]
+Extent: TypeAlias = tuple[Size, bytes]
 
 
 class Header(NamedTuple):
@@ -85,8 +98,8 @@ class Anonymous(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     size: Size = 0
     atime_ns: int = 0
     mtime_ns: int = 0
-    xattrs: list[tuple[Name, Annotated[bytes, msgspec.Meta(max_length=XATTR_SIZE_MAX)]]] = []
-    extents: list[tuple[Size, bytes]] = []
+    xattrs: Annotated[list[Xattr], msgspec.Meta(max_length=XATTRS_MAX)] = []
+    extents: list[Extent] = []
     target: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] = b""
 
 
@@ -122,13 +135,13 @@ class Extension(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     negotiated: NegotiatedState = NegotiatedState()
     info: ModeInfo = msgspec.field(default_factory=ModeInfo)
-    handles: list[HandleExtra] = []
-    locks: list[PosixLock] = []
-    flocks: list[Flock] = []
-    waiting: list[Word] = []
-    anonymous: list[Anonymous] = []
-    raw_names: list[RawName] = []
-    losses: list[Loss] = []
+    handles: Annotated[list[HandleExtra], msgspec.Meta(max_length=STATE_HANDLES_MAX)] = []
+    locks: Annotated[list[PosixLock], msgspec.Meta(max_length=LOCK_RANGES_MAX)] = []
+    flocks: Annotated[list[Flock], msgspec.Meta(max_length=STATE_HANDLES_MAX)] = []
+    waiting: Annotated[list[Word], msgspec.Meta(max_length=LOCK_WAITERS_MAX)] = []
+    anonymous: Annotated[list[Anonymous], msgspec.Meta(max_length=STATE_UNLINKED_MAX)] = []
+    raw_names: Annotated[list[RawName], msgspec.Meta(max_length=STATE_INODES_MAX)] = []
+    losses: Annotated[list[Loss], msgspec.Meta(max_length=STATE_INODES_MAX)] = []
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -172,7 +185,7 @@ def decode(data: bytes, offset: int) -> Extension | None:
             f"{left - header.length} bytes too many",
             offset=begin + header.length, field="extension", spec=SPEC,
         )
-    payload = data[begin:]
+    payload = memoryview(data)[begin:]
     if zlib.crc32(payload) != header.checksum:
         raise StreamError("checksum is wrong", offset=offset + 12, field="extension.checksum", spec=SPEC)
     try:
@@ -189,9 +202,6 @@ def _check(extension: Extension, offset: int) -> None:
     def refuse(field: str, message: str) -> StreamError:
         return StreamError(message, offset=offset, field=f"extension.{field}", spec=SPEC)
 
-    for name in ("handles", "locks", "flocks", "waiting", "anonymous", "raw_names", "losses"):
-        if len(getattr(extension, name)) > STATE_INODES_MAX:
-            raise refuse(name, "too many elements")
     content = 0
     for file in extension.anonymous:
         position = 0

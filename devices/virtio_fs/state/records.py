@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from vmsim.limits import STATE_INODES_MAX
+from vmsim.limits import STATE_HANDLES_MAX, STATE_INODES_MAX
 
 from .postcard import BOOL, I32, TEXT, U64, UNIT, Bytes, Map, Option, Record, Variant, Vector
 
@@ -127,7 +127,7 @@ HANDLE = Record(
     lambda handle: (handle.id, handle.inode, (0, (handle.flags,))),
 )
 INODES = Vector(INODE, STATE_INODES_MAX)
-HANDLES = Vector(HANDLE, STATE_INODES_MAX)
+HANDLES = Vector(HANDLE, STATE_HANDLES_MAX)
 NEGOTIATED = Record(
     lambda values: NegotiatedOpts(*values),
     tuple((name, BOOL) for name in NegotiatedOpts.__struct_fields__),

@@ -33,6 +33,7 @@ from .restore_plan import Plan, clean_flags, make_plan
 
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
+    from ..passthrough.handles import Handle
 
 SPEC = "virtiofsd state V2"
 
@@ -264,9 +265,15 @@ class _Load:
     def _locks(self, extra: Extension) -> None:
         fs = self._fs
         hint = "somebody else holds a lock that conflicts, or the source has not let go of its own"
+        lenders: dict[tuple[int, int], Handle | None] = {}
         for lock in extra.locks:
+            key = (lock.inode, lock.kind)
+            if key not in lenders:
+                lenders[key] = fs.lender(*key)
             try:
-                fs.restore_lock(HeldLock(*msgspec.structs.astuple(lock)))
+                if lenders[key] is None:
+                    raise OSError(errno.EBADF, "no handle is open for it")
+                fs.restore_lock(HeldLock(*msgspec.structs.astuple(lock)), lenders[key])
                 self._report.locks += 1
             except OSError as error:
                 what = f"lock on bytes {lock.start}-{lock.end} of inode {lock.inode}"

@@ -125,9 +125,9 @@ def test_a_circle_of_waits_is_a_deadlock(locker):
     assert locker.lock(fh, 3, 1, 1, RD, wait=True) == errno.EDEADLK
     assert locker.lock(fh, 3, 1, 1, RD) == errno.EAGAIN, "without waiting there is no circle"
     assert locker.lock(fh, 4, 1, 1, WR, wait=True) is None, "who stands beside the circle just waits"
-    assert len(locker.fs.fs.locks.waiting) == 3
+    assert len(locker.fs.fs.waits.waiting) == 3
     locker.lock(fh, 3, 3, 3, UN)
-    assert len(locker.fs.fs.locks.waiting) == 2
+    assert len(locker.fs.fs.waits.waiting) == 2
 
 
 def test_a_circle_over_two_files(locker):
@@ -169,7 +169,7 @@ def test_interrupt_ends_a_wait(locker):
     unique = locker.fs.rig.unique
     locker.fs.rig.call(op.INTERRUPT, 0, (unique,))
     assert locker.completed == [16]
-    assert not locker.fs.fs.locks.waiting
+    assert not locker.fs.fs.waits.waiting
     locker.fs.rig.call(op.INTERRUPT, 0, (unique,))
     assert locker.completed == [16]
 
@@ -201,7 +201,7 @@ def test_release_ends_waits_of_its_handle(locker):
     locker.lock(two, 2, 0, 9, WR, wait=True)
     locker.fs.ask(op.RELEASE, locker.node, (two, 0, 0, 0))
     assert locker.completed == [16]
-    assert not locker.fs.fs.locks.waiting
+    assert not locker.fs.fs.waits.waiting
 
 
 def test_the_handle_must_be_open_for_the_lock(locker):

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.virtio_fs.state import extension as ext
+from tests.support.costs import peak_bytes
+from vmsim import limits
 from vmsim.errors import StreamError, StreamTruncated
 from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.limits import UNLINKED_CONTENT_MAX
@@ -130,3 +132,38 @@ def test_more_content_than_the_limit_is_refused():
     with pytest.raises(StreamError) as caught:
         ext.decode(section, 0)
     assert "allowed" in caught.value.message
+
+
+MANY = {
+    "handles": (limits.STATE_HANDLES_MAX, ext.HandleExtra(0, 0, 0)),
+    "locks": (limits.LOCK_RANGES_MAX, ext.PosixLock(3, 7, 0, 8, 1, 1)),
+    "flocks": (limits.STATE_HANDLES_MAX, ext.Flock(0, 1)),
+    "waiting": (limits.LOCK_WAITERS_MAX, 7),
+    "anonymous": (limits.STATE_UNLINKED_MAX, ext.Anonymous(3, stat.S_IFREG)),
+    "raw_names": (limits.STATE_INODES_MAX, ext.RawName(5, 1, b"x")),
+    "losses": (limits.STATE_INODES_MAX, ext.Loss(5, "")),
+}
+
+
+def test_every_list_has_a_bound():
+    lists = {name for name in ext.Extension.__struct_fields__ if type(getattr(FULL, name)) is list}
+    assert lists == set(MANY)
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_list_beyond_its_bound_is_refused_before_any_of_it_is_made(name):
+    """Its length is looked at first: what it would become in memory is many times what it takes in the blob."""
+    bound, element = MANY[name]
+    head = msgspec.msgpack.encode({"handles": []})[:1] + msgspec.msgpack.encode(name)
+    length = b"\xdd" + (bound + 1).to_bytes(4, "big")
+    elements = msgspec.msgpack.encode(element) * (bound + 1 if bound <= 1 << 20 else 1)
+    payload = head + length + elements
+    section = ext.HEADER.pack(ext.MAGIC, ext.VERSION, zlib.crc32(payload), len(payload)) + payload
+
+    def load():
+        with pytest.raises(StreamError) as caught:
+            ext.decode(section, 0)
+        assert f"<= {bound}" in caught.value.message
+        assert name in caught.value.message
+
+    assert peak_bytes(load)[0] < 100_000
