@@ -152,7 +152,7 @@ def test_every_list_has_a_bound():
 
 @pytest.mark.parametrize("name", MANY)
 def test_a_list_beyond_its_bound_is_refused_before_any_of_it_is_made(name):
-    """Its length is looked at first: what it would become in memory is many times what it takes in the blob."""
+    """Its length is looked at first: in memory it would be many times what it takes in the blob."""
     bound, element = MANY[name]
     head = msgspec.msgpack.encode({"handles": []})[:1] + msgspec.msgpack.encode(name)
     length = b"\xdd" + (bound + 1).to_bytes(4, "big")
