@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 
@@ -40,7 +41,7 @@ class Result:
     """One case's outcome; ``expected`` and ``came`` are empty unless it is bad.
 
     ``reason`` says why a case was not offered, ``said`` is what the back-end printed, ``command`` runs the
-    case again.
+    case again. ``verdicts``: how often it ended how, if it was repeated; it is then the worst of them.
     """
 
     id: str
@@ -54,6 +55,17 @@ class Result:
     said: str = ""
     command: str = ""
     duration_s: float = 0.0
+    verdicts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def unstable(self) -> bool:
+        """Whether it did not end the same way each time."""
+        return len(self.verdicts) > 1
+
+    @property
+    def bad(self) -> bool:
+        """Whether it counts against the back-end."""
+        return self.outcome.bad or self.unstable
 
     def facts(self) -> dict[str, Any]:
         """As JSON; what is empty is left out."""
@@ -61,9 +73,9 @@ class Result:
             "id": self.id, "group": self.group, "summary": self.summary, "spec": self.spec,
             "outcome": self.outcome.value, "duration_s": round(self.duration_s, 4),
         }  # fmt: skip
-        for name in ("reason", "expected", "came", "said", "command"):
+        for name in ("reason", "expected", "came", "said", "command", "verdicts"):
             if value := getattr(self, name):
-                facts[name] = value
+                facts[name] = dict(value) if name == "verdicts" else value
         return facts
 
 

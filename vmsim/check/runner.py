@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,16 +42,29 @@ def reproduce(case: Case, aim: Aim) -> str:
 
 
 def run(
-    cases: Iterable[Case], target: Target, told: Callable[[Result], object] = lambda result: None
-) -> list[Result]:
-    """Run them; ``told`` hears of each result at once. UsageError if nobody can be reached."""
+    cases: Iterable[Case], target: Target, told: Callable[[Result], object] = lambda result: None, *,
+    repeat: int = 1,
+) -> list[Result]:  # fmt: skip
+    """Run them, each ``repeat`` times; ``told`` hears of each result. UsageError if nobody is reached."""
     results = []
     coming = list(cases)
     for case, following in zip(coming, [*coming[1:], None], strict=True):
-        result = run_case(case, target, following)
+        times = [run_case(case, target, following if last else case) for last in _until_last(repeat)]
+        result = merged(times) if repeat > 1 else times[0]
         results.append(result)
         told(result)
     return results
+
+
+def _until_last(count: int) -> Iterator[bool]:
+    return (number == count for number in range(1, count + 1))
+
+
+def merged(times: Sequence[Result]) -> Result:
+    """One result for a case that was run several times: the first bad one, else the first; all verdicts."""
+    worst = next((result for result in times if result.outcome.bad), times[0])
+    verdicts = Counter(result.outcome.value for result in times)
+    return replace(worst, verdicts=verdicts, duration_s=sum(result.duration_s for result in times))
 
 
 def run_case(case: Case, target: Target, following: Case | None = None) -> Result:

@@ -24,6 +24,8 @@ STYLES = {
     Outcome.NOT_OFFERED: "dim",
 }  # fmt: skip
 
+REPEAT_MAX = 10_000
+
 
 @click.command()
 @click.option("--start", metavar="COMMAND", default="",
@@ -37,6 +39,8 @@ STYLES = {
 @click.option("--list", "listing", is_flag=True, help="Say what there is, and do nothing.")
 @click.option("--timeout", type=click.FloatRange(min=0.05), default=5.0, show_default=True, metavar="SECONDS",
               help="A back-end that is silent for so long hangs.")
+@click.option("--repeat", type=click.IntRange(1, REPEAT_MAX), default=1, show_default=True, metavar="N",
+              help="Run each case N times; one that does not end the same way each time counts as bad.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what cases choose at random.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.option("--junit-xml", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -50,7 +54,8 @@ def check(invocation: Invocation, /, **options: Any) -> int:
     vmsim check --socket-path /tmp/fs.sock --shared-dir /srv/shared --only 'fuse.*'
 
     \b
-    Exit status: 0 all passed or are not offered, 1 something failed, crashed or hung, 2 wrong usage.
+    Exit status: 0 all passed or are not offered, 1 something failed, crashed, hung or (with --repeat) did not
+    end the same way each time, 2 wrong usage.
     """
     cases = runner.select(CASES, options["only"], options["skip"])
     if not cases:
@@ -62,11 +67,11 @@ def check(invocation: Invocation, /, **options: Any) -> int:
     )
     told = Telling(stderr_console() if options["as_json"] else report_console())
     junit_xml = _place(options["junit_xml"])
-    results = _run(cases, Target(aim), told, invocation, junit_xml)
+    results = _run(cases, Target(aim), told, invocation, junit_xml, options["repeat"])
     told.summary(results)
     if options["as_json"]:
         print_json(report.facts(results))
-    return int(any(result.outcome.bad for result in results))
+    return int(any(result.bad for result in results))
 
 
 def _place(junit_xml: Path | None) -> Path | None:
@@ -84,8 +89,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _run(
-    cases: list[Case], target: Target, told: Telling, invocation: Invocation, junit_xml: Path | None
-) -> list[Result]:
+    cases: list[Case], target: Target, told: Telling, invocation: Invocation, junit_xml: Path | None,
+    repeat: int,
+) -> list[Result]:  # fmt: skip
     """The results; whoever interrupts it gets those that are there."""
     results: list[Result] = []
 
@@ -95,7 +101,7 @@ def _run(
 
     try:
         target.try_start()
-        runner.run(cases, target, tell)
+        runner.run(cases, target, tell, repeat=repeat)
     except BaseException:
         if results:
             invocation.facts.update(report.facts(results), ok=False)
@@ -135,11 +141,13 @@ class Telling:
             self._line(f"[bold]{result.group}[/]")
         outcome = result.outcome
         name = result.id.partition(".")[2]
-        label = f"[{STYLES[outcome]}]{outcome.value:>11}[/]"
+        word = "unstable" if result.unstable else outcome.value
+        label = f"[{'yellow' if result.unstable else STYLES[outcome]}]{word:>11}[/]"
         about = result.reason if outcome is Outcome.NOT_OFFERED else result.summary
         self._line(f"{label}  {name:<34} {_clean(about)}")
-        if outcome.bad:
+        if result.bad:
             for what, text in (
+                ("ended", report.verdict(result).partition(": ")[2]),
                 ("expected", result.expected), ("came", result.came), ("see", result.spec),
                 ("it said", result.said), ("again", result.command),
             ):  # fmt: skip
@@ -150,7 +158,9 @@ class Telling:
         """The last line."""
         numbers = ", ".join(f"{count} {name}" for name, count in report.counts(results).items() if count)
         duration = sum(result.duration_s for result in results)
-        self._line(f"{len(results)} cases in {duration:.1f} s: {numbers}")
+        unstable = sum(result.unstable for result in results)
+        more = f"; {unstable} did not end the same way each time" if unstable else ""
+        self._line(f"{len(results)} cases in {duration:.1f} s: {numbers}{more}")
 
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)

@@ -1,5 +1,6 @@
-"""A back-end that does something wrong, as its last argument says; for the outcomes of cases.
+"""A back-end that does something wrong, as its second argument says; for the outcomes of cases.
 
+With a third argument, a file to note it in, it does so once, and then never again.
 It answers GET_FEATURES, GET_PROTOCOL_FEATURES and whatever else asks for a number; then ...
 """
 
@@ -18,7 +19,7 @@ HAS_REPLY = set(ANSWERS)
 
 
 def main() -> None:
-    path, what = sys.argv[1], sys.argv[2]
+    path, what, *first = sys.argv[1:]
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
@@ -30,6 +31,10 @@ def main() -> None:
         request, flags, size = HEADER.unpack(head)
         connection.recv(size, socket.MSG_WAITALL)
         if request == 8:
+            if first and os.path.exists(first[0]):
+                what = "nothing"
+            elif first:
+                os.close(os.open(first[0], os.O_CREAT))
             misbehave(what, connection)
         if request in HAS_REPLY or flags & 8:
             reply = 13 if what == "flags" and request == 8 else 5

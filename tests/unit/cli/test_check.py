@@ -17,8 +17,8 @@ from vmsim.cli.interrupts import Interrupted
 BAD = Path(__file__).parents[1] / "check" / "bad_backend.py"
 
 
-def start(what: str) -> str:
-    return shlex.join([sys.executable, str(BAD), "{socket}", what])
+def start(*what: str) -> str:
+    return shlex.join([sys.executable, str(BAD), "{socket}", *what])
 
 
 def test_list(capsys):
@@ -56,6 +56,25 @@ def test_failing(capsys):
 def test_hanging(capsys):
     assert run(["check", "--start", start("silent"), "--only", "messages.reply-ack", "--timeout", "0.3"]) == 1
     assert "hang  reply-ack" in capsys.readouterr().out
+
+
+def test_a_verdict_that_differs(capsys, tmp_path):
+    """It is bad, whichever way it ends more often; one that is the same each time is what it is."""
+    noted, junit = str(tmp_path / "noted"), tmp_path / "junit.xml"
+    words = ["check", "--start", start("flags", noted), "--only", "messages.reply-ack", "--repeat", "3"]
+    assert run([*words, "--junit-xml", str(junit)]) == 1
+    out = capsys.readouterr().out
+    assert "unstable  reply-ack" in out
+    assert "ended: 1 fail, 2 pass" in out
+    assert out.splitlines()[-1].endswith("1 did not end the same way each time")
+    assert ElementTree.parse(junit).getroot()[0].attrib["failures"] == "1"
+    assert run([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["ok"], facts["unstable"], facts["cases"][0]["verdicts"]) == (True, [], {"pass": 3})
+    Path(noted).unlink()
+    assert run([*words, "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["ok"], facts["unstable"]) == (False, ["messages.reply-ack"])
 
 
 def test_results_that_cannot_be_written_are_noticed_before_the_run(capsys, tmp_path):
