@@ -8,10 +8,7 @@ answers EIO. After a failure the server is as fresh as before.
 from __future__ import annotations
 
 import errno
-import gc
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -72,20 +69,19 @@ def restore_state(
         return report
     if session.state.initialized or len(fs.inodes) > 1 or len(fs.handles):
         raise StateError("a state can be loaded only before the guest's first request")
-    with _collector_paused():
-        state, extra = _decode(data, options)
-        if not state.inodes and not state.handles:
-            return report
-        report.extended = extra is not None
-        negotiated = _negotiated(state.negotiated, extra, session)
-        plan = make_plan(state, extra)
-        report.notes = plan.notes
-        load = _Load(fs, session, options, report)
-        try:
-            load.run(plan, state, extra, negotiated)
-        except BaseException:
-            session.reset()
-            raise
+    state, extra = _decode(data, options)
+    if not state.inodes and not state.handles:
+        return report
+    report.extended = extra is not None
+    negotiated = _negotiated(state.negotiated, extra, session)
+    plan = make_plan(state, extra)
+    report.notes = plan.notes
+    load = _Load(fs, session, options, report)
+    try:
+        load.run(plan, state, extra, negotiated)
+    except BaseException:
+        session.reset()
+        raise
     return report
 
 
@@ -119,18 +115,6 @@ def _negotiated(opts: NegotiatedOpts, extra: Extension | None, session: Session)
     if not extra.negotiated.initialized:
         raise StreamError("inodes without a session", field="extension.negotiated", spec=SPEC)
     return extra.negotiated
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Python's cycle collector would walk through the growing tables again and again."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 class _Load:
