@@ -17,7 +17,8 @@ SOURCES = sorted(path for folder in ("vmsim", "devices") for path in (ROOT / fol
 CALLS = {
     "os": """umask chdir fchdir chroot putenv unsetenv setuid setgid seteuid setegid setreuid setregid
         setresuid setresgid setgroups initgroups nice setpriority
-        sched_setscheduler sched_setaffinity sched_setparam setsid setpgid setpgrp tcsetpgrp fork forkpty _exit abort kill killpg register_at_fork closerange dup2
+        sched_setscheduler sched_setaffinity sched_setparam setsid setpgid setpgrp tcsetpgrp
+        fork forkpty _exit abort kill killpg register_at_fork closerange dup2
         execv execve execvp execvpe execl execlp unshare setns plock""",
     "signal": "signal set_wakeup_fd setitimer alarm siginterrupt pthread_sigmask raise_signal",
     "resource": "setrlimit prlimit", "locale": "setlocale", "time": "tzset", "atexit": "register unregister",
@@ -36,8 +37,8 @@ CALLS = {
 
 NATIVE = {
     "prctl", "unshare", "setns", "mount", "umount", "umount2", "pivot_root", "chroot", "setresuid",
-    "setresgid", "setuid", "setgid", "setgroups", "capset", "personality", "signal", "sigaction", "sigprocmask", "alarm",
-    "setlocale", "setenv", "putenv", "umask", "chdir", "setrlimit", "prlimit",
+    "setresgid", "setuid", "setgid", "setgroups", "capset", "personality", "signal", "sigaction", "sigprocmask",
+    "alarm", "setlocale", "setenv", "putenv", "umask", "chdir", "setrlimit", "prlimit",
 }
 """Functions of libc that do, called through cffi; those that take one thread's are listed as well."""
 
