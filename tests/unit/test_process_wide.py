@@ -37,8 +37,8 @@ CALLS = {
 
 NATIVE = {
     "prctl", "unshare", "setns", "mount", "umount", "umount2", "pivot_root", "chroot", "setresuid",
-    "setresgid", "setuid", "setgid", "setgroups", "capset", "personality", "signal", "sigaction", "sigprocmask",
-    "alarm", "setlocale", "setenv", "putenv", "umask", "chdir", "setrlimit", "prlimit",
+    "setresgid", "setuid", "setgid", "setgroups", "capset", "personality", "signal", "sigaction",
+    "sigprocmask", "alarm", "setlocale", "setenv", "putenv", "umask", "chdir", "setrlimit", "prlimit",
 }
 """Functions of libc that do, called through cffi; those that take one thread's are listed as well."""
 

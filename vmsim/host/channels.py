@@ -15,6 +15,7 @@ import time
 from typing import Final
 
 from vmsim.errors import HostError, StateError
+from vmsim.host.apart import apart, socket_apart
 from vmsim.host.kept import NOTHING, OWN, KeptProcess
 from vmsim.host.socket_file import SocketFile, reachable, who_has
 from vmsim.host.waits import PATIENCE_NS, FdWaits
@@ -98,8 +99,8 @@ class SocketChannel(FdChannel):
         what: str = "the other end",
     ) -> None:
         super().__init__(what, schedule, waits)
+        self._socket = connection = socket_apart(connection)
         connection.setblocking(False)
-        self._socket = connection
         self._writable = True
 
     @classmethod
@@ -197,7 +198,7 @@ class CommandReader(FdChannel):
 
     def __init__(self, command: str, schedule: Schedule | None = None, waits: FdWaits | None = None) -> None:
         super().__init__(f"command {command!r}", schedule, waits)
-        self._pipe, theirs = os.pipe()
+        self._pipe, theirs = map(apart, os.pipe())
         try:
             self._process = _shell(command, stdout=theirs)
         except BaseException:

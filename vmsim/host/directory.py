@@ -7,6 +7,7 @@ import errno
 import os
 
 from vmsim.errors import HostError
+from vmsim.host.apart import apart
 
 
 def fixed(path: str | os.PathLike[str]) -> str:
@@ -32,7 +33,7 @@ class HeldDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = fixed(path)
-        self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd = apart(os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def now(self) -> str:
         """A path that leads to it at present; HostError(ESTALE) if there is none, or it has been closed."""

@@ -6,6 +6,7 @@ import errno
 import os
 
 from vmsim.errors import HostError
+from vmsim.host.apart import apart
 
 
 class EventFd:
@@ -15,7 +16,7 @@ class EventFd:
 
     def __init__(self) -> None:
         try:
-            self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self.fd = apart(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         except OSError as error:
             raise HostError("eventfd", errno=error.errno or errno.EIO) from error
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from vmsim.errors import HostError, StateError, UsageError
 from vmsim.host import quiet
+from vmsim.host.apart import apart
 from vmsim.host.channels import CommandReader, CommandWriter, SocketChannel, accept, connect
 from vmsim.host.waits import FdWaits
 from vmsim.migration.channel import Channel, ChannelBase
@@ -33,7 +34,8 @@ class FileWriter(ChannelBase):
         self._owner = os.getpid()
         folder, name = os.path.split(self.path)
         try:
-            self._fd, self._temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+            fd, self._temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+            self._fd = apart(fd)
         except OSError as error:
             raise _refused(f"cannot write to {folder}", error) from error
 

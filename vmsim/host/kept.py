@@ -23,6 +23,7 @@ from typing import Final
 
 from vmsim.errors import HostError, StateError
 from vmsim.host import keeper
+from vmsim.host.apart import socket_apart
 
 NOTHING: Final = -1
 OWN: Final = -2
@@ -52,7 +53,7 @@ class KeptProcess:
         self._status: int | None = None
         self.unread_bytes = 0
         """Of what was sent to a ``fed`` one, when it had ended."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = map(socket_apart, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self._control = ours
         try:
             arguments = [str(self.owner), folder, cwd, "1" if fed else "0", *words]

@@ -9,6 +9,7 @@ from typing import Final
 
 from vmsim.errors import HostError
 from vmsim.host import quiet
+from vmsim.host.apart import apart
 
 PIPE_BYTES: Final = 1 << 20
 """How much a pipe should hold, if the system allows it."""
@@ -20,7 +21,7 @@ class Pipes:
     def pipe(self) -> tuple[int, int]:
         """A pipe's (read end, write end). Whoever uses an end adopts it: the peer's may have to block."""
         try:
-            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            read_end, write_end = map(apart, os.pipe2(os.O_CLOEXEC))
         except OSError as error:
             raise _host_error("Failed to set up state transfer pipe", error) from error
         try:
@@ -58,7 +59,7 @@ class Pipes:
     def dup(self, fd: int) -> int:
         """A second descriptor (close-on-exec) for the same open file."""
         try:
-            return os.dup(fd)
+            return apart(os.dup(fd))
         except OSError as error:
             raise _host_error("dup", error) from error
 

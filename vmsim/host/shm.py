@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vmsim.errors import HostError
+from vmsim.host.apart import apart
 from vmsim.host.quiet import without_signal
 
 SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -32,7 +33,7 @@ class SharedMemory:
         self.size_bytes = size_bytes
         self.fd = -1
         try:
-            self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            self.fd = apart(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
             without_signal(os.ftruncate, self.fd, size_bytes)
             if sealed:
                 fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)

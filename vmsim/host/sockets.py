@@ -12,6 +12,7 @@ import stat
 from typing import Final, Self
 
 from vmsim.errors import HostError, UsageError
+from vmsim.host.apart import socket_apart
 from vmsim.host.socket_file import SocketFile, listened_on, reachable, who_has
 from vmsim.vhost.constants import MESSAGE_FDS_MAX
 
@@ -27,8 +28,8 @@ class UnixSocket:
     __slots__ = ("_socket", "fd")
 
     def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection = socket_apart(connection)
         connection.setblocking(False)
-        self._socket = connection
         self.fd = connection.fileno()
 
     @classmethod
@@ -111,7 +112,7 @@ class Listener:
         owner = _group_id(group) if group else -1
         _remove_stale(path)
         self._file: SocketFile | None = None
-        self._socket = listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = listening = socket_apart(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
             self._file = SocketFile(listening, path, 0o660 if group and mode is None else mode, owner)
             listening.listen(BACKLOG)

@@ -8,6 +8,7 @@ import re
 import resource
 from typing import Any, Final
 
+from vmsim.host.apart import FIRST, apart
 from vmsim.host.fs.libc import AT_EMPTY_PATH, OPENAT2, fail, ffi, libc, syscall
 from vmsim.host.fs.making import LinuxMaking
 
@@ -42,7 +43,7 @@ class LinuxReaching(LinuxMaking):
 
     def open_share(self, path: bytes) -> int:
         """A descriptor of the shared directory itself."""
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return apart(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def open_beneath(self, dir_fd: int, path: bytes, flags: int, mode: int = 0, umask: int = 0) -> int:
         """openat2 with RESOLVE_BENEATH, NO_SYMLINKS and NO_MAGICLINKS."""
@@ -66,7 +67,7 @@ class LinuxReaching(LinuxMaking):
         while True:
             fd: int = _openat2(OPENAT2, dir_fd, path, how, 24)
             if fd >= 0:
-                return fd
+                return fd if fd >= FIRST else apart(fd)
             code = ffi.errno
             if code == errno.ENOSYS:
                 self._has_openat2 = False
@@ -82,8 +83,8 @@ class LinuxReaching(LinuxMaking):
         The attempt alone makes the kernel ask the lease's holder for it.
         """
         if flags & (os.O_PATH | os.O_NONBLOCK):
-            return os.open(self._link % fd, flags | os.O_CLOEXEC | os.O_NOCTTY)
-        opened = os.open(self._link % fd, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            return apart(os.open(self._link % fd, flags | os.O_CLOEXEC | os.O_NOCTTY))
+        opened = apart(os.open(self._link % fd, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))
         os.set_blocking(opened, True)
         return opened
 
@@ -117,7 +118,7 @@ class LinuxReaching(LinuxMaking):
         fd: int = libc.open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC)
         if fd < 0:
             fail("open_by_handle_at")
-        return fd
+        return apart(fd)
 
     def handles_allowed(self) -> bool:
         """Whether open_by_handle_at is permitted: tried on "/", or else by CAP_DAC_READ_SEARCH."""
@@ -137,7 +138,7 @@ class LinuxReaching(LinuxMaking):
 
     def memory_file(self, name: bytes) -> int:
         """A memfd."""
-        return os.memfd_create(os.fsdecode(name), os.MFD_CLOEXEC)
+        return apart(os.memfd_create(os.fsdecode(name), os.MFD_CLOEXEC))
 
     def mount_points(self) -> list[tuple[int, bytes]]:
         """(mnt_id, path) of /proc/self/mountinfo, where blanks and the like are octal."""
@@ -173,7 +174,7 @@ def _walk(dir_fd: int, path: bytes, flags: int, mode: int) -> int:
             if here != dir_fd:
                 os.close(here)
             here = below
-        return os.open(parts[-1], flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=here)
+        return apart(os.open(parts[-1], flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=here))
     finally:
         if here != dir_fd:
             os.close(here)
