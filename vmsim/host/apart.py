@@ -1,7 +1,7 @@
 """Descriptors that are none of the standard streams.
 
-In a program that has closed its standard streams the next descriptor that anybody opens is one of them: what is
-printed then goes into a guest's memory, a file of the guest, or a connection.
+In a program that has closed its standard streams the next descriptor that anybody opens is one of them: what
+is printed then goes into a guest's memory, a file of the guest, or a connection.
 """
 
 from __future__ import annotations
