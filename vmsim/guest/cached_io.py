@@ -49,7 +49,8 @@ class CachedCalls(TransferCalls):
     def _fill(self, number: int, first: int, count: int) -> bool:
         """READ pages first to first + count - 1 into the cache; False if the file changed meanwhile.
 
-        Missing bytes behind the end of the file are zero.
+        A READ that is short has met the end of the file, whatever size it was said to have (fuse_short_read of
+        Linux), unless the guest owns the size: in writeback what is missing is a hole. Bytes behind it are 0.
         """
         frames = []
         try:
@@ -65,8 +66,11 @@ class CachedCalls(TransferCalls):
             got = self._read_pages(number, first * PAGE_SIZE, pages)
             kernel = self.kernel
             assert kernel.pages is not None
-            if kernel.nodes.get(nodeid).pages_epoch != epoch:
+            node = kernel.nodes.get(nodeid)
+            if node.pages_epoch != epoch:
                 return False
+            if got < len(frames) * PAGE_SIZE and not kernel.writeback:
+                node.attr.size = min(node.attr.size, first * PAGE_SIZE + got)
             while frames:
                 start = (len(frames) - 1) * PAGE_SIZE
                 frame = frames.pop()
@@ -107,6 +111,8 @@ class CachedCalls(TransferCalls):
                 last = (offset + len(out) - 1) // PAGE_SIZE
                 if tries < FILL_TRIES and self._fill(number, index, self._run(file, index, last)):
                     tries = 0
+                    node = self.kernel.nodes.get(self.kernel.state.files[number].nodeid)
+                    out = out[: max(done, node.attr.size - offset)]
                     continue
                 tries += 1
                 if tries > FILL_TRIES:
@@ -290,7 +296,7 @@ class CachedCalls(TransferCalls):
             left = kernel.nodes.nodes.get(nodeid)
             if left is not None:
                 kernel.touch(left)
-                left.error = error or left.error
+                _remember(kernel, left, error)
                 if kernel.pages is not None and not kernel.pages.dirty_pages(nodeid):
                     left.dirty_size = False
         return True
@@ -317,14 +323,23 @@ class CachedCalls(TransferCalls):
         try:
             request = self._call(op.SETATTR, nodeid, args)
         except OSError as error:
-            node = self.kernel.nodes.get(nodeid)
-            node.error = node.error or error.errno or errno.EIO
+            _remember(self.kernel, self.kernel.nodes.get(nodeid), error.errno or errno.EIO)
             return
         self._take_attr(nodeid, request.reply, version)
 
     def _before_truncate(self, nodeid: int) -> None:
         if self.kernel.pages is not None:
             self._until(lambda kernel: _settled(kernel, nodeid), f"the write-out of node {nodeid}")
+
+
+def _remember(kernel: GuestKernel, node: Node, error: int) -> None:
+    """A write-out failed: the next close tells it, or the next fsync of each open file."""
+    if not error:
+        return
+    node.error = error
+    for file in kernel.state.files.values():
+        if file.nodeid == node.id:
+            file.error = error
 
 
 def _settled(kernel: GuestKernel, nodeid: int) -> bool:

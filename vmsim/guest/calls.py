@@ -257,7 +257,10 @@ class Calls:
         kernel = self.kernel
         number = kernel.state.next_file
         kernel.state.next_file = number + 1
-        kernel.state.files[number] = OpenFile(number, nodeid, fh, flags, open_flags, directory=directory)
+        file = OpenFile(number, nodeid, fh, flags, open_flags, directory=directory)
+        node = kernel.nodes.nodes.get(nodeid)
+        file.error = 0 if node is None else node.error  # of a write-out that nobody has heard of yet
+        kernel.state.files[number] = file
         return self._new_fd(number)
 
     def _new_fd(self, number: int, at_least: int = 0) -> int:

@@ -329,17 +329,13 @@ class OpenCalls(NameCalls):
         self._unlock_local(number, nodeid)
         if not (file.open_flags & FOPEN_NOFLUSH and not self.kernel.writeback):
             self._optional(op.FLUSH, nodeid, (fh, 0, 0, self.pid))
-        self._report_error(nodeid)
-
-    def _write_out(self, nodeid: int) -> None:
-        """Overridden by the page cache: write dirty pages of a node."""
-
-    def _report_error(self, nodeid: int) -> None:
-        """Raise a write-out failure that nobody has heard of yet."""
         node = self.kernel.nodes.nodes.get(nodeid)
         if node is not None and node.error:
             error, node.error = node.error, 0
             fail(error)
+
+    def _write_out(self, nodeid: int) -> None:
+        """Overridden by the page cache: write dirty pages of a node."""
 
     def _unlock_local(self, number: int, nodeid: int) -> None:
         """Overridden by the locks: a process loses its guest-local locks on a file at close."""

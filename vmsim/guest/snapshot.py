@@ -173,7 +173,7 @@ class _Checker:
                 DONE,
             ):
                 _refuse(field, f"status {request.status}")
-            if not -1 <= request.out_bytes <= SLOT_OUT - OUT_BYTES or not 0 <= request.error < 4096:
+            if not -1 <= request.out_bytes <= SLOT_OUT - OUT_BYTES or not 0 <= request.error < ERRNO_END:
                 _refuse(field, "impossible reply")
             for name, segments in (
                 ("reads", request.reads), ("writes", request.writes), ("spill", request.spill),
@@ -201,6 +201,8 @@ class _Checker:
                 _refuse(field, "impossible attributes")
             if len(node.acl) > ACL_BYTES_MAX or node.acl_expiry_ns < 0:
                 _refuse(field, "impossible ACL")
+            if not 0 <= node.error < ERRNO_END:
+                _refuse(field, "impossible error")
             if node.parent and (node.parent not in nodes or not stat.S_ISDIR(nodes[node.parent].attr.mode)):
                 _refuse(field, f"parent {node.parent} is no known directory")
             if b"/" in node.name or b"\0" in node.name:
@@ -242,8 +244,9 @@ class _Checker:
                 not 0 <= file.offset < 1 << 64
                 or not 0 <= file.flags < 1 << 32
                 or not 0 <= file.open_flags < 1 << 32
+                or not 0 <= file.error < ERRNO_END
             ):
-                _refuse(field, "impossible offset or flags")
+                _refuse(field, "impossible offset, flags or error")
         for number in users:
             if number not in state.files:
                 _refuse("processes", f"open file {number} is not known")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -86,6 +87,8 @@ class SpaceCalls(XattrCalls):
         if count < 0:
             raise ValueError("negative value for 'count' not allowed")
         source, target = self._readable(src), self._writable(dst)
+        if target.flags & os.O_APPEND:
+            fail(errno.EBADF)  # where it would go is not the caller's to say
         if (offset_src or 0) < 0 or (offset_dst or 0) < 0:
             fail(errno.EINVAL)
         with self._held(source) as first, self._held(target) as second:

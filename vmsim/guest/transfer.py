@@ -81,7 +81,10 @@ class TransferCalls(OpenCalls):
                 fail(errno.EIO)
             done += reply.size
             if reply.size < size:
-                break
+                if not cached or not reply.size:
+                    break
+                # A write-out has nobody to tell how far it came: the rest says why it came no further.
+                segments = split_segments(part, len(part), reply.size)[1] + segments
         return done
 
     def _write_flags(self, cached: bool) -> int:
