@@ -49,8 +49,8 @@ class CachedCalls(TransferCalls):
     def _fill(self, number: int, first: int, count: int) -> bool:
         """READ pages first to first + count - 1 into the cache; False if the file changed meanwhile.
 
-        A READ that is short has met the end of the file, whatever size it was said to have (fuse_short_read of
-        Linux), unless the guest owns the size: in writeback what is missing is a hole. Bytes behind it are 0.
+        A READ that is short has met the end of the file, whatever size it was said to have (fuse_short_read
+        of Linux), unless the guest owns the size: in writeback what is missing is a hole, and zero.
         """
         frames = []
         try:

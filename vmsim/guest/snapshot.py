@@ -57,6 +57,9 @@ def load(saved: bytes, memory: GuestMemory) -> KernelState:
 def _refuse(field: str, why: str) -> NoReturn:
     raise StreamError(f"guest state: {why}", field=field)
 
+ERRNO_END: Final = 4096
+"""Error numbers are smaller (MAX_ERRNO of Linux)."""
+
 
 class _Checker:
     """Every cross-reference and range of a decoded state, one method per part."""

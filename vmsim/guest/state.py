@@ -99,8 +99,9 @@ class Node(msgspec.Struct, forbid_unknown_fields=True):
     ``parent`` and ``name`` are a directory's place (a directory has exactly one); other kinds keep 0.
     ``attr`` is valid until ``attr_expiry_ns``; a reply that was asked for before ``attr_version`` is older
     than what we know. ``dirty_size`` and ``dirty_mtime`` say that the guest, not the server, owns these
-    (writeback); ``error`` is a write-out failure that nobody has heard of yet (AS_EIO, AS_ENOSPC of Linux), which
-    the next close reports, unless an fsync was first. While anybody is ``truncating`` the file, its pages are not written out. ``acl`` is the access ACL as its attribute has it
+    (writeback); ``error`` is a write-out failure that nobody has heard of yet (AS_EIO, AS_ENOSPC of Linux),
+    which the next close reports, unless an fsync was first. While anybody is ``truncating`` the file, its
+    pages are not written out. ``acl`` is the access ACL as its attribute has it
     (empty: none), good until ``acl_expiry_ns``.
     """
 
@@ -128,8 +129,8 @@ class OpenFile(msgspec.Struct, forbid_unknown_fields=True):
     """One open file description; ``refs`` counts the descriptors of all processes that share it.
 
     ``flags`` are the guest's open flags, ``open_flags`` the server's FOPEN_* bits; ``fh`` is None for O_PATH.
-    ``next_page`` is where a sequential reader would go on, ``error`` a write-out failure that an fsync of this
-    description has not reported yet: each hears of it once (errseq_t of Linux).
+    ``next_page`` is where a sequential reader would go on, ``error`` a write-out failure that an fsync of
+    this description has not reported yet: each hears of it once (errseq_t of Linux).
     """
 
     id: int

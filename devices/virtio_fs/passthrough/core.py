@@ -25,7 +25,7 @@ from .fdcache import FdCache
 from .handles import Handle, HandleTable
 from .host_calls import HostAttr, HostFs
 from .idmap import IdMap
-from .inodes import OK, ROOT_ID, Inode, InodeTable, Mount, pack_handle, unpack_handle
+from .inodes import OK, ROOT_ID, Inode, InodeTable, Mount, pack_handle, unpack_handle, unusable
 from .watch import TreeWatch
 from .xattrmap import XattrMap
 
@@ -51,10 +51,13 @@ class Core(FileSystem):
     """The state of one passthrough file system over the directory ``share``.
 
     Whatever the host refuses is an OSError; UsageError if the options ask for file handles
-    that this process may not use.
+    that this process may not use. ``share_fd``, which is ours then, is the directory itself, if somebody has
+    it open: ``share`` is only its name in that case.
     """
 
-    def __init__(self, host: HostFs, share: str | bytes, options: FsOptions | None = None) -> None:
+    def __init__(
+        self, host: HostFs, share: str | bytes, options: FsOptions | None = None, *, share_fd: int = -1
+    ) -> None:
         self.host = host
         self.share = os.fsencode(share)
         self.options = options if options is not None else FsOptions()
@@ -71,7 +74,7 @@ class Core(FileSystem):
         self.handles = HandleTable(min(self.options.guest_fds, room) or max(FDS_MIN, room // 2))
         self.inodes = InodeTable()
         self._fstat = host.fstat
-        self._open_root()
+        self._open_root(share_fd)
         self._negotiate(NegotiatedState())
 
     def _map_capability(self) -> bytes | None:
@@ -91,8 +94,9 @@ class Core(FileSystem):
             )
         return allowed
 
-    def _open_root(self) -> None:
-        fd = self.host.open_share(self.share)
+    def _open_root(self, fd: int) -> None:
+        if fd < 0:
+            fd = self.host.open_share(self.share)
         try:
             attr, dev, mnt_id, _ = self.host.identify(fd)
         except BaseException:
@@ -123,7 +127,7 @@ class Core(FileSystem):
         if inode is None:
             raise OSError(errno.EBADF, "no such node")
         if inode.state != OK:
-            raise OSError(errno.EIO, "the node did not survive a migration")
+            raise unusable(inode)
         return inode
 
     def require_dir(self, nodeid: int) -> Inode:

@@ -25,8 +25,10 @@ class PassthroughFs(NameOps, DirOps, XattrOps, RestoreOps):
     follows changes of names. OSError if the directory cannot be opened, UsageError for impossible options.
     """
 
-    def __init__(self, host: HostFs, share: str | bytes, options: FsOptions | None = None) -> None:
-        super().__init__(host, share, options)
+    def __init__(
+        self, host: HostFs, share: str | bytes, options: FsOptions | None = None, *, share_fd: int = -1
+    ) -> None:
+        super().__init__(host, share, options, share_fd=share_fd)
         self.locks = LockTable()
         self.waits = WaitTable()
         self.on_waits = _nothing

@@ -6,6 +6,7 @@ need an open descriptor: :mod:`.fdcache` keeps some, and :mod:`.reach` finds the
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 from typing import Final
@@ -17,7 +18,8 @@ ROOT_ID: Final = 1
 
 OK: Final = 0
 INVALID: Final = 1
-"""States of an inode: usable, or known by its number alone (every use is refused with EIO)."""
+STALE: Final = 2
+"""States of an inode: usable; lost in a migration (every use: EIO); gone before one (every use: ESTALE)."""
 
 COLD: Final = 0
 HOT: Final = 1
@@ -82,6 +84,13 @@ class Inode:
 
     def __repr__(self) -> str:
         return f"Inode(id={self.id}, ino={self.ino}, nlookup={self.nlookup}, name={self.name!r})"
+
+
+def unusable(inode: Inode) -> OSError:
+    """What every use of an inode that is not OK ends with."""
+    if inode.state == STALE:
+        return OSError(errno.ESTALE, "the node was gone before a migration")
+    return OSError(errno.EIO, "the node did not survive a migration")
 
 
 NOWHERE: Final = Mount(0, 0)

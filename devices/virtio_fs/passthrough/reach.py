@@ -15,7 +15,7 @@ from typing import Final
 from vmsim.limits import PATH_MAX
 
 from .core import BIRTH, MODE, Core
-from .inodes import HOT, OK, Inode, unpack_handle
+from .inodes import HOT, OK, Inode, unpack_handle, unusable
 
 NOT_THERE: Final = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ESTALE, errno.ENAMETOOLONG)
@@ -37,7 +37,7 @@ class Reach(Core):
             inode.hot |= HOT
             return inode.fd
         if inode.state != OK:
-            raise OSError(errno.EIO, "the node did not survive a migration")
+            raise unusable(inode)
         for handle in self.handles.of_inode(inode.id):
             return handle.fd
         fd = self._open_by_handle(inode)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from vmsim.fuse.session import Session
 
-from .collect_paths import NotFound, PathFinder, Place, reason_of
+from ..passthrough.inodes import STALE
+from .collect_paths import GONE, NotFound, PathFinder, Place, reason_of
 from .collect_records import RecordBuilder
 from .options import StateOptions
 from .records import FileHandle
@@ -127,7 +128,9 @@ class StateCollector:
         """Decide how the destination finds one inode."""
         nodeid = inode.id
         if inode.state:
-            self.lost[nodeid] = NotFound("it did not survive an earlier migration")
+            gone = inode.state == STALE
+            how = "was gone before" if gone else "did not survive"
+            self.lost[nodeid] = NotFound(f"it {how} an earlier migration", gone=gone)
         elif self.options.mode == "file-handles":
             self._take_handle(inode)
         else:
@@ -139,11 +142,16 @@ class StateCollector:
                 self._take_handle(inode)
 
     def _take_handle(self, inode: Inode) -> None:
+        by_handle = self.options.mode == "file-handles"
         try:
+            if by_handle:
+                self.finder.require_alive(inode)
             self.handles[inode.id] = self.finder.handle_of(inode)
         except OSError as error:
-            if self.options.mode == "file-handles":
-                self.lost[inode.id] = NotFound(f"it has no file handle: {reason_of(error)}")
+            if by_handle:
+                gone = error.errno in GONE
+                why = "it is gone" if gone else f"it has no file handle: {reason_of(error)}"
+                self.lost[inode.id] = NotFound(why, gone=gone)
 
     def _look_for(self, inode: Inode) -> None:
         """The last known name is wrong: ask the kernel, and leave the hard cases to the scan."""

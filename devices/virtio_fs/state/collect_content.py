@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..passthrough.inodes import Inode
 
 CHUNK = 1 << 20
+FS_IOC_GETFLAGS = 0x80086601
 SECOND = 1_000_000_000
 
 
@@ -29,12 +30,16 @@ class ContentBudget:
 
     __slots__ = ("left",)
 
-    def __init__(self, size_bytes: int = UNLINKED_CONTENT_MAX) -> None:
-        self.left = size_bytes
+    def __init__(self) -> None:
+        self.left = UNLINKED_CONTENT_MAX
 
 
-def capture(fs: PassthroughFs, inode: Inode, budget: ContentBudget) -> Anonymous:
+def capture(
+    fs: PassthroughFs, inode: Inode, budget: ContentBudget, *, contents: bool = True
+) -> Anonymous:
     """All of an unlinked file; OSError when it cannot be read, TooLarge when the budget is exceeded.
+
+    Without ``contents`` its data are measured, taken off the budget, and left where they are.
 
     The file is left as it is: it is read through a descriptor of its own, without touching its access time
     where we may.
@@ -50,15 +55,18 @@ def capture(fs: PassthroughFs, inode: Inode, budget: ContentBudget) -> Anonymous
     elif stat.S_ISREG(mode):
         record.size = size
         with _Readable(fs, inode) as source:
-            record.extents = _read_extents(host, source, size, budget)
+            record.extents = _read_extents(host, source, size, budget, contents=contents)
+            record.flags = inode_flags(host, source)
     record.xattrs = _xattrs(host, fd)
     return record
 
 
-def content_size(fs: PassthroughFs, inode: Inode) -> int:
-    """About how many bytes ``capture`` would read: the file's size, or its blocks if it is sparse."""
-    attr = fs.host.fstat(fs.path_fd(inode))
-    return min(attr[1], attr[2] * 512)
+def inode_flags(host: HostFs, fd: int) -> int:
+    """FS_IOC_GETFLAGS; 0 where the file system has none."""
+    try:
+        return int.from_bytes(host.ioctl(fd, FS_IOC_GETFLAGS, b"", 4)[1], "little")
+    except OSError:
+        return 0
 
 
 class _Readable:
@@ -92,7 +100,9 @@ class _Readable:
             self._host.close(self._fd)
 
 
-def _read_extents(host: HostFs, fd: int, size: int, budget: ContentBudget) -> list[tuple[int, bytes]]:
+def _read_extents(
+    host: HostFs, fd: int, size: int, budget: ContentBudget, *, contents: bool
+) -> list[tuple[int, bytes]]:
     """The file's data without its holes; it is taken off the budget, or TooLarge and nothing is."""
     extents = []
     left = budget.left
@@ -111,6 +121,9 @@ def _read_extents(host: HostFs, fd: int, size: int, budget: ContentBudget) -> li
             raise TooLarge(
                 f"its data does not fit into the {budget.left} bytes left of {UNLINKED_CONTENT_MAX}"
             )
+        if not contents:
+            position = end
+            continue
         data = _read(host, fd, position, end - position)
         if not data:
             break

@@ -48,12 +48,20 @@ Place: TypeAlias = "tuple[Parent, bytes]"
 Key: TypeAlias = tuple[int, int, int]
 
 
-class NotFound(Exception):
-    """An inode has no place; the text says why. ``unlinked``: no name is left of it at all."""
+GONE = (errno.ESTALE, errno.ENOENT)
+"""What the host says of an inode that does not exist any more."""
 
-    def __init__(self, why: str, *, unlinked: bool = False) -> None:
+
+class NotFound(Exception):
+    """An inode has no place; the text says why. ``unlinked``: no name is left of it at all.
+
+    ``gone``: it cannot be reached any more; to the guest it is ESTALE already, and there is nothing to lose.
+    """
+
+    def __init__(self, why: str, *, unlinked: bool = False, gone: bool = False) -> None:
         super().__init__(why)
         self.unlinked = unlinked
+        self.gone = gone
 
 
 def reason_of(error: OSError) -> str:
@@ -127,7 +135,7 @@ class PathFinder:
             link = self._host.path_of(fd)
             nlink = self._host.fstat(fd)[NLINK]
         except OSError as error:
-            raise NotFound(f"cannot be opened: {reason_of(error)}") from None
+            raise NotFound(f"cannot be opened: {reason_of(error)}", gone=error.errno in GONE) from None
         place = None
         if link.startswith(b"/"):
             place = self._walk(inode, link)
@@ -188,6 +196,19 @@ class PathFinder:
         except OSError:
             return False
         return (dev, attr[0], mnt_id) == directory.key
+
+    def require_alive(self, inode: Inode) -> None:
+        """OSError (ESTALE) if the inode does not exist any more, though its file handle is known.
+
+        What has a descriptor is alive. Anything else is opened for a moment, past the cache: all inodes are
+        looked at in turn, and would push each other out of it.
+        """
+        if inode.fd >= 0 or inode.handle is None or inode.mount.fd < 0 or not self._fs.by_handle:
+            return
+        kind, raw = unpack_handle(inode.handle)
+        if kind >= 0:
+            flags = os.O_PATH | os.O_NOFOLLOW
+            self._host.close(self._host.open_handle(inode.mount.fd, kind, raw, flags))
 
     def handle_of(self, inode: Inode) -> FileHandle:
         """The inode's file handle: what is known of it, or else asked for; OSError where there is none."""

@@ -28,20 +28,28 @@ ROOT_EXTRA = 1
 
 
 class RecordBuilder:
-    """Turns a finished collection into bytes."""
+    """Turns a finished collection into bytes.
 
-    def __init__(self, collector: StateCollector, fs: PassthroughFs, session: Session) -> None:
+    Without ``contents`` unlinked files are measured and tried, but not read: for a look at what would happen.
+    """
+
+    def __init__(
+        self, collector: StateCollector, fs: PassthroughFs, session: Session, *, contents: bool = True
+    ) -> None:
         self._collector = collector
         self._fs = fs
         self._session = session
         self._options = collector.options
         self._records: list[InodeRecord] = []
         self._next_inode = max(fs.inodes.next_id, 2)
-        self._extra = Extension(
+        self.extra = Extension(
             info=ModeInfo(self._options.mode, self._options.verify_handles, self._options.confirm_paths),
-            raw_names=[], anonymous=[], losses=[], handles=[],
+            raw_names=[], anonymous=[], losses=[], handles=[], stale=[],
         )
+        self.travelling: dict[int, int] = {}
+        """Bytes of each unlinked file whose contents go along, by nodeid."""
         self._budget = ContentBudget()
+        self._contents = contents
 
     def build(self) -> bytes:
         """The state's bytes."""
@@ -59,8 +67,8 @@ class RecordBuilder:
         state.next_handle = self._fs.handles.next_id
         out = blob.encode(state)
         if self._options.extension:
-            self._extra.negotiated = negotiated
-            out += extension.encode(self._extra)
+            self.extra.negotiated = negotiated
+            out += extension.encode(self.extra)
         return bytes(out)
 
     # -- inodes ----------------------------------------------------------------------------------
@@ -95,22 +103,28 @@ class RecordBuilder:
                     append(InodeRecord(nodeid, inode.nlookup, PATH, parent, name, None, handles.get(nodeid)))
                 else:
                     append(InodeRecord(nodeid, inode.nlookup, INVALID))
-                    self._extra.raw_names.append(RawName(nodeid, parent, name))
+                    self.extra.raw_names.append(RawName(nodeid, parent, name))
 
     def _add_lost(self, inode: Inode) -> None:
         """Invalid in the blob; an unlinked file travels in the extension, within the limit."""
         self._records.append(InodeRecord(inode.id, inode.nlookup, INVALID))
         reason = self._collector.lost[inode.id]
+        if reason.gone and not any(handle.fd >= 0 for handle in self._fs.handles.of_inode(inode.id)):
+            self.extra.stale.append(inode.id)
+            return
         why = str(reason)
         if reason.unlinked and self._options.extension:
+            left = self._budget.left
             try:
-                self._extra.anonymous.append(capture(self._fs, inode, self._budget))
+                found = capture(self._fs, inode, self._budget, contents=self._contents)
+                self.extra.anonymous.append(found)
+                self.travelling[inode.id] = left - self._budget.left
                 return
             except OSError as error:
                 why = f"{why}; its contents cannot travel: {reason_of(error)}"
             except TooLarge as error:
                 why = f"{why}; its contents cannot travel: {error}"
-        self._extra.losses.append(Loss(inode.id, why))
+        self.extra.losses.append(Loss(inode.id, why))
 
     def _missing_id(self, directory: Missing) -> int:
         """The nodeid of a directory that the guest does not know; made up in the state alone.
@@ -146,20 +160,20 @@ class RecordBuilder:
         for handle in self._fs.handles.items():
             if handle.inode_id not in known:
                 why = f"fh {handle.id} is open, but the guest forgot the inode"
-                self._extra.losses.append(Loss(handle.inode_id, why))
+                self.extra.losses.append(Loss(handle.inode_id, why))
                 continue
             flags = clean_flags(handle.flags)
             if handle.is_dir:
                 flags |= os.O_DIRECTORY
             records.append(HandleRecord(handle.id, handle.inode_id, flags))
-            self._extra.handles.append(HandleExtra(handle.id, handle.flags, handle.guest_flags))
+            self.extra.handles.append(HandleExtra(handle.id, handle.flags, handle.guest_flags))
         return records
 
     def _add_locks(self) -> None:
         locks = self._fs.locks
-        self._extra.locks = [PosixLock(*lock) for lock in locks.held()]
-        self._extra.flocks = [Flock(*lock) for lock in locks.held_flocks()]
-        self._extra.waiting = self._session.waiting()
+        self.extra.locks = [PosixLock(*lock) for lock in locks.held()]
+        self.extra.flocks = [Flock(*lock) for lock in locks.held_flocks()]
+        self.extra.waiting = self._session.waiting()
 
     def _mount_paths(self) -> dict[int, bytes]:
         """Where each mount that a handle refers to is, relative to the share (``.``: the share's own)."""

@@ -88,7 +88,10 @@ class Flock(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=
 
 
 class Anonymous(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """An unlinked file that the guest still uses: attributes, and the data that is no hole."""
+    """An unlinked file that the guest still uses: attributes, and the data that is no hole.
+
+    ``flags`` are those of FS_IOC_GETFLAGS.
+    """
 
     id: Word
     mode: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
@@ -101,6 +104,7 @@ class Anonymous(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     xattrs: Annotated[list[Xattr], msgspec.Meta(max_length=XATTRS_MAX)] = []
     extents: list[Extent] = []
     target: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] = b""
+    flags: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
 
 
 class RawName(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -130,7 +134,8 @@ class Extension(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Version 1 of the section.
 
     Generations are not in it: nodeids are never reused, so all are 0. ``waiting`` are the uniques of requests
-    that wait for a lock; the front-end parks and resubmits them.
+    that wait for a lock; the front-end parks and resubmits them. ``stale`` are inodes that were gone at the
+    source already, and that nobody had open: the guest gets ESTALE for them there and here.
     """
 
     negotiated: NegotiatedState = NegotiatedState()
@@ -142,6 +147,7 @@ class Extension(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     anonymous: Annotated[list[Anonymous], msgspec.Meta(max_length=STATE_UNLINKED_MAX)] = []
     raw_names: Annotated[list[RawName], msgspec.Meta(max_length=STATE_INODES_MAX)] = []
     losses: Annotated[list[Loss], msgspec.Meta(max_length=STATE_INODES_MAX)] = []
+    stale: Annotated[list[Word], msgspec.Meta(max_length=STATE_INODES_MAX)] = []
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -21,10 +21,10 @@ from vmsim.limits import STATE_BLOB_MAX
 from ..passthrough.lock_table import HeldLock
 from . import blob, extension
 from .collect_paths import PathFinder, reason_of
-from .extension import Extension, Loss
+from .extension import Anonymous, Extension, Loss
 from .negotiation import assumed, check_agreement, check_options
 from .options import StateOptions
-from .records import PATH, HandleRecord, InodeRecord, NegotiatedOpts, StateBlob, describe
+from .records import INVALID, PATH, HandleRecord, InodeRecord, NegotiatedOpts, StateBlob, describe
 from .restore_inodes import Impostor, InodeRestorer
 from .restore_plan import Plan, clean_flags, make_plan
 
@@ -33,6 +33,28 @@ if TYPE_CHECKING:
     from ..passthrough.handles import Handle
 
 SPEC = "virtiofsd state V2"
+
+GOES_ON = "; migration-on-error guest-error goes on without it, and the guest gets EIO there"
+HINTS = {
+    errno.ENOENT: "share the directory that the source shares, with the names it had at the end",
+    errno.ENOTDIR: "share the directory that the source shares, with the names it had at the end",
+    errno.ELOOP: "a symlink has taken the place of a directory: put back what was there",
+    errno.ESTALE: "put the file back that was there when the machine stopped",
+    errno.EXDEV: "share a directory that has the file in it, or migrate with find-paths",
+    errno.EACCES: "give the destination the privilege that the source had, or change the mode of the file",
+    errno.EPERM: "give the destination the privilege that the source had (file handles take "
+    "CAP_DAC_READ_SEARCH), or take the immutable and append-only flags off",
+    errno.EROFS: "serve the share writable at the destination, or have the guest close what it writes to",
+    errno.ENOSPC: "free some space in the destination's share",
+    errno.EDQUOT: "raise the quota at the destination, or free some space there",
+    errno.EMFILE: "raise the destination's limit of open files",
+    errno.ENFILE: "raise the destination's limit of open files (guest_fds, RLIMIT_NOFILE)",
+    errno.EAGAIN: "somebody else holds what conflicts with it, or the source has not let go of its own",
+    errno.EBUSY: "somebody else uses it on the host: wait until they have finished",
+    errno.EOPNOTSUPP: "the destination's file system cannot do this: use one like the source's",
+    errno.EIO: "it was lost at the source already: its pre-flight names such files before the migration",
+}
+"""What to do about a refusal of the host, by what it said."""
 
 
 class RestoreError(MigrationError):
@@ -76,7 +98,7 @@ def restore_state(
     negotiated = _negotiated(state.negotiated, extra, session)
     plan = make_plan(state, extra)
     report.notes = plan.notes
-    load = _Load(fs, session, options, report)
+    load = Load(fs, session, options, report)
     try:
         load.run(plan, state, extra, negotiated)
     except BaseException:
@@ -117,7 +139,7 @@ def _negotiated(opts: NegotiatedOpts, extra: Extension | None, session: Session)
     return extra.negotiated
 
 
-class _Load:
+class Load:
     """One load in progress."""
 
     def __init__(
@@ -133,47 +155,54 @@ class _Load:
     ) -> None:
         """Everything, in the order of dependence."""
         fs = self._fs
-        self._inodes(plan, state, extra)
+        restorer = InodeRestorer(fs, state.mount_paths, self._report.notes)
+        self._inodes(restorer, plan, extra)
         fs.inodes.next_id = plan.next_inode
         self._session.restore(negotiated)
         self._handles(plan.handles, extra)
+        restorer.finish()
         fs.handles.next_id = plan.next_handle
         self._drop_unknown(plan)
         if extra is not None:
             self._locks(extra)
-            known = {loss.id for loss in self._report.losses}
-            self._report.losses += [loss for loss in extra.losses if loss.id not in known]
+            self._forgotten(extra)
 
     def _fail(self, what: str, error: OSError, hint: str = "", **details: int) -> None:
         """Under ``abort`` raise, under ``guest-error`` note the loss."""
         why = reason_of(error)
         if self._abort:
+            hint = hint or HINTS.get(error.errno or errno.EIO, "")
             raise RestoreError(
                 f"{what}: {why}", step="load back-end state", side="destination", spec=SPEC,
                 errno=error.errno or errno.EIO,
-                hint=hint or "is this the right directory, and as it was? "
-                "migration-on-error guest-error would go on and give the guest EIO there",
+                hint=hint + GOES_ON if hint else GOES_ON.removeprefix("; "),
                 **details,
             ) from error
-        self._report.losses.append(Loss(details.get("inode", 0), f"{what}: {why}"))
+        self._lose(details.get("inode", 0), details.get("fh"), f"{what}: {why}")
+
+    def _lose(self, inode: int, fh: int | None, why: str) -> None:
+        """Go on without it."""
+        self._report.losses.append(Loss(inode, why))
 
     # -- inodes ----------------------------------------------------------------------------------
 
-    def _inodes(self, plan: Plan, state: StateBlob, extra: Extension | None) -> None:
+    def _inodes(self, restorer: InodeRestorer, plan: Plan, extra: Extension | None) -> None:
         report = self._report
-        restorer = InodeRestorer(self._fs, state.mount_paths, report.notes)
         files = {file.id: file for file in extra.anonymous} if extra is not None else {}
         reasons = {loss.id: loss.reason for loss in extra.losses} if extra is not None else {}
+        stale = frozenset(extra.stale) if extra is not None else frozenset()
         one = restorer.one
         try:
             for record in plan.inodes:
                 file = files.get(record.id) if files else None
                 try:
-                    if file is None:
-                        one(record)
-                    else:
-                        restorer.anonymous(record, file)
+                    if file is not None:
+                        self._anonymous(restorer, record, file)
                         report.anonymous += 1
+                    elif record.location == INVALID and record.id in stale:
+                        restorer.invalid(record, stale=True)  # there is nothing of it to lose
+                    else:
+                        one(record)
                 except OSError as error:
                     why = reasons.get(record.id)
                     self._inode_failed(restorer, record, error if why is None else OSError(error.errno, why))
@@ -187,11 +216,11 @@ class _Load:
         finally:
             restorer.close()
 
+    def _anonymous(self, restorer: InodeRestorer, record: InodeRecord, file: Anonymous) -> None:
+        restorer.anonymous(record, file)
+
     def _inode_failed(self, restorer: InodeRestorer, record: InodeRecord, error: OSError) -> None:
-        hint = ""
-        if error.errno == errno.EPERM:
-            hint = "opening by file handle needs CAP_DAC_READ_SEARCH; or migrate with find-paths"
-        self._fail(describe(record), error, hint, inode=record.id)
+        self._fail(describe(record), error, inode=record.id)
         restorer.invalid(record)
 
     def _prove(self, restorer: InodeRestorer) -> None:
@@ -218,6 +247,13 @@ class _Load:
                 inode = inodes.get(record.id)
                 if inode is not None:
                     self._fs.drop(inode)
+
+    def _forgotten(self, extra: Extension) -> None:
+        """What the source could not write down at all, such as an open file whose inode the guest forgot."""
+        known = {loss.id for loss in self._report.losses}
+        for loss in extra.losses:
+            if loss.id not in known:
+                self._fail(f"inode {loss.id}", OSError(errno.EIO, loss.reason), inode=loss.id)
 
     # -- handles and locks -----------------------------------------------------------------------
 

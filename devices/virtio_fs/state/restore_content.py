@@ -7,6 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from .collect_content import inode_flags
 from .extension import Anonymous
 
 if TYPE_CHECKING:
@@ -17,28 +18,33 @@ SECOND = 1_000_000_000
 NAMES_TRIED = 100
 NO_TMPFILE = (
     errno.EOPNOTSUPP, errno.EISDIR, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EINVAL,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
 )  # fmt: skip
-"""What O_TMPFILE answers where the share has none or may not be written."""
+"""What O_TMPFILE and writing into it answer where the share has none, may not be written, or is full."""
+FS_IOC_SETFLAGS = 0x40086602
+SETTABLE = 0x80 | 0x40 | 0x8 | 0x1 | 0x4 | 0x2 | 0x800000
+"""NOATIME, NODUMP, SYNC, SECRM, COMPR, UNRM, NOCOW: what a file without a name may have."""
 
 
 def recreate(fs: PassthroughFs, file: Anonymous, notes: list[str]) -> int:
     """A descriptor of a new file without a name that is what ``file`` was; OSError if that is impossible.
 
-    A regular file is an O_TMPFILE in the share, or else in memory. Other kinds are made under a name that
-    nobody uses, opened, and the name is removed. What could not be set is told in ``notes``.
+    A regular file is an O_TMPFILE in the share, or else in memory: where the share takes none, and where it
+    has no room for the contents (a state holds at most UNLINKED_CONTENT_MAX of them). Other kinds are made
+    under a name that nobody uses, opened, and the name is removed. Nobody but us may use it yet: what else it
+    was is set by ``set_attributes``.
     """
     if stat.S_ISREG(file.mode):
-        fd = _regular(fs, file, notes)
-    elif fs.options.readonly:
+        return _regular(fs, file, notes)
+    check_makeable(fs)
+    return _other(fs, file)
+
+
+def check_makeable(fs: PassthroughFs) -> None:
+    """OSError if nothing with a name can be made in the share, not even for a moment."""
+    if fs.options.readonly:
         raise OSError(errno.EROFS, "the share is served read-only")
-    else:
-        fd = _other(fs, file)
-    try:
-        _set_attributes(fs.host, fd, file, notes)
-    except BaseException:
-        fs.host.close(fd)
-        raise
-    return fd
+    fs.host.access(fs.path_fd(fs.root), os.W_OK | os.X_OK)
 
 
 def _regular(fs: PassthroughFs, file: Anonymous, notes: list[str]) -> int:
@@ -47,12 +53,16 @@ def _regular(fs: PassthroughFs, file: Anonymous, notes: list[str]) -> int:
         if fs.options.readonly:
             raise OSError(errno.EROFS, "the share is served read-only")
         flags = os.O_TMPFILE | os.O_RDWR | (0 if _guest_could_make(fs, file) else os.O_EXCL)
-        fd = host.open_beneath(fs.path_fd(fs.root), b".", flags, 0o600)
+        return _filled(host, host.open_beneath(fs.path_fd(fs.root), b".", flags, 0o600), file)
     except OSError as error:
         if error.errno not in NO_TMPFILE:
             raise
-        fd = host.memory_file(b"unlinked-%d" % file.id)
-        notes.append(f"inode {file.id}: its contents are in memory, the share takes no unnamed file")
+        notes.append(f"inode {file.id}: its contents are in memory, not in the share: {error.strerror}")
+        return _filled(host, host.memory_file(b"unlinked-%d" % file.id), file)
+
+
+def _filled(host: HostFs, fd: int, file: Anonymous) -> int:
+    """``fd`` with the file's contents; closed if that fails."""
     try:
         for offset, data in file.extents:
             _write(host, fd, offset, data)
@@ -128,22 +138,48 @@ def _make(host: HostFs, root_fd: int, file: Anonymous) -> bytes:
     raise OSError(errno.EEXIST, "no free name for an unlinked file")
 
 
-def _set_attributes(host: HostFs, fd: int, file: Anonymous, notes: list[str]) -> None:
-    """Owner, mode, extended attributes and times; owner first, since chown clears suid and sgid bits."""
+def set_attributes(host: HostFs, fd: int, file: Anonymous, notes: list[str]) -> None:
+    """Owner, extended attributes, mode, inode flags and times; what could not be set is told in ``notes``.
+
+    The owner comes first, since chown clears suid and sgid bits; the mode after the ACLs, which change it. An
+    ACL that the share's root handed down to every new file is none of this one's.
+    """
     lacking = []
     attr = host.fstat(fd)
     if (attr[11], attr[12]) != (file.uid, file.gid) and not _done(lambda: host.chown(fd, file.uid, file.gid)):
         lacking.append("owner")
-    if not stat.S_ISLNK(file.mode) and not _done(lambda: host.chmod(fd, file.mode & 0o7777)):
-        lacking.append("mode")
+    wanted = {name for name, _ in file.xattrs}
+    for name in _names(host, fd) - wanted:
+        if name.startswith(b"system.posix_acl_"):
+            _done(lambda name=name: host.removexattr(fd, name))
     for name, value in file.xattrs:
         if not _done(lambda name=name, value=value: host.setxattr(fd, name, value, 0)):
             lacking.append(os.fsdecode(name))
+    if not stat.S_ISLNK(file.mode) and not _done(lambda: host.chmod(fd, file.mode & 0o7777)):
+        lacking.append("mode")
+    if stat.S_ISREG(file.mode) and not _same_flags(host, fd, file.flags):
+        lacking.append("inode flags")
     times = divmod(file.atime_ns, SECOND), divmod(file.mtime_ns, SECOND)
     if not _done(lambda: host.utimens(fd, *times)):
         lacking.append("times")
     if lacking:
         notes.append(f"inode {file.id}: could not be set again: {', '.join(lacking)}")
+
+
+def _names(host: HostFs, fd: int) -> set[bytes]:
+    try:
+        return set(host.listxattr(fd))
+    except OSError:
+        return set()
+
+
+def _same_flags(host: HostFs, fd: int, flags: int) -> bool:
+    """Set the inode flags that may be set; whether they are now what they were."""
+    found = inode_flags(host, fd)
+    if not (found ^ flags) & SETTABLE:
+        return True
+    wanted = (found & ~SETTABLE | flags & SETTABLE).to_bytes(4, "little")
+    return _done(lambda: host.ioctl(fd, FS_IOC_SETFLAGS, wanted, 0))
 
 
 def _done(call: object) -> bool:

@@ -8,10 +8,10 @@ import stat
 from typing import TYPE_CHECKING
 
 from ..passthrough.core import BIRTH
-from ..passthrough.inodes import INVALID, NOWHERE, PINNED, Inode, Mount, pack_handle
+from ..passthrough.inodes import INVALID, NOWHERE, PINNED, STALE, Inode, Mount, pack_handle
 from .extension import Anonymous
 from .records import FILE_HANDLE, FULL_PATH, PATH, ROOT, FileHandle, InodeRecord
-from .restore_content import recreate
+from .restore_content import recreate, set_attributes
 
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
@@ -46,6 +46,7 @@ class InodeRestorer:
         self._mount_fds: dict[int, int] = {}
         self._mounts: dict[tuple[int, int], Mount] = {}
         self._share = b""
+        self._made: list[Anonymous] = []
         self.unproven: dict[tuple[int, int, int], Inode] = {}
         """Inodes opened by handle of which it is not known that they are in the share."""
 
@@ -68,11 +69,11 @@ class InodeRestorer:
         else:
             raise OSError(errno.EIO, "the source did not know where it is")
 
-    def invalid(self, record: InodeRecord) -> None:
-        """The guest keeps a node whose every use is EIO."""
+    def invalid(self, record: InodeRecord, *, stale: bool = False) -> None:
+        """The guest keeps a node whose every use is EIO, or ESTALE if it was gone at the source already."""
         inode = self._table.restore(record.id, NOWHERE, 0, 0)
         inode.nlookup = record.refcount
-        inode.state = INVALID
+        inode.state = STALE if stale else INVALID
 
     # -- by place --------------------------------------------------------------------------------
 
@@ -222,5 +223,16 @@ class InodeRestorer:
         return fd
 
     def anonymous(self, record: InodeRecord, file: Anonymous) -> None:
-        """An unlinked file whose contents came along."""
+        """An unlinked file whose contents came along; ``finish`` gives it its attributes."""
         self._keep(record, recreate(self._fs, file, self._notes), pinned=True)
+        self._made.append(file)
+
+    def finish(self) -> None:
+        """Owner, mode and the rest of what was made anew, now that all handles are open.
+
+        Its mode may be one that lets nobody open it again: a descriptor outlives that, opening does not.
+        """
+        for file in self._made:
+            inode = self._inode_of(file.id)
+            if inode is not None and inode.fd >= 0:
+                set_attributes(self._host, inode.fd, file, self._notes)

@@ -9,7 +9,7 @@ import stat
 
 import pytest
 
-from devices.virtio_fs.state import blob, collect_content, collect_records, extension, restore_content
+from devices.virtio_fs.state import blob, collect_content, extension, restore_content
 from devices.virtio_fs.state.restore import RestoreError
 from tests.support.leaks import Held
 from vmsim.host.fs import LinuxFs
@@ -145,7 +145,7 @@ def test_a_name_that_is_taken_is_left_alone(guest, make_guest, share):
 
 
 def test_too_much_content_is_reported_and_invalid(guest, make_guest, share, monkeypatch):
-    monkeypatch.setattr(collect_records, "ContentBudget", lambda: collect_content.ContentBudget(10))
+    monkeypatch.setattr(collect_content, "UNLINKED_CONTENT_MAX", 10)
     small, small_fh = unlinked(guest, share, "a", b"12345678")
     large, large_fh = unlinked(guest, share, "b", b"123")
     data = guest.save()

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from devices.virtio_fs.state import preflight as module
+from devices.virtio_fs.state import collect_content
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.preflight import preflight
 from devices.virtio_fs.state.restore import RestoreError
@@ -41,12 +41,12 @@ def test_an_unlinked_file(guest):
 
 
 def test_too_much_content(guest, monkeypatch):
-    monkeypatch.setattr(module, "UNLINKED_CONTENT_MAX", 5)
+    monkeypatch.setattr(collect_content, "UNLINKED_CONTENT_MAX", 5)
     guest.open(guest.lookup("g"))
     guest.unlink(1, b"g")
     (finding,) = ask(guest)
     assert finding.severity == "error"
-    assert "exceed the 5" in finding.why
+    assert "left of 5" in finding.why
 
 
 def test_a_name_that_is_not_utf8(guest, share):
