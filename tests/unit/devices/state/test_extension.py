@@ -142,6 +142,7 @@ MANY = {
     "anonymous": (limits.STATE_UNLINKED_MAX, ext.Anonymous(3, stat.S_IFREG)),
     "raw_names": (limits.STATE_INODES_MAX, ext.RawName(5, 1, b"x")),
     "losses": (limits.STATE_INODES_MAX, ext.Loss(5, "")),
+    "stale": (limits.STATE_INODES_MAX, 5),
 }
 
 
