@@ -13,6 +13,7 @@ from vmsim.fuse.filesystem import Context, Deferred, OpenReply, TryAgain, Views
 from vmsim.limits import FUSE_COPY_MAX
 
 from .attrs import LEASED
+from .core import INVALID_ID
 from .inodes import Inode
 from .locks import LockOps
 from .reach import NO_MORE_FDS
@@ -64,10 +65,20 @@ class FileOps(LockOps):
         self.handles.check_room()
         wanted = self.effective_flags(flags)
         fd, effective = self.open_inode(inode, wanted, flags)
-        if open_flags & f.OPEN_KILL_SUIDGID and wanted & os.O_TRUNC:
+        if wanted & os.O_TRUNC and self._truncation_kills(ctx, open_flags):
             self.drop_set_ids(fd)
         handle = self.handles.add(inode, fd, effective & ~os.O_TRUNC, flags, False)
         return handle.id, self.open_reply_flags(False), 0
+
+    def _truncation_kills(self, ctx: Context, open_flags: int) -> bool:
+        """Whether set-id bits go with the content.
+
+        With HANDLE_KILLPRIV_V2 Linux says so; without, it leaves all of an O_TRUNC to us, and then they go
+        where somebody known who is not user 0 asks for it.
+        """
+        if open_flags & f.OPEN_KILL_SUIDGID:
+            return True
+        return not self.killpriv and ctx.uid not in (0, INVALID_ID)
 
     def effective_flags(self, flags: int) -> int:
         """The flags for the host: the writeback cache reads through handles that are open for writing."""
@@ -202,8 +213,8 @@ class FileOps(LockOps):
     def _changed(self, ctx: Context, fd: int) -> None:
         """The content was changed by a request that cannot say what becomes of set-id bits.
 
-        With HANDLE_KILLPRIV_V2 Linux leaves them to us all the same; of the caller's capabilities we know
-        only that user 0 has them.
+        With HANDLE_KILLPRIV_V2 Linux leaves them to us all the same. Of the caller's capabilities we know
+        only that user 0 has them, and where id-mapped mounts are allowed not even who it is.
         """
         if self.killpriv and ctx.uid:
             self.drop_set_ids(fd)

@@ -119,8 +119,8 @@ def test_changes_take_set_id_bits_away(table):
     scenes = [Scene(mode=mode, owner=owner) for mode in SET_IDS for owner in ((1000, 2000), (1000, 0))]
     scenes += [Scene(mode=mode, attributes=True) for mode in (0o777, 0o6777)]
     table.add(scenes, CHANGES, [*USERS, "root without fsetid", "root without any"])
-    # FALLOCATE and COPY_FILE_RANGE say nothing of the caller's capabilities to a server that kills by itself.
-    unsaid = ("fallocate", "copy_file_range")
+    # These say nothing of the caller's capabilities to a server that kills by itself.
+    unsaid = ("fallocate", "copy_file_range", "open truncate", "open read-truncate")
     table.add(scenes, [name for name in CHANGES if name not in unsaid], ["stranger with fsetid"])
     check(table)
 

@@ -85,6 +85,18 @@ def test_supplementary_group_decides(fs, share):
 
 
 @needs_privilege
+def test_with_acls_one_group_is_not_all_that_decides(serve, share):
+    """The group that is told is the directory's; an ACL may have let another in: the guest has checked."""
+    fs = serve(posix_acl=True)
+    (share / "d").mkdir()
+    os.chown(share / "d", 0, 777)
+    (share / "d").chmod(0o750)
+    node = fs.ask(op.LOOKUP, 1, (), (b"d",)).nodeid
+    fs.fs.mkdir(context(CALLER, CALLER, (777,)), node, b"member", 0o755, 0)
+    assert owner(share / "d" / "member") == (CALLER, CALLER)
+
+
+@needs_privilege
 def test_our_own_groups_grant_nothing(serve, share):
     """CVE-2022-0358: a group of the server's, in a directory with SGID."""
     from vmsim.host.fs import LinuxFs

@@ -15,10 +15,17 @@ from tests.unit.devices.passthrough.helpers import PRIVILEGED, needs_privilege
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import flags as f
 
+NOBODY = 0xFFFFFFFF
+"""The caller's id where Linux tells none, since id-mapped mounts are allowed."""
+
 
 def open_file(fs, flags, name=b"a", open_flags=0):
     node = fs.ask(op.LOOKUP, 1, (), (name,)).nodeid
     return node, fs.ask(op.OPEN, node, (flags, open_flags)).fh
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def write(fs, node, fh, offset, data, flags=0, write_flags=0):
@@ -203,13 +210,15 @@ def test_truncate_through_the_handle(fs, share):
     assert (share / "a").read_bytes() == b"123"
 
 
+@pytest.mark.parametrize("killpriv", [False, True])
 @pytest.mark.parametrize("cut", [b"write", b"truncate", b"open"])
 @needs_privilege
-def test_suid_is_cleared_when_the_guest_asks(serve, share, cut):
-    fs = serve(killpriv_v2=True)
-    for kill, mode in ((0, 0o6777), (1, 0o777)):
+def test_suid_is_cleared_when_the_guest_asks(serve, share, cut, killpriv):
+    """Whatever was negotiated: Linux says it of direct writes without HANDLE_KILLPRIV_V2 as well."""
+    fs = serve(killpriv_v2=killpriv)
+    for kill, before, after in ((0, 0o6777, 0o6777), (1, 0o6777, 0o777), (1, 0o2666, 0o2666)):
         (share / "a").write_bytes(b"data")
-        (share / "a").chmod(0o6777)
+        (share / "a").chmod(before)
         if cut == b"open":
             open_file(fs, os.O_WRONLY | os.O_TRUNC, open_flags=kill)
         elif cut == b"write":
@@ -217,7 +226,46 @@ def test_suid_is_cleared_when_the_guest_asks(serve, share, cut):
             write(fs, node, fh, 0, b"x", write_flags=f.WRITE_KILL_SUIDGID * kill)
         else:
             fs.setattr("/a", f.FATTR_SIZE | f.FATTR_KILL_SUIDGID * kill, size=1)
-        assert stat.S_IMODE((share / "a").stat().st_mode) == mode
+        assert mode_of(share / "a") == after, (kill, before)
+
+
+@pytest.mark.parametrize(
+    ("killpriv", "change", "losers"),
+    [
+        (False, "open", {1000}), (True, "open", set()), (False, "fallocate", set()), (False, "copy", set()),
+        (True, "fallocate", {1000, NOBODY}), (True, "copy", {1000, NOBODY}),
+    ],
+)  # fmt: skip
+@needs_privilege
+def test_set_id_bits_where_the_request_says_nothing_of_them(serve, share, killpriv, change, losers):
+    """What Linux leaves to the server: O_TRUNC without HANDLE_KILLPRIV_V2, and with it what has no flag."""
+    fs = serve(killpriv_v2=killpriv)
+    (share / "b").write_bytes(b"more")
+    for uid in (0, 1000, NOBODY):
+        (share / "a").write_bytes(b"data")
+        (share / "a").chmod(0o6777)
+        fs.uid = uid
+        if change == "open":
+            open_file(fs, os.O_WRONLY | os.O_TRUNC)
+        else:
+            node, fh = open_file(fs, os.O_WRONLY)
+            if change == "copy":
+                source, source_fh = open_file(fs, os.O_RDONLY, b"b")
+                fs.ask(op.COPY_FILE_RANGE, source, (source_fh, 0, node, fh, 0, 4, 0))
+            else:
+                fs.ask(op.FALLOCATE, node, (fh, 0, 10, 0, 0))
+        assert mode_of(share / "a") == (0o777 if uid in losers else 0o6777), uid
+
+
+@needs_privilege
+def test_a_write_through_what_is_only_read_changes_no_mode(serve, share):
+    fs = serve(killpriv_v2=True)
+    (share / "a").write_bytes(b"data")
+    (share / "a").chmod(0o6777)
+    node, fh = open_file(fs, os.O_RDONLY)
+    with refused(errno.EBADF):
+        write(fs, node, fh, 0, b"x", write_flags=f.WRITE_KILL_SUIDGID)
+    assert mode_of(share / "a") == 0o6777
 
 
 def test_lseek_finds_holes(fs, share):

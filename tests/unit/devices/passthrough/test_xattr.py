@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+import struct
 
 import pytest
 
@@ -93,6 +95,49 @@ def test_a_mapped_capability_goes_when_the_file_changes(serve, share):
     fs.setxattr("/a", "security.capability", b"caps")
     fs.truncate("/a", 1)
     assert fs.listxattr("/a") == []
+
+
+@pytest.mark.parametrize("change", ["write", "fallocate", "copy"])
+@pytest.mark.usefixtures("probed")
+def test_a_mapped_capability_goes_without_being_told(serve, share, change):
+    """On the host it has a name that the kernel does not know, and the guest's does not look for it."""
+    fs = serve(xattrmap=":map::user.vm.:")
+    (share / "a").write_bytes(b"data")
+    fs.setxattr("/a", "security.capability", b"caps")
+    node = fs.ask(op.LOOKUP, 1, (), (b"a",)).nodeid
+    fh = fs.ask(op.OPEN, node, (os.O_RDWR, 0)).fh
+    if change == "write":
+        fs.ask(op.WRITE, node, (fh, 0, 1, 0, 0, 0, 0), (), b"x")
+    elif change == "fallocate":
+        fs.ask(op.FALLOCATE, node, (fh, 0, 10, 0, 0))
+    else:
+        fs.ask(op.COPY_FILE_RANGE, node, (fh, 0, node, fh, 2, 2, 0))
+    assert fs.listxattr("/a") == []
+
+
+@pytest.mark.parametrize("group", [0, 777])
+@pytest.mark.parametrize(("name", "kill", "mode"), [
+    ("access", 1, 0o640), ("access", 0, 0o2640), ("default", 1, 0o2755),
+])  # fmt: skip
+@needs_privilege
+def test_an_acl_takes_the_group_bit_when_told(serve, share, group, name, kill, mode):
+    """Also of a file whose group we are in ourselves."""
+    fs = serve(posix_acl=True)
+    target = share / "a"
+    if name == "access":
+        target.touch()
+    else:
+        target.mkdir()
+    os.chown(target, 1000, group)
+    target.chmod(0o2755)
+    entries = ((1, 6), (4, 4), (32, 0))
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry, 0xFFFFFFFF) for entry in entries)
+    node = fs.ask(op.LOOKUP, 1, (), (b"a",)).nodeid
+    try:
+        fs.fs.setxattr(None, node, b"system.posix_acl_" + name.encode(), value, 0, kill)
+    except OSError as error:
+        pytest.skip(f"no ACLs here: {error}")
+    assert stat.S_IMODE(target.stat().st_mode) == mode
 
 
 @pytest.mark.usefixtures("probed")
