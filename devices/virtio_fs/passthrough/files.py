@@ -66,7 +66,11 @@ class FileOps(LockOps):
         wanted = self.effective_flags(flags)
         fd, effective = self.open_inode(inode, wanted, flags)
         if wanted & os.O_TRUNC and self._truncation_kills(ctx, open_flags):
-            self.drop_set_ids(fd)
+            try:
+                self.drop_set_ids(fd)
+            except BaseException:
+                self.host.close(fd)
+                raise
         handle = self.handles.add(inode, fd, effective & ~os.O_TRUNC, flags, False)
         return handle.id, self.open_reply_flags(False), 0
 
