@@ -12,8 +12,8 @@ class GuestFs(FileObjects):
 
     The layers, each a class on top of the next: file objects, requests without waiting, locks, space,
     extended attributes, directories, attributes, content of files, page cache, payload, opening, names, path
-    resolution, access, credentials, requests. ``kernel`` is the kernel that runs the process; the machine re-points it (for all
-    of its processes) when a migration commits.
+    resolution, access, credentials, requests. ``kernel`` is the kernel that runs the process; the machine
+    re-points it (for all of its processes) when a migration commits.
     """
 
     def fork(self) -> GuestFs:
