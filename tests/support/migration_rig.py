@@ -10,6 +10,7 @@ from vmsim.errors import HostError, StreamTruncated, VmsimError
 from vmsim.memory import DirtyLog, GuestMemory, Region
 from vmsim.migration.channel import MemoryChannel
 from vmsim.migration.destination import IncomingMigration
+from vmsim.migration.downtime import Forecast
 from vmsim.migration.report import MigrationParameters
 from vmsim.migration.source import OutgoingMigration
 from vmsim.migration.vmio import VmReader, VmWriter
@@ -76,6 +77,7 @@ class Machine:
         self.devices[0].name = b"tick"
         self.log: list[str] = []
         self.fail_at = ""
+        self.expects = Forecast()
 
     def _step(self, name: str) -> None:
         self.log.append(name)
@@ -105,6 +107,9 @@ class Machine:
     def harvest(self):
         self._step("harvest")
         return self.dirty.harvest()
+
+    def forecast(self) -> Forecast:
+        return self.expects
 
     def pause(self) -> None:
         self.running = False
@@ -239,7 +244,7 @@ class Run:
             self.source, self.source_end, self.schedule, parameters or MigrationParameters(part_bytes=8192),
             on_progress,
         )
-        self.incoming = IncomingMigration(self.destination_end, self._build)
+        self.incoming = IncomingMigration(self.destination_end, self._build, self.schedule.now_ns)
         self._guest = guest
         self._done = False
 

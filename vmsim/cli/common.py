@@ -14,6 +14,7 @@ import click
 
 from vmsim.cli.interrupts import Interrupted
 from vmsim.errors import HostError, MigrationError, UsageError, VmsimError
+from vmsim.machine.asked import duration_ns
 from vmsim.machine.config import parse_size
 
 if TYPE_CHECKING:
@@ -51,6 +52,21 @@ class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gene
             return value
         try:
             return parse_size(value)
+        except UsageError as error:
+            self.fail(f"{error.message}: {error.hint}", param, ctx)
+
+
+class DurationType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3
+    """A duration option, in nanoseconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse ``300ms`` and the like."""
+        if isinstance(value, int):
+            return value
+        try:
+            return duration_ns(value)
         except UsageError as error:
             self.fail(f"{error.message}: {error.hint}", param, ctx)
 

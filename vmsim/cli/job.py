@@ -5,8 +5,10 @@ No printing here: a watcher is told what happens, and :meth:`Job.run` returns th
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
@@ -16,9 +18,9 @@ import msgspec
 from vmsim.cli.common import size_text
 from vmsim.cli.continuing import NOTE, Note
 from vmsim.cli.interrupts import clearing_up
-from vmsim.cli.options import MachineChoice
+from vmsim.cli.options import LimitChoice, MachineChoice
 from vmsim.cli.programs import Contender, Work, Worker, check
-from vmsim.cli.report import Hop, HopWatch, JobReport, Stages, Watcher
+from vmsim.cli.report import Hop, HopWatch, JobReport, Stages, Standstill, Watcher
 from vmsim.cli.share import Scratch, check_target, existing, make_small_tree, refused
 from vmsim.errors import MigrationBlocked, UsageError
 from vmsim.guest.config import GuestConfig
@@ -39,10 +41,15 @@ STEPS_BETWEEN_HOPS: Final = 40
 SETTLING_TURNS: Final = 10_000
 """In which a request that arrived with the machine has to wait for its lock again."""
 
-LIVE: Final = MigrationParameters(bandwidth=1 << 30, downtime_limit_ns=48_000, part_bytes=16 << 10)
-"""In virtual time, in which a turn takes a microsecond: the guest works a lot while memory is sent."""
+LIVE: Final = MigrationParameters(
+    bandwidth=1 << 30, memory_limit_ns=48_000, part_bytes=16 << 10, clock=time.monotonic_ns
+)
+"""Memory goes in virtual time, in which a turn takes a microsecond: the guest works a lot while it is sent.
 
-LIVE_REMOTE: Final = MigrationParameters(bandwidth=1 << 30, downtime_limit_ns=500_000, part_bytes=16 << 10)
+What it costs that nobody runs is real time, which decides nothing about the interleaving.
+"""
+
+LIVE_REMOTE: Final = dataclasses.replace(LIVE, memory_limit_ns=500_000)
 """Back-ends in other processes work in real time, and the guest gets more done in a round."""
 
 ELSEWHERE: Final = ", and perhaps not at the destination either"
@@ -60,6 +67,7 @@ class JobOptions(msgspec.Struct, frozen=True):
     """What the user asked for."""
 
     machine: MachineChoice
+    limits: LimitChoice = LimitChoice()
     share: str | None = None
     read_only: bool = False
     inodes: int = 200
@@ -108,6 +116,7 @@ class Job:
         self.schedule = SeededSchedule(options.seed, turns_max=1 << 62)
         self.stages = Stages(watcher)
         self.hops: list[Hop] = []
+        self.downtimes: list[Standstill] = []
         self.share = options.share or ""
         self.seams: Callable[[str], Seams] | None = None
         """Wrappers for the machine of that name."""
@@ -126,7 +135,7 @@ class Job:
         return {
             name: value
             for name, value in msgspec.to_builtins(report).items()
-            if name in ("share", "seed", "machine", "stages", "hops")
+            if name in ("share", "seed", "machine", "stages", "hops", "downtimes")
         }
 
     def _run(self) -> JobReport:
@@ -175,6 +184,7 @@ class Job:
             ok=not found, share=self.share, seed=self.options.seed, machine=self.options.machine,
             stages=self.stages.done, hops=self.hops, workload=counts,
             discrepancies=[str(each) for each in found], saved=self._saved, left_out=list(left_out),
+            downtimes=self.downtimes,
         )  # fmt: skip
 
     # Stages
@@ -284,10 +294,20 @@ class Job:
             self._wait_for_waiting(machine)
             moved["waiting"] = machine.facts()["waiting"]
         self.hops.append(watch.hop(machine, steps, moved))
+        assert machine.migration_stats is not None
+        self.downtimes.append(Standstill.of(machine.migration_stats))
         return machine
 
     def _live(self) -> MigrationParameters:
-        return LIVE if self.options.machine.transport == "inproc" else LIVE_REMOTE
+        limits = self.options.limits
+        live = LIVE if self.options.machine.transport == "inproc" else LIVE_REMOTE
+        changes: dict[str, Any] = {
+            "over_limit": limits.over_limit, "max_rounds": limits.max_rounds,
+            "cancel_after_ns": limits.cancel_after, "bandwidth": limits.bandwidth or live.bandwidth,
+        }  # fmt: skip
+        if limits.downtime_limit is not None:
+            changes |= {"downtime_limit_ns": limits.downtime_limit, "memory_limit_ns": limits.downtime_limit}
+        return dataclasses.replace(live, **changes)
 
     def _save(self, machine: Machine, work: Work, path: str) -> None:
         self.stages.begin("save", path)

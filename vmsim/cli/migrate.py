@@ -9,7 +9,7 @@ import msgspec
 
 from vmsim.cli.common import Invocation, print_json, report_console
 from vmsim.cli.job import Job, JobOptions
-from vmsim.cli.options import choice_of, machine_options
+from vmsim.cli.options import choice_of, limit_options, limits_of, machine_options
 from vmsim.cli.show import show_job
 from vmsim.cli.tracing import traced_seams, tracer_for
 from vmsim.cli.watch import ConsoleWatcher
@@ -29,6 +29,7 @@ from vmsim.cli.watch import ConsoleWatcher
 @click.option("--keep-names", is_flag=True,
               help="The guest unlinks nothing: for back-ends that lose unlinked files when they move.")
 @machine_options
+@limit_options
 @click.option("--trace", metavar="GLOB",
               help="Print matching events on standard error: fuse.*, virtio.ring.*, migration.*, ...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output instead of tables.")
@@ -42,9 +43,13 @@ def migrate(
     The guest works in a scratch folder that it makes in DIR and that is removed again: files and directories,
     renamed and unlinked-but-open files, locks, requests in flight. Without DIR a small directory is made for
     the occasion. Exit status 0 only if every handle, offset, lock and byte is as an independent record says.
+
+    When the downtime limit cannot be kept, that is said before the guest stops; --over-limit refuse ends the
+    migration then, and the guest goes on at the source.
     """
     options = JobOptions(
-        machine=choice_of(machine), share=directory, read_only=read_only, inodes=inodes, hops=hops, seed=seed,
+        machine=choice_of(machine), limits=limits_of(machine), share=directory, read_only=read_only,
+        inodes=inodes, hops=hops, seed=seed,
         save=save, keep_names=keep_names,
     )
     with ConsoleWatcher(quiet=as_json) as watcher:

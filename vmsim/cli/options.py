@@ -8,13 +8,24 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from vmsim.cli.common import SizeType
+from vmsim.cli.common import DurationType, SizeType
 from vmsim.errors import UsageError
 from vmsim.host.processes import words_of
 from vmsim.machine.config import DIALECTS, MIGRATIONS, RINGS
 from vmsim.machine.remote import TRANSPORTS
+from vmsim.migration.report import OVER_LIMIT
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class LimitChoice(msgspec.Struct, frozen=True):
+    """What the options say about one migration; times in nanoseconds, None: not said."""
+
+    downtime_limit: int | None = None
+    over_limit: str = "go-on"
+    bandwidth: int | None = None
+    max_rounds: int = 30
+    cancel_after: int | None = None
 
 
 class MachineChoice(msgspec.Struct, frozen=True):
@@ -74,6 +85,25 @@ def backend_options(command: F) -> F:
     return command
 
 
+def limit_options(command: F) -> F:
+    """Add the options that say when the guest is stopped, and when to give up."""
+    for add in reversed((
+        click.option("--downtime-limit", type=DurationType(), metavar="TIME",
+                     help="How long nobody may run: 300ms, 1s. All of it counts: memory, the state of guest "
+                     "and back-end, sending, loading, starting.  [default: 300ms]"),
+        click.option("--over-limit", type=click.Choice(OVER_LIMIT), default="go-on", show_default=True,
+                     help="When the limit cannot be kept, which is said before the guest stops."),
+        click.option("--bandwidth", type=SizeType(), metavar="SIZE",
+                     help="Bytes per second that may be sent: 100M, 1G."),
+        click.option("--max-rounds", type=click.IntRange(1, 10_000), default=30, show_default=True,
+                     help="Passes over memory before the guest is stopped all the same."),
+        click.option("--cancel-after", type=DurationType(), metavar="TIME",
+                     help="Cancel a migration that has not committed after so long; the source goes on."),
+    )):
+        command = add(command)
+    return command
+
+
 def machine_options(command: F) -> F:
     """Add the options of :class:`MachineChoice` to a command."""
     for add in reversed((
@@ -104,3 +134,8 @@ def machine_options(command: F) -> F:
 def choice_of(options: dict[str, Any]) -> MachineChoice:
     """Take the machine's options out of a command's parameters."""
     return MachineChoice(**{name: options.pop(name) for name in MachineChoice.__struct_fields__})
+
+
+def limits_of(options: dict[str, Any]) -> LimitChoice:
+    """Take the options of ``limit_options`` out of a command's parameters."""
+    return LimitChoice(**{name: options.pop(name) for name in LimitChoice.__struct_fields__})

@@ -9,7 +9,8 @@ import msgspec
 
 from vmsim.cli.options import MachineChoice
 from vmsim.machine import Machine
-from vmsim.migration.report import Progress
+from vmsim.migration.downtime import milliseconds
+from vmsim.migration.report import MigrationStats, Progress
 
 
 class Watcher(Protocol):
@@ -21,6 +22,10 @@ class Watcher(Protocol):
 
     def progress(self, done: float, what: str) -> None:
         """How far the stage is, 0 to 1."""
+        ...
+
+    def warn(self, what: str) -> None:
+        """Something that the user should know now."""
         ...
 
 
@@ -63,10 +68,28 @@ class Hop(msgspec.Struct):
         return self.section_bytes.get("vmsim/guest", 0)
 
 
+class Standstill(msgspec.Struct):
+    """The time of one hop in which nobody ran: its parts by name, measured and expected before the stop.
+
+    ``warnings`` say what of the limit could not be kept, or was not.
+    """
+
+    measured: dict[str, int]
+    expected: dict[str, int]
+    limit_ns: int
+    warnings: list[str]
+
+    @classmethod
+    def of(cls, stats: MigrationStats) -> Standstill:
+        """That of a migration."""
+        parts, expected = stats.downtime.parts(), stats.expected.parts()
+        return cls(parts, expected, stats.downtime_limit_ns, stats.warnings)
+
+
 class JobReport(msgspec.Struct):
     """The facts, as printed and as JSON; ``share`` is the directory.
 
-    ``left_out`` is what the guest did not do, or did without its back-end.
+    ``left_out`` is what the guest did not do, or did without its back-end; ``downtimes`` go with ``hops``.
     """
 
     ok: bool
@@ -79,6 +102,7 @@ class JobReport(msgspec.Struct):
     discrepancies: list[str]
     saved: str | None = None
     left_out: list[str] = []
+    downtimes: list[Standstill] = []
 
 
 class Stages:
@@ -104,7 +128,7 @@ class Stages:
 
 
 class HopWatch:
-    """Follows one migration: progress for the watcher, the moment of the guest's stop for the report."""
+    """Follows one migration: progress for the watcher, and how long it took for the report."""
 
     def __init__(self, machine: Machine, watcher: Watcher) -> None:
         self._watcher = watcher
@@ -112,16 +136,20 @@ class HopWatch:
         self._round_bytes = 0
         self._round = -1
         self._began = time.monotonic_ns()
-        self._stopped = 0
+        self._warned = False
 
     def __call__(self, report: Progress) -> None:
         """One report of the migration."""
-        if report.phase == "stop" and not self._stopped:
-            self._stopped = time.monotonic_ns()
         if report.round != self._round:
             self._round, self._round_bytes = report.round, max(1, report.remaining_bytes)
         done = 1 - report.remaining_bytes / max(self._round_bytes, report.remaining_bytes)
-        self._watcher.progress(done, f"{report.phase}, round {report.round + 1}")
+        what = f"{report.phase}, round {report.round + 1}"
+        if report.expected is not None:
+            what += f", downtime {milliseconds(report.expected.total_ns)}: most for {report.expected.longest}"
+        self._watcher.progress(done, what)
+        if report.warning and not self._warned:
+            self._warned = True
+            self._watcher.warn(report.warning)
 
     def ended(self) -> Self:
         """The guest runs at the destination: its time has come."""
@@ -136,6 +164,7 @@ class HopWatch:
             rounds=[{"memory_bytes": r.memory_bytes, "dirty_bytes": r.dirty_bytes} for r in stats.rounds],
             ram_bytes=self._ram_bytes, pages=stats.pages, zero_pages=stats.zero_pages,
             stream_bytes=stats.stream_bytes, section_bytes=stats.section_bytes,
-            total_ns=self._ended - self._began, downtime_ns=self._ended - (self._stopped or self._began),
-            steps=steps, requests_in_flight=machine.arrived_requests, moved=moved, notes=machine.notes(),
+            total_ns=self._ended - self._began, downtime_ns=stats.downtime_ns,
+            steps=steps,
+            requests_in_flight=machine.arrived_requests, moved=moved, notes=machine.notes(),
         )  # fmt: skip

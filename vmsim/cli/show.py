@@ -10,7 +10,8 @@ from rich.table import Table
 
 from vmsim.cli.common import human_bytes, human_ns, printable
 from vmsim.cli.continuing import ContinuedReport
-from vmsim.cli.report import Hop, JobReport, Stage
+from vmsim.cli.report import Hop, JobReport, Stage, Standstill
+from vmsim.migration.downtime import PARTS
 
 DISCREPANCIES_SHOWN: Final = 40
 HOPS_SHOWN: Final = 12
@@ -25,6 +26,10 @@ def show_job(report: JobReport, console: Console) -> None:
     else:
         console.print(_what_moved(report.hops))
     console.print(_how_it_went(report.hops))
+    _line(console, _downtime(report.downtimes))
+    for number, standstill in enumerate(report.downtimes, 1):
+        for warning in standstill.warnings:
+            _line(console, f"  warning (hop {number}): {warning}")
     for number, hop in enumerate(report.hops, 1):
         for note in hop.notes:
             _line(console, f"  note (hop {number}): {note}")
@@ -140,6 +145,17 @@ def _how_it_went(hops: Sequence[Hop]) -> Table:
             str(hop.steps), human_ns(hop.downtime_ns), human_ns(hop.total_ns),
         )  # fmt: skip
     return table
+
+
+def _downtime(downtimes: Sequence[Standstill]) -> str:
+    """The parts of the time in which nobody ran, of the hop in which that was longest."""
+    worst = max(downtimes, key=lambda each: sum(each.measured.values()))
+    total, expected = sum(worst.measured.values()), sum(worst.expected.values())
+    parts = [f"{PARTS[name]} {human_ns(took)}" for name, took in worst.measured.items() if took]
+    return (
+        f"downtime, at most: {human_ns(total)} ({', '.join(parts)}); "
+        f"expected {human_ns(expected)}, allowed {human_ns(worst.limit_ns)}"
+    )
 
 
 def _ends(hops: Sequence[Hop], table: Table) -> list[tuple[int, Hop]]:

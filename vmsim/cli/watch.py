@@ -58,6 +58,11 @@ class ConsoleWatcher:
             self._shown = int(done * 100)
             self._bar.update(self._stages[-1], completed=done, what=what)
 
+    def warn(self, what: str) -> None:
+        """Something that the user should know now."""
+        if not self._quiet:
+            self._console.print(f"warning: {printable(what)}", markup=False, soft_wrap=True)
+
     def _finish(self) -> None:
         """The stage that is shown last is done: its clock stops."""
         if self._stages:

@@ -12,6 +12,7 @@ from vmsim.machine.parts import MachineBackend, Seams
 from vmsim.machine.roles import Destination
 from vmsim.migration.channel import Channel
 from vmsim.migration.destination import IncomingMigration
+from vmsim.migration.downtime import Clock
 from vmsim.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -36,13 +37,19 @@ class Arrival:
     options: Mapping[str, Any] | None = None
     migration: str | None = None
     backend: MachineBackend | None = None
+    clock: Clock | None = None
+    """That by which the downtime is measured; None: the schedule's."""
+    load_ns: int = 0
+    """How long the machine took to load while nobody ran."""
 
     def receive(self, channel: Channel) -> Machine:
         """The machine that comes through ``channel``, ready to run; MigrationError if none does."""
         channel = self.seams.channel(channel, "destination")
         try:
-            migration = IncomingMigration(channel, self._destination)
+            clock = self.clock or self.schedule.now_ns
+            migration = IncomingMigration(channel, self._destination, clock)
             machine = migration.run().machine
+            self.load_ns = migration.load_ns
         except VmsimError:
             channel.close()
             raise

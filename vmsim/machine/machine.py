@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 import msgspec
 
-from vmsim.errors import MigrationError, StateError, UsageError, VmsimError
+from vmsim.errors import StateError, UsageError
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.kernel import GuestKernel
 from vmsim.guest.posix import GuestFs
@@ -21,20 +20,17 @@ from vmsim.host.processes import Command
 from vmsim.host.shm import SharedMemory
 from vmsim.machine import lines
 from vmsim.machine.arrival import Arrival
+from vmsim.machine.asked import Limits, parameters_of
 from vmsim.machine.config import MachineConfig, memory_layout, parse_size
 from vmsim.machine.guest_facts import guest_facts
+from vmsim.machine.moving import IN_DOUBT, leave, move
 from vmsim.machine.parts import Backend, FrontDevice, MachineBackend, Seams
 from vmsim.machine.remote import seams_for
-from vmsim.machine.roles import Source
 from vmsim.machine.sections import GuestSection, ProgramsSection
 from vmsim.machine.told import MigrationTrace
 from vmsim.memory import DirtyLog, GuestMemory, Region
-from vmsim.migration.channel import Channel, MemoryChannel
-from vmsim.migration.report import (
-    MigrationParameters,
-    MigrationStats,
-    ProgressCallback,
-)
+from vmsim.migration.channel import Channel
+from vmsim.migration.report import MigrationParameters, MigrationStats, ProgressCallback
 from vmsim.migration.seams import Section
 from vmsim.migration.source import OutgoingMigration
 from vmsim.schedule import Schedule, Task
@@ -49,7 +45,6 @@ if TYPE_CHECKING:
 RUNNING: Final = "running"
 PAUSED: Final = "paused"
 INCOMING: Final = "incoming"
-IN_DOUBT: Final = "in doubt"
 FINISHED: Final = "finished"
 CLOSED: Final = "closed"
 EXTERNAL: Final = "external"
@@ -215,71 +210,26 @@ class Machine:
     def migrate(
         self, *, share: str | os.PathLike[str] | None = None, options: Mapping[str, Any] | None = None,
         parameters: MigrationParameters | None = None, progress: ProgressCallback | None = None,
-        seams: Seams | None = None, migration: str | None = None,
+        seams: Seams | None = None, migration: str | None = None, **limits: Unpack[Limits],
     ) -> Machine:  # fmt: skip
         """Migrate live into a new machine in this process; this one is finished, the new one runs.
 
         ``share``, ``options`` (those that differ) and ``migration`` are the destination's own (default: as
-        here), ``seams`` its wrappers. MigrationError (or a subclass) names the step and the side; this
-        machine then goes on as if nothing had happened.
+        here), ``seams`` its wrappers. ``parameters`` say when to stop and when to give up, ``limits`` the
+        same in the words of ``vmsim migrate``: ``downtime_limit="300ms"``, see ``Limits``. MigrationError (or
+        a subclass) names the step and the side; this machine then goes on as if nothing had happened.
         """
         self._require_idle()
-        there, here = MemoryChannel.pair(self.schedule)
         arrival = Arrival(
             type(self).built, fixed(share) if share else self._directory.now(), self.schedule,
             seams_for(seams, None, source=self.seams), options, migration,
             self.backend if self.keeps_backend else None,
         )  # fmt: skip
-        task = self.schedule.spawn("incoming migration", lambda: arrival.receive(here))
-
-        def arrived() -> Machine | None:
-            self.schedule.wait(lambda: task.done, "the end of the incoming migration")
-            try:
-                machine = task.result()
-            except BaseException:  # also what only ended the activity
-                return None
-            assert isinstance(machine, Machine)
-            return machine
-
-        def runs() -> bool:
-            return arrived() is not None
-
-        def make_an_end() -> None:
-            """Of the destination, so that this machine can go on."""
-            if (machine := arrived()) is not None:
-                machine.close()
-
-        told = MigrationTrace(self.seams.trace, progress)
-        try:
-            stats = self._send(there, told, Source(self, make_an_end), parameters, runs)
-        except BaseException:
-            if self.state != IN_DOUBT:
-                make_an_end()
-                with suppress(VmsimError):
-                    task.result()  # a bug there is told, not what it led to here
-            raise
-        machine = arrived()
-        if machine is None:
-            raise MigrationError(
-                "the destination failed after it had taken over", step="go", side="destination"
-            )
-        self._hand_over(machine, stats)
-        told.committed(stats)
-        return machine
-
-    def _hand_over(self, machine: Machine, stats: MigrationStats) -> None:
-        """Committed: programs go on with the destination, and memory is not needed here any more."""
-        machine.kernel.adopt(self.kernel)
-        if machine.backend is self.backend:
-            machine.owns_backend, self.owns_backend = self.owns_backend, False
-        machine.migration_stats = stats
-        machine.arrived_requests = len(machine.kernel.requests)
-        self._release_memory()
-        machine.start_running()
+        return move(self, arrival, parameters_of(parameters, limits), progress)
 
     def send(
         self, channel: Channel | str, *, parameters: MigrationParameters | None = None,
-        progress: ProgressCallback | None = None,
+        progress: ProgressCallback | None = None, **limits: Unpack[Limits],
     ) -> MigrationStats:  # fmt: skip
         """Migrate through ``channel`` to whoever reads it (see ``receive``); this machine is finished then.
 
@@ -289,32 +239,12 @@ class Machine:
         """
         self._require_idle()
         told = MigrationTrace(self.seams.trace, progress)
-        stats = self._send(lines.outgoing(channel, self.schedule), told, Source(self), parameters)
+        wanted = parameters_of(parameters, limits)
+        stats = leave(self, lines.outgoing(channel, self.schedule), told, wanted).stats
+        stats.judge()
         self._release_if_finished()
         told.committed(stats)
         return stats
-
-    def _send(
-        self, channel: Channel, told: MigrationTrace, source: Source, parameters: MigrationParameters | None,
-        runs: Callable[[], bool] | None = None,
-    ) -> MigrationStats:  # fmt: skip
-        """``runs`` says whether a destination in this program runs; nobody knows of another one."""
-        channel = self.seams.channel(channel, "source")
-        self.outgoing = OutgoingMigration(
-            source, channel, self.schedule, parameters, told.progress, runs or (lambda: None),
-            both_here=runs is not None,
-        )
-        told.stats = self.outgoing.stats
-        try:
-            return self.outgoing.run()
-        except VmsimError as error:
-            told.failed(error)
-            raise
-        finally:
-            if self.outgoing.phase == "doubt":
-                self.state = IN_DOUBT  # also after an interrupt: whatever comes up, it has not been stated
-            else:
-                self.outgoing = None
 
     def cancel(self) -> None:
         """Give up the migration under way; StateError if there is none or it is too late."""
@@ -364,7 +294,7 @@ class Machine:
 
     def save(
         self, path: str | os.PathLike[str], *, keep_running: bool = True,
-        progress: ProgressCallback | None = None,
+        progress: ProgressCallback | None = None, **limits: Unpack[Limits],
     ) -> MigrationStats:  # fmt: skip
         """Save the machine to a file (complete or not there at all); it goes on unless told otherwise.
 
@@ -372,7 +302,7 @@ class Machine:
         """
         self._require_idle()
         parameters = MigrationParameters(keep_running=keep_running)
-        return self.send(FileWriter(path), parameters=parameters, progress=progress)
+        return self.send(FileWriter(path), parameters=parameters, progress=progress, **limits)
 
     @classmethod
     def restore(
@@ -461,7 +391,7 @@ class Machine:
             self._detach()
         if backend and self.owns_backend:
             self.backend.close()
-        self._release_memory()
+        self.release_memory()
 
     def _detach(self) -> None:
         self.device.close()
@@ -471,9 +401,9 @@ class Machine:
     def _release_if_finished(self) -> None:
         """What runs elsewhere needs no memory here, and its guest's functions say that they have moved."""
         if self.state == FINISHED:
-            self._release_memory()
+            self.release_memory()
 
-    def _release_memory(self) -> None:
+    def release_memory(self) -> None:
         """Unmap guest memory, even if somebody keeps this object."""
         if hasattr(self, "kernel"):
             self.kernel.close()

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from vmsim.errors import HostError, MigrationError, VmsimError
 from vmsim.host.shm import data_ranges, write_pages
+from vmsim.machine.forecast import forecast
 from vmsim.memory import Region
+from vmsim.migration.downtime import Clock, Forecast
 from vmsim.migration.ram import DataFinder, PageWriter, Run
 from vmsim.migration.seams import Section
 from vmsim.migration.vmio import VmReader, VmWriter
@@ -29,8 +31,14 @@ class Source:
 
     machine_type = MACHINE_TYPE
 
-    def __init__(self, machine: Machine, rid: Callable[[], object] = lambda: None) -> None:
-        """``rid`` returns once the destination of a failed migration has let go of everything."""
+    def __init__(
+        self, machine: Machine, clock: Clock, rid: Callable[[], object] = lambda: None
+    ) -> None:
+        """``rid`` returns once the destination of a failed migration has let go of everything.
+
+        ``clock`` is that of forecasts.
+        """
+        self._clock = clock
         self.machine = machine
         self.memory = machine.memory
         self._rid = rid
@@ -60,6 +68,10 @@ class Source:
     def harvest(self) -> Sequence[Run]:
         """What was written since the last time."""
         return self.machine.dirty.harvest()
+
+    def forecast(self) -> Forecast:
+        """What its state is going to take."""
+        return forecast(self.machine, self._clock)
 
     def pause(self) -> None:
         """Stop the guest's programs."""

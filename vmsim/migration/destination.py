@@ -8,6 +8,7 @@ from typing import Final, Generic, TypeVar
 from vmsim.errors import VmsimError
 from vmsim.migration.byteio import StreamInput
 from vmsim.migration.channel import Channel
+from vmsim.migration.downtime import WaitingSource
 from vmsim.migration.errors import (
     BadField,
     UnexpectedRecord,
@@ -48,13 +49,22 @@ class IncomingMigration(Generic[M]):
     """Loads a machine from ``channel``; ``build`` makes it from the configuration in the stream.
 
     :meth:`run` returns the running machine, or raises MigrationError naming the step, its cause the
-    StreamError (or other error) behind it; then nothing of the machine is left.
+    StreamError (or other error) behind it; then nothing of the machine is left. ``clock`` measures how long
+    it takes.
     """
 
-    def __init__(self, channel: Channel, build: Callable[[bytes], M]) -> None:
+    def __init__(
+        self, channel: Channel, build: Callable[[bytes], M], clock: Callable[[], int] = lambda: 0
+    ) -> None:
         self._channel = channel
         self._build = build
-        self._input = StreamInput(channel)
+        self._clock = clock
+        self._source = WaitingSource(channel, clock)
+        self._switched_ns: int | None = None
+        self._waited_ns = 0
+        self.load_ns = 0
+        """How long the machine was loaded while nobody ran: since the source stopped its own."""
+        self._input = StreamInput(self._source)
         self._reader = StreamReader(self._input)
         self._machine: M | None = None
         self._step = "header"
@@ -86,7 +96,9 @@ class IncomingMigration(Generic[M]):
         self._reader.header()
         while (record := self._reader.next()) is not None:
             if isinstance(record, Command):
-                if record.number != SWITCHOVER_START:
+                if record.number == SWITCHOVER_START:
+                    self._switched_ns, self._waited_ns = self._clock(), self._source.waited_ns
+                else:
                     message = f"command {record.name} is of no use here"
                     raise UnexpectedRecord(message, offset=self._input.offset, field="command")
                 continue
@@ -100,6 +112,9 @@ class IncomingMigration(Generic[M]):
             raise UnexpectedRecord("bytes after the description", offset=self._input.offset)
         self._step = "preparing to run"
         machine.prepare()
+        if self._switched_ns is not None:
+            waited_ns = self._source.waited_ns - self._waited_ns
+            self.load_ns = self._clock() - self._switched_ns - waited_ns
         return machine
 
     def _load_section(self, head: SectionHead) -> None:

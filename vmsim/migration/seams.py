@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vmsim.memory.guest import GuestMemory
+from vmsim.migration.downtime import Forecast
 from vmsim.migration.ram import DataFinder, PageWriter, Run
 from vmsim.migration.vmio import VmReader, VmWriter
 
@@ -59,6 +60,10 @@ class SourceMachine(Protocol):
 
     def harvest(self) -> Sequence[Run]:
         """The pages written since the last harvest."""
+        ...
+
+    def forecast(self) -> Forecast:
+        """What saving and loading the sections is going to take; asked now and then while the guest runs."""
         ...
 
     def pause(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 from vmsim.errors import (
@@ -15,8 +16,10 @@ from vmsim.errors import (
     StreamTruncated,
     VmsimError,
 )
+from vmsim.migration.budget import Budget
 from vmsim.migration.byteio import StreamInput, StreamOutput
 from vmsim.migration.channel import Channel
+from vmsim.migration.downtime import Stopwatch, WaitingSink, milliseconds
 from vmsim.migration.errors import ChannelError, DeliveryInDoubt, UnexpectedRecord
 from vmsim.migration.ram import RAM_IDSTR, RAM_VERSION, RamSaver, Run, all_runs, merged, sliced
 from vmsim.migration.report import (
@@ -38,7 +41,7 @@ from vmsim.migration.returnpath import (
     begun,
     receive,
 )
-from vmsim.migration.seams import SourceMachine
+from vmsim.migration.seams import Section, SourceMachine
 from vmsim.migration.stream import (
     SECTION_END,
     SECTION_PART,
@@ -55,6 +58,12 @@ SIDE: Final = "source"
 SETTLE: Final = (
     "this machine stays stopped: look whether {}, then tell this one: settle(destination_runs=True or False)"
 )
+OURS: Final = "vmsim/"
+"""How the sections are named that are no device's."""
+OVER: Final = ("commit", "done", "failed", "doubt")
+"""The phases in which it is too late to cancel."""
+ALARM_NS: Final = 10_000_000
+"""How often it is looked whether a migration that may be cancelled has ended by itself."""
 PEER_GONE: Final = frozenset({0, errno.EPIPE, errno.ECONNRESET})
 """How a channel says that the other side closed it; 0 is a channel in memory."""
 
@@ -86,6 +95,9 @@ class OutgoingMigration:
         self._channel = channel
         self._schedule = schedule
         self._parameters = parameters or MigrationParameters()
+        self._parameters.check()
+        self._budget = Budget(machine, self._parameters, self.stats)
+        self._clock = self._parameters.clock or schedule.now_ns
         self._progress = progress
         self._verdict = verdict
         self._both_here = both_here
@@ -94,16 +106,18 @@ class OutgoingMigration:
         self._undo = ExitStack()
         self._step = "setup"
         self._cancelled = False
-        self._output = StreamOutput(channel)
+        sink = WaitingSink(channel, self._clock)
+        self._watch = Stopwatch(self._clock, sink)
+        self._output = StreamOutput(sink)
         self._stream = StreamWriter(self._output)
         self._answers = StreamInput(channel)
         self._ram: RamSaver = RamSaver(machine.memory, self._output)
         self._ram_head = SectionHead(SECTION_START, 0, RAM_IDSTR, 0, RAM_VERSION)
-        self._stopped_ns = 0
+        self._cancel_at = 0
 
     def cancel(self) -> None:
         """Give up as soon as possible; StateError once it is too late."""
-        if self.phase in ("commit", "done", "failed", "doubt"):
+        if self.phase in OVER:
             raise StateError(f"the migration cannot be cancelled: it is in phase {self.phase}")
         self._cancelled = True
         self._channel.close()  # whoever waits for the other end wakes up
@@ -112,7 +126,8 @@ class OutgoingMigration:
         """Carry it out. MigrationError (or a subclass) naming step and side if it failed."""
         if self._step != "setup" or self.phase != "setup":
             raise StateError("a migration runs only once")
-        began = self._schedule.now_ns()
+        began = self._clock()
+        self._set_alarm(began)
         try:
             self._attempt()
         except BaseException:
@@ -120,11 +135,16 @@ class OutgoingMigration:
                 self.phase = "doubt"  # wherever an interrupt came: stopped is safe
                 self._channel.close()
             raise
-        now = self._schedule.now_ns()
-        self.stats.total_ns = now - began
-        self.stats.downtime_ns = now - self._stopped_ns
+        self.stats.downtime = self._watch.parts
+        self._watch.end()
+        self.stats.total_ns = self._clock() - began
         self._conclude()
         return self.stats
+
+    def started(self, load_ns: int) -> None:
+        """The guest runs at the destination, which worked for ``load_ns`` of the downtime."""
+        self._watch.started(load_ns)
+        self.stats.judge()
 
     def settle(self, *, destination_runs: bool) -> None:
         """End a doubt: the machine is finished, or goes on as after any other failure."""
@@ -179,16 +199,14 @@ class OutgoingMigration:
         self._begin(undo, "log start", machine.start_log, machine.stop_log)
         left = self._precopy()
         self._enter("stop")
-        self._stopped_ns = self._schedule.now_ns()
-        self._begin(undo, "guest stop", machine.pause, machine.resume)
-        self._begin(undo, "ring stop", machine.stop_rings, machine.restart_rings)
-        self._send_rest(left)
+        watch = self._watch
+        watch.begin()
+        watch.do("rings_ns", lambda: self._stop(undo))
+        watch.do("memory_ns", lambda: self._send_rest(left))
         self._enter("device")
         for section in machine.sections():
-            self._at(f"saving {section.idstr}")
-            with self._stream.full(section.idstr, section.instance_id, section.version_id) as out:
-                section.save(out)
-            self._output.flush()
+            part = "guest_ns" if section.idstr.startswith(OURS) else "device_ns"
+            watch.do(part, partial(self._save, section))
         self._at("end of stream")
         if self._channel.duplex:
             self._stream.end()
@@ -197,6 +215,16 @@ class OutgoingMigration:
             self._enter("commit")
             self._stream.end()  # not before: whoever reads a whole stream from a command may run
             self._finish()
+
+    def _stop(self, undo: ExitStack) -> None:
+        self._begin(undo, "guest stop", self._machine.pause, self._machine.resume)
+        self._begin(undo, "ring stop", self._machine.stop_rings, self._machine.restart_rings)
+
+    def _save(self, section: Section) -> None:
+        self._at(f"saving {section.idstr}")
+        with self._stream.full(section.idstr, section.instance_id, section.version_id) as out:
+            section.save(out)
+        self._output.flush()
 
     def _conclude(self) -> None:
         """After commit: nothing here may raise before the machine is finished."""
@@ -219,14 +247,37 @@ class OutgoingMigration:
 
     # Steps
 
+    def _set_alarm(self, began_ns: int) -> None:
+        """Cancel in time, also while everybody waits for the other end."""
+        limit = self._parameters.cancel_after_ns
+        if limit is None:
+            return
+        self._cancel_at = began_ns + limit
+        if self._parameters.clock is None:
+            self._schedule.spawn("cancel-after", self._wait_to_cancel)
+
+    def _wait_to_cancel(self) -> None:
+        while self.phase not in OVER and (left := self._cancel_at - self._clock()) > 0:
+            self._schedule.sleep_ns(min(left, ALARM_NS))
+        if self.phase not in OVER:
+            self.cancel()
+
+    def _cancellation(self) -> MigrationCancelled:
+        why, limit = "", self._parameters.cancel_after_ns
+        if limit is not None and self._clock() >= self._cancel_at:
+            why = f": it was not done after {milliseconds(limit)}"
+        return MigrationCancelled(f"the migration was cancelled{why}", step=self._step, side=SIDE)
+
     def _enter(self, phase: str) -> None:
         self.phase = phase
         self._at(phase)
         self._tell(0)
 
     def _at(self, step: str) -> None:
+        if self._cancel_at and self._clock() >= self._cancel_at:
+            self._cancelled = True
         if self._cancelled:
-            raise MigrationCancelled("the migration was cancelled", step=self._step, side=SIDE)
+            raise self._cancellation()
         self._step = step
 
     def _tell(self, remaining_bytes: int) -> None:
@@ -234,7 +285,9 @@ class OutgoingMigration:
         self.stats.pages, self.stats.zero_pages = self._ram.pages, self._ram.zero_pages
         self.stats.section_bytes = self._stream.sizes
         if self._progress is not None:
-            self._progress(Progress(self.phase, len(self.stats.rounds), self._output.offset, remaining_bytes))
+            budget, rounds = self._budget, len(self.stats.rounds)
+            report = (self.phase, rounds, self._output.offset, remaining_bytes)
+            self._progress(Progress(*report, budget.expected, budget.warning))
 
     def _begin(self, undo: ExitStack, step: str, do: Callable[[], None], undo_it: Callable[[], None]) -> None:
         """Do something that has to be undone also if it fails half-way."""
@@ -268,30 +321,26 @@ class OutgoingMigration:
             dirty = sum(size for _, size in runs)
             took = self._schedule.now_ns() - began
             self.stats.rounds.append(Round(copied, took, dirty))
-            if dirty <= self._budget(self._output.offset - sent, took):
-                return runs
+            self._budget.measure(self._output.offset - sent, took)
+            if self._budget.fits(dirty):
+                break
             if len(self.stats.rounds) >= self._parameters.max_rounds:
-                return self._diverging(runs, dirty)
+                self._diverging(dirty)
+                break
+        self._budget.promise(dirty)
+        self._tell(dirty)
+        self._budget.refuse()
+        return runs
 
-    def _diverging(self, runs: Sequence[Run], dirty: int) -> Sequence[Run]:
+    def _diverging(self, dirty: int) -> None:
         self.stats.converged = False
         if self._parameters.stop_when_diverging:
-            return runs
+            return
         rounds = len(self.stats.rounds)
         raise MigrationError(
             f"memory changes faster than it is sent: {dirty} bytes are left after {rounds} rounds",
             step="precopy", side=SIDE, hint="allow a longer downtime or more rounds, or a quieter guest",
         )
-
-    def _budget(self, sent_bytes: int, took_ns: int) -> float:
-        """How many bytes fit into the downtime."""
-        if self._parameters.bandwidth is not None:
-            bandwidth = self._parameters.bandwidth / 1e9
-        elif took_ns > 0:
-            bandwidth = sent_bytes / took_ns
-        else:
-            return float("inf")  # no time passed: a virtual clock, and sending costs nothing
-        return bandwidth * self._parameters.downtime_limit_ns
 
     def _send_round(self, runs: list[Run]) -> int:
         total = left = sum(size for _, size in runs)
@@ -332,7 +381,7 @@ class OutgoingMigration:
     def _agree(self) -> None:
         """Wait until the destination is ready, let it go, and learn that it went (see returnpath)."""
         self._enter("ready")
-        answer = self._answer(SHUT)
+        answer = self._watch.do("load_ns", lambda: self._answer(SHUT))
         if answer.value != READY:
             raise _refusal(answer)
         self._at("go")
@@ -400,7 +449,7 @@ class OutgoingMigration:
     def _explained(self, error: BaseException) -> BaseException:
         """The error to raise for what went wrong before commit."""
         if self._cancelled and not isinstance(error, MigrationCancelled):
-            return MigrationCancelled("the migration was cancelled", step=self._step, side=SIDE)
+            return self._cancellation()
         if self._channel.duplex and _left_by_peer(error):
             refusal = self._last_words()
             if refusal is not None:

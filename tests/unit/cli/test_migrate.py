@@ -14,6 +14,7 @@ from vmsim.cli.options import MachineChoice
 from vmsim.cli.report import JobReport
 from vmsim.errors import MigrationError
 from vmsim.machine import Seams
+from vmsim.migration.downtime import PARTS
 from vmsim.sim.faults import Fault, FaultPlan, FaultyChannel
 from vmsim.sim.workload import Workload
 from vmsim.sim.workload_record import WorkloadError
@@ -174,6 +175,9 @@ def test_trace_goes_to_standard_error(vmsim, share):
 
 
 class Silent:
+    def warn(self, what):
+        pass
+
     def stage(self, name, what):
         pass
 
@@ -291,3 +295,51 @@ def test_unprivileged_refusals_are_clear(vmsim, share, tmp_path):
     assert "read" in vmsim("migrate", "--read-only", share).err
     share.chmod(0o755)
     assert vmsim("migrate", *QUICK, share).status == 0
+
+
+def test_how_long_nobody_ran_is_told_part_by_part(vmsim, share):
+    facts = vmsim("migrate", "--json", *QUICK, "--hops", 2, share).facts
+    assert len(facts["downtimes"]) == 2
+    for hop, downtime in zip(facts["hops"], facts["downtimes"], strict=True):
+        assert sum(downtime["measured"].values()) == hop["downtime_ns"]
+        assert set(downtime["measured"]) == set(downtime["expected"]) == set(PARTS)
+        assert downtime["measured"]["load_ns"] > 0
+        assert downtime["measured"]["device_ns"] > 0
+        assert downtime["limit_ns"] == 300_000_000
+
+
+def test_a_limit_that_cannot_be_kept_is_said_before_the_guest_stops(vmsim, share):
+    ended = vmsim("migrate", "--inodes", 100, "--downtime-limit", "1us", share)
+    assert ended.status == 0
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
+    assert "the downtime limit of 0.001 ms cannot be kept" in line
+    assert "inodes)" in line
+    assert line.removeprefix("warning: ") in ended.out
+
+
+def test_or_the_migration_is_refused(vmsim, share):
+    before = sorted(os.listdir(share))
+    ended = vmsim("migrate", "--inodes", 100, "--downtime-limit", "1us", "--over-limit", "refuse", share)
+    assert ended.status == 1
+    assert "cannot be kept" in ended.err
+    assert "hint: allow a downtime of" in ended.err
+    assert sorted(os.listdir(share)) == before
+
+
+def test_a_migration_that_takes_too_long_is_cancelled(vmsim, share):
+    ended = vmsim("migrate", *QUICK, "--cancel-after", "1ns", share)
+    assert ended.status == 1
+    assert "the migration was cancelled: it was not done after" in ended.err
+
+
+@pytest.mark.parametrize("limit", ["300", "fast", "-1s", ""])
+def test_a_time_has_a_unit(limit, vmsim, share):
+    ended = vmsim("migrate", "--downtime-limit", limit, share)
+    assert ended.status == 2
+    assert "is not a duration" in ended.err
+
+
+def test_bandwidth_and_rounds_bound_the_migration(vmsim, share):
+    arguments = ("--bandwidth", "100M", "--max-rounds", 2, "--downtime-limit", "1us", "--inodes", 50)
+    facts = vmsim("migrate", "--json", *arguments, share).facts
+    assert len(facts["hops"][0]["rounds"]) == 2

@@ -1,0 +1,104 @@
+"""How a machine leaves: through a channel, or into another machine of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from vmsim.errors import MigrationError, VmsimError
+from vmsim.machine.roles import Source
+from vmsim.machine.told import MigrationTrace
+from vmsim.migration.channel import Channel, MemoryChannel
+from vmsim.migration.report import MigrationParameters, ProgressCallback
+from vmsim.migration.source import OutgoingMigration
+
+if TYPE_CHECKING:
+    from vmsim.machine.arrival import Arrival
+    from vmsim.machine.machine import Machine
+
+IN_DOUBT: Final = "in doubt"
+
+
+def move(
+    machine: Machine, arrival: Arrival, parameters: MigrationParameters, progress: ProgressCallback | None
+) -> Machine:
+    """Migrate into the machine that ``arrival`` makes; errors are those of ``Machine.migrate``."""
+    there, here = MemoryChannel.pair(machine.schedule)
+    arrival.clock = parameters.clock
+    task = machine.schedule.spawn("incoming migration", lambda: arrival.receive(here))
+
+    def arrived() -> Machine | None:
+        machine.schedule.wait(lambda: task.done, "the end of the incoming migration")
+        try:
+            found = task.result()
+        except BaseException:  # also what only ended the activity
+            return None
+        assert isinstance(found, type(machine))
+        return found
+
+    def runs() -> bool:
+        return arrived() is not None
+
+    def make_an_end() -> None:
+        """Of the destination, so that this machine can go on."""
+        if (other := arrived()) is not None:
+            other.close()
+
+    told = MigrationTrace(machine.seams.trace, progress)
+    try:
+        outgoing = leave(machine, there, told, parameters, make_an_end, runs)
+    except BaseException:
+        if machine.state != IN_DOUBT:
+            make_an_end()
+            with suppress(VmsimError):
+                task.result()  # a bug there is told, not what it led to here
+        raise
+    other = arrived()
+    if other is None:
+        raise MigrationError("the destination failed after it had taken over", step="go", side="destination")
+    hand_over(machine, other)
+    outgoing.started(arrival.load_ns)
+    other.migration_stats = outgoing.stats
+    told.committed(outgoing.stats)
+    return other
+
+
+def leave(
+    machine: Machine, channel: Channel, told: MigrationTrace, parameters: MigrationParameters,
+    rid: Callable[[], object] = lambda: None, runs: Callable[[], bool] | None = None,
+) -> OutgoingMigration:  # fmt: skip
+    """Send ``machine`` through ``channel``; the migration, committed.
+
+    ``rid`` returns once the destination of a failed migration has let go of everything; ``runs`` says whether
+    a destination in this program runs: nobody knows of another one.
+    """
+    channel = machine.seams.channel(channel, "source")
+    source = Source(machine, parameters.clock or machine.schedule.now_ns, rid)
+    outgoing = OutgoingMigration(
+        source, channel, machine.schedule, parameters, told.progress, runs or (lambda: None),
+        both_here=runs is not None,
+    )  # fmt: skip
+    machine.outgoing = outgoing
+    told.stats = outgoing.stats
+    try:
+        outgoing.run()
+    except VmsimError as error:
+        told.failed(error)
+        raise
+    finally:
+        if outgoing.phase == "doubt":
+            machine.state = IN_DOUBT  # also after an interrupt: whatever comes up, it has not been stated
+        else:
+            machine.outgoing = None
+    return outgoing
+
+
+def hand_over(machine: Machine, other: Machine) -> None:
+    """Committed: programs go on with ``other``, and memory is not needed here any more."""
+    other.kernel.adopt(machine.kernel)
+    if other.backend is machine.backend:
+        other.owns_backend, machine.owns_backend = machine.owns_backend, False
+    other.arrived_requests = len(other.kernel.requests)
+    other.start_running()
+    machine.release_memory()
