@@ -67,7 +67,6 @@ class JobOptions(msgspec.Struct, frozen=True):
     """What the user asked for."""
 
     machine: MachineChoice
-    limits: LimitChoice = LimitChoice()
     share: str | None = None
     read_only: bool = False
     inodes: int = 200
@@ -75,6 +74,7 @@ class JobOptions(msgspec.Struct, frozen=True):
     seed: int = 1
     save: str | None = None
     keep_names: bool = False
+    limits: LimitChoice = LimitChoice()
 
     def check(self) -> None:
         """UsageError for what cannot be, before anything has been done."""

@@ -1,4 +1,4 @@
-"""What the downtime consists of; that it is promised before the guest stops, and what follows if it is not."""
+"""What the downtime consists of, that it is promised before the guest stops, and what becomes of promises."""
 
 from __future__ import annotations
 
