@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from devices.virtio_fs.backend import VirtioFsBackend
+from devices.virtio_fs.checker import StateChecker
 from devices.virtio_fs.config import FsDeviceOptions
 from devices.virtio_fs.device import VirtioFsDevice
 from devices.virtio_fs.inspection import INSPECTION
@@ -69,6 +70,15 @@ class VirtioFs:
             host, share, file_options, state_options,
             request_queues=request_queues, notification=notification, tag=tag,
         )  # fmt: skip
+
+    def checker(
+        self, options: Mapping[str, Any], *, request_queues: int = 1, notification: bool = False
+    ) -> StateChecker:
+        """What stands for a back-end where a stream is only looked at; errors as of ``backend``."""
+        file_options, state_options = self.check_options(options)
+        return StateChecker(
+            file_options, state_options, request_queues=request_queues, notification=notification
+        )
 
     def device(
         self, options: Mapping[str, Any], memory: GuestMemory, host: FrontendHost, dialect: Dialect

@@ -10,15 +10,15 @@ from rich.text import Text
 
 from vmsim.cli.common import Invocation, human_bytes, print_json, report_console
 from vmsim.host.readable import ReadableFile
-from vmsim.inspect.diff import Change, Pages
+from vmsim.inspect.diff import Change, Pages, first_difference
 from vmsim.inspect.diff import diff as compare
 from vmsim.inspect.opening import read_capture
 from vmsim.inspect.render import printable
-from vmsim.wire.tree import Severity
 
 MARKS: Final = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 LINES_MAX: Final = 200
 RANGES_MAX: Final = 16
+UNREADABLE: Final = 2
 
 
 @click.command()
@@ -43,24 +43,33 @@ def diff(
     may also be compared with a stream that has one.
 
     \b
-    Exit status: 0 no difference, 1 differences, 2 wrong usage or a file that cannot be read.
+    Exit status: 0 no difference, 1 differences, 2 wrong usage or a file that cannot be read whole.
     """
     with ReadableFile(a) as first, ReadableFile(b) as second:
-        left, right = read_capture(first, a), read_capture(second, b)
+        left, right = (read_capture(file, name, loading=True) for file, name in ((first, a), (second, b)))
         changes, memory = compare(left, right)
+        place = first_difference(first, second)
     changes = [change for change in changes if _wanted(change.path, sections)]
     memory = [pages for pages in memory if pages.differs and _wanted(("sections", "ram"), sections)]
-    unread = [name for name, one in ((a, left), (b, right)) if any(
-        finding.severity is Severity.ERROR and finding.code == "stream-ends" for finding in one.findings
-    )]  # fmt: skip
+    unread = [name for name, one in ((a, left), (b, right)) if not one.read_whole()]
+    only_bytes = -1 if changes or memory or sections else place
     if as_json:
         print_json({
-            "same": not changes and not memory, "a": a, "b": b, "partly_read": unread,
+            "same": not changes and not memory and only_bytes < 0 and not unread, "a": a, "b": b,
+            "partly_read": unread, "bytes_differ_at": place if place >= 0 else None,
             "changes": [change.facts() for change in changes], "memory": [pages.facts() for pages in memory],
         })  # fmt: skip
     else:
         _tell(changes, memory, unread, everything)
-    return int(bool(changes or memory))
+        if not changes and not memory:
+            click.echo(_nothing_found(only_bytes, unread))
+    return 1 if changes or memory or only_bytes >= 0 else UNREADABLE if unread else 0
+
+
+def _nothing_found(place: int, unread: list[str]) -> str:
+    if place >= 0:
+        return f"no difference in what was decoded, but the files differ from byte {place:#x} on"
+    return "no difference as far as they can be read" if unread else "no difference"
 
 
 def _wanted(path: tuple[str, ...], globs: tuple[str, ...]) -> bool:
@@ -72,7 +81,7 @@ def _tell(changes: list[Change], memory: list[Pages], unread: list[str], everyth
     console = report_console()
     for name in unread:
         console.print(
-            Text(f"{printable(name)} could only be read in part: vmsim inspect --lint says where"),
+            Text(f"{printable(name)} is damaged, or not there as a whole: vmsim inspect --lint says where"),
             soft_wrap=True,
         )
     shown = changes if everything else changes[:LINES_MAX]
@@ -95,8 +104,6 @@ def _tell(changes: list[Change], memory: list[Pages], unread: list[str], everyth
             console.print(
                 f"    … and more ranges, {len(pages.ranges)}{'+' if pages.more_ranges else ''} in all"
             )
-    if not changes and not memory:
-        console.print("no difference")
 
 
 def _pages(pages: Pages) -> str:

@@ -65,7 +65,7 @@ def inspect(invocation: Invocation, /, file: str, **options: Any) -> int:
     if options["against"] and not options["linting"]:
         raise UsageError("--against goes with --lint")
     with ReadableFile(file) as source:
-        capture = read_capture(source, file, options["kind"])
+        capture = read_capture(source, file, options["kind"], loading=options["linting"])
         if options["against"]:
             with ReadableFile(options["against"]) as other:
                 compare(capture, read_capture(other, options["against"]))
@@ -117,7 +117,7 @@ def _tell(finding: Finding) -> None:
 
 def _show(capture: Capture, options: dict[str, Any]) -> int:
     nodes = selected(capture, options["sections"])
-    if not nodes:
+    if not nodes and options["sections"]:
         raise UsageError("no section is so named", hint="without --section all are shown")
     if options["as_json"]:
         if options["sections"]:

@@ -21,6 +21,11 @@ PC_LOW_MEMORY: Final = 0x8000_0000
 PC_MACHINES: Final = ("pc", "microvm", "q35", "isapc")
 
 
+UNREAD: Final = frozenset(
+    {"stream-ends", "section-body", "section-length", "section-open", "bad-footer", "state-truncated",
+     "state-ends"}
+)  # fmt: skip
+"""Errors after which something of the file is not understood."""
 SAME_MAX: Final = 200
 """Findings of one kind that are kept of a file; the others are counted."""
 
@@ -63,6 +68,8 @@ class Capture:
     """Where decoding ended, in bytes from the beginning."""
     state_nodes: int = 0
     """Values of all back-end states."""
+    loads: bool | None = None
+    """Whether our loader takes it; None if it was not asked."""
     counts: Counter[str] = field(default_factory=Counter)
     """How often each kind of finding was made."""
 
@@ -99,6 +106,11 @@ class Capture:
     def errors(self) -> int:
         """How many findings are errors."""
         return sum(finding.severity is Severity.ERROR for finding in self.findings)
+
+    def read_whole(self) -> bool:
+        """Whether nothing is missing, left over, or beyond what can be decoded."""
+        broken = {finding.code for finding in self.findings if finding.severity is Severity.ERROR}
+        return self.loads is not False and not broken & UNREAD and self.end >= self.source.size
 
     def guest_memory(self, gpa: int, size_bytes: int) -> bytes | None:
         """Bytes of guest memory within one page; None where the file does not have them, or nobody can tell.

@@ -16,6 +16,7 @@ from vmsim.inspect.render import value_text
 from vmsim.inspect.source import Ahead, Bytes
 from vmsim.wire.tree import Node
 
+COMPARED_BYTES: Final = 1 << 20
 RANGES_MAX: Final = 4096
 """Ranges of memory that are kept."""
 SKIPPED: Final = frozenset({"records", "description", "chunks"})
@@ -76,6 +77,17 @@ def diff(a: Capture, b: Capture) -> tuple[list[Change], list[Pages]]:
         changes.append(Change("changed", ("kind",), a.kind, b.kind, f"{a.kind} → {b.kind}"))
     changes += _nodes(_state_root(a, b), _state_root(b, a), ())
     return changes, list(_memory(a, b))
+
+
+def first_difference(a: Bytes, b: Bytes) -> int:
+    """The offset of the first byte in which two files differ, also where one ends; -1 if none does."""
+    for offset in range(0, max(a.size, b.size), COMPARED_BYTES):
+        here, there = a.read_at(offset, COMPARED_BYTES), b.read_at(offset, COMPARED_BYTES)
+        if here != there:
+            pairs = zip(here, there, strict=False)
+            short = min(len(here), len(there))
+            return offset + next((at for at, (x, y) in enumerate(pairs) if x != y), short)
+    return -1
 
 
 def _state_root(capture: Capture, other: Capture) -> Node:

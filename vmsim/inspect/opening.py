@@ -10,6 +10,7 @@ from vmsim.inspect.capture import STATE, Capture
 from vmsim.inspect.lint import lint
 from vmsim.inspect.source import Bytes
 from vmsim.inspect.stream import read_stream
+from vmsim.inspect.trial import is_machine, load
 from vmsim.machine.parts import DeviceType, device_types
 from vmsim.migration.stream import MAGIC
 
@@ -18,10 +19,12 @@ STREAM_MAGIC: Final = MAGIC.to_bytes(4, "big")
 KINDS: Final = ("auto", "stream", "state")
 
 
-def read_capture(source: Bytes, name: str, kind: str = "auto") -> Capture:
+def read_capture(source: Bytes, name: str, kind: str = "auto", *, loading: bool = False) -> Capture:
     """What is in ``source``, with all findings about it, the worst first.
 
-    ``kind`` is one of KINDS. UsageError if it is nothing that we know; the bytes themselves never raise.
+    ``kind`` is one of KINDS. With ``loading`` our own loader is tried on a machine of ours, which takes the
+    memory of its pages meanwhile: an error is what that refuses. UsageError if it is nothing that we know;
+    the bytes themselves never raise.
     """
     begin = source.read_at(0, PROBE_BYTES)
     device = next((kind for kind in device_types() if kind.inspection.looks_like_state(begin)), None)
@@ -37,6 +40,8 @@ def read_capture(source: Bytes, name: str, kind: str = "auto") -> Capture:
             else "the file is empty",
         )
     lint(capture)
+    if loading and capture.state is None and is_machine(capture):
+        load(capture)
     capture.close()
     return capture
 

@@ -163,6 +163,12 @@ class DeviceType(Protocol):
         """The half that does the work."""
         ...
 
+    def checker(
+        self, options: Mapping[str, Any], *, request_queues: int = 1, notification: bool = False
+    ) -> ServingDevice:
+        """What takes a back-end's state and says whether it is sound, without share and host."""
+        ...
+
     def device(
         self, options: Mapping[str, Any], memory: GuestMemory, host: FrontendHost, dialect: Dialect
     ) -> FrontDevice:
@@ -293,10 +299,7 @@ class Backend:
         self.host = HostServices()
         self._schedule = schedule
         self._seams = seams
-        self.served = self.type.backend(
-            seams.host_fs(LinuxFs()), share, config.options,
-            request_queues=config.queues, notification=config.notification,
-        )  # fmt: skip
+        self.served = self._serving(config)
         try:
             self.vhost = VhostBackend(
                 seams.backend(self.served), self.host, schedule, DIALECTS[config.dialect],
@@ -306,6 +309,12 @@ class Backend:
             self.served.close()
             raise
         schedule.watch(self.served.look)
+
+    def _serving(self, config: MachineConfig) -> ServingDevice:
+        return self.type.backend(
+            self._seams.host_fs(LinuxFs()), self.share, config.options,
+            request_queues=config.queues, notification=config.notification,
+        )  # fmt: skip
 
     @property
     def connected(self) -> bool:

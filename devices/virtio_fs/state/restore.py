@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vmsim.errors import MigrationError, StateError, StreamError
+from vmsim.fuse.init import InitOptions, check_restored
 from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.fuse.session import Session
 from vmsim.limits import STATE_BLOB_MAX
@@ -26,7 +27,7 @@ from .negotiation import assumed, check_agreement, check_options
 from .options import StateOptions
 from .records import INVALID, PATH, HandleRecord, InodeRecord, NegotiatedOpts, StateBlob, describe
 from .restore_inodes import Impostor, InodeRestorer
-from .restore_plan import Plan, clean_flags, make_plan
+from .restore_plan import Plan, clean_flags, lost_anyway, make_plan
 
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
@@ -91,12 +92,11 @@ def restore_state(
         return report
     if session.state.initialized or len(fs.inodes) > 1 or len(fs.handles):
         raise StateError("a state can be loaded only before the guest's first request")
-    state, extra = _decode(data, options)
-    if not state.inodes and not state.handles:
+    checked = _checked(data, options, session.options)
+    if checked is None:
         return report
+    plan, state, extra, negotiated = checked
     report.extended = extra is not None
-    negotiated = _negotiated(state.negotiated, extra, session)
-    plan = make_plan(state, extra)
     report.notes = plan.notes
     load = Load(fs, session, options, report)
     try:
@@ -105,6 +105,35 @@ def restore_state(
         session.reset()
         raise
     return report
+
+
+def check_state(data: bytes, options: StateOptions, init_options: InitOptions) -> None:
+    """Raise what a load would raise of ``data`` in whatever share; neither a server nor the host is asked."""
+    options = options.check()
+    if options.empty_state or not data:
+        _check_empty(data, options)
+        return
+    checked = _checked(data, options, init_options)
+    if checked is None:
+        return
+    plan, state, extra, negotiated = checked
+    check_restored(negotiated, init_options)
+    if options.on_error == "abort" and (lost := lost_anyway(plan, state, extra)):
+        raise RestoreError(
+            lost, step="load back-end state", side="destination", spec=SPEC, errno=errno.EIO,
+            hint=GOES_ON.removeprefix("; "),
+        )
+
+
+def _checked(
+    data: bytes, options: StateOptions, init_options: InitOptions
+) -> tuple[Plan, StateBlob, Extension | None, NegotiatedState] | None:
+    """What the state says, checked; None for one of a guest that has not asked for anything yet."""
+    state, extra = _decode(data, options)
+    if not state.inodes and not state.handles:
+        return None
+    negotiated = _negotiated(state.negotiated, extra, init_options)
+    return make_plan(state, extra), state, extra, negotiated
 
 
 def _check_empty(data: bytes, options: StateOptions) -> None:
@@ -129,10 +158,10 @@ def _decode(data: bytes, options: StateOptions) -> tuple[StateBlob, Extension | 
     return state, extension.decode(data, end) if options.extension else None
 
 
-def _negotiated(opts: NegotiatedOpts, extra: Extension | None, session: Session) -> NegotiatedState:
-    check_options(opts, session.options)
+def _negotiated(opts: NegotiatedOpts, extra: Extension | None, options: InitOptions) -> NegotiatedState:
+    check_options(opts, options)
     if extra is None:
-        return assumed(opts, session.options)
+        return assumed(opts, options)
     check_agreement(opts, extra.negotiated)
     if not extra.negotiated.initialized:
         raise StreamError("inodes without a session", field="extension.negotiated", spec=SPEC)

@@ -15,7 +15,17 @@ from vmsim.errors import StreamError
 from vmsim.limits import NAME_MAX, PATH_MAX
 
 from .extension import Extension
-from .records import FULL_PATH, PATH, ROOT, HandleRecord, InodeRecord, StateBlob
+from .records import (
+    FILE_HANDLE,
+    FULL_PATH,
+    INVALID,
+    PATH,
+    ROOT,
+    HandleRecord,
+    InodeRecord,
+    StateBlob,
+    describe,
+)
 
 SPEC = "virtiofsd state V2"
 ROOT_ID = 1
@@ -73,6 +83,30 @@ def make_plan(blob: StateBlob, extension: Extension | None) -> Plan:
     if extension is not None:
         _check_references(extension, ids, {handle.id for handle in handles})
     return Plan(planned, handles, next_inode, next_handle, notes)
+
+
+def lost_anyway(plan: Plan, blob: StateBlob, extension: Extension | None) -> str:
+    """What no share has any more, or what the source has lost; empty if there is nothing of that sort."""
+    carried = {file.id for file in extension.anonymous} if extension is not None else set()
+    stale = set(extension.stale) if extension is not None else set()
+    dead: set[int] = set()
+    for record in plan.inodes:
+        if record.id in carried:
+            continue
+        if record.location == INVALID:
+            if record.id not in stale:
+                return f"{describe(record)}: the source did not know where it is"
+            dead.add(record.id)
+        elif record.location == PATH and record.parent in dead:
+            return f"{describe(record)}: its parent did not survive"
+        elif record.location == FILE_HANDLE:
+            mount = record.handle.mnt_id if record.handle is not None else -1
+            if mount not in blob.mount_paths:
+                return f"{describe(record)}: the source did not say where its mount {mount} is"
+    for handle in plan.handles:
+        if handle.inode in dead:
+            return f"fh {handle.id} of inode {handle.inode}: its inode did not survive"
+    return next((f"inode {loss.id}: {loss.reason}" for loss in extension.losses), "") if extension else ""
 
 
 def check_path(path: bytes, field: str) -> None:
