@@ -198,7 +198,13 @@ class DeviceType(Protocol):
 
 def device_types() -> list[DeviceType]:
     """All kinds of devices that are installed."""
-    return [find_device(entry.name) for entry in entry_points(group=ENTRY_POINTS)]
+    return [find_device(name) for name in _installed()]
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    """Their names; looking them up reads the metadata of every installed package."""
+    return tuple(entry.name for entry in entry_points(group=ENTRY_POINTS))
 
 
 @functools.cache
