@@ -52,6 +52,12 @@ STATE_INODES_MAX: Final = 16_000_000
 STATE_HANDLES_MAX: Final = 1 << 20
 """Open files in one back-end state; a guest's are bounded by the descriptors of the process (ENFILE)."""
 
+STATE_MOUNT_FDS: Final = 64
+"""Descriptors of mounts that are held at a time while a state with file handles is loaded."""
+
+MOUNT_FDS_MAX: Final = 1024
+"""Mounts below a share that keep a descriptor for file handles; files of more are found by name alone."""
+
 STATE_UNLINKED_MAX: Final = 1 << 17
 """Unlinked files that travel inside one back-end state; each holds a descriptor of the destination."""
 

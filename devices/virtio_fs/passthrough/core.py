@@ -19,6 +19,7 @@ from vmsim.fuse.abi.init_flags import (
 )
 from vmsim.fuse.filesystem import Context, FileSystem
 from vmsim.fuse.negotiated import NegotiatedState
+from vmsim.limits import MOUNT_FDS_MAX
 
 from ..options import FsOptions
 from .fdcache import FdCache
@@ -72,7 +73,7 @@ class Core(FileSystem):
         inode_fds = min(self.options.inode_fds, room) or max(FDS_MIN, min(room // 4, INODE_FDS_MAX))
         self.fds = FdCache(inode_fds, self._may_drop, host.close)
         self.handles = HandleTable(min(self.options.guest_fds, room) or max(FDS_MIN, room // 2))
-        self.inodes = InodeTable()
+        self.inodes = InodeTable(host.close)
         self._fstat = host.fstat
         self._open_root(share_fd)
         self._negotiate(NegotiatedState())
@@ -189,7 +190,7 @@ class Core(FileSystem):
         mount = self.inodes.mounts.get((dev, mnt_id))
         if mount is None:
             mount = self.inodes.mount(dev, mnt_id)
-            if self.by_handle and stat.S_ISDIR(mode):
+            if self.by_handle and stat.S_ISDIR(mode) and len(self.inodes.mounts) <= MOUNT_FDS_MAX:
                 try:
                     mount.fd = self.host.reopen(fd, os.O_RDONLY | os.O_DIRECTORY)
                 except OSError:

@@ -59,6 +59,27 @@ class Reaching(Protocol):
         """Open by handle; ESTALE when the file is gone, EPERM without CAP_DAC_READ_SEARCH."""
         ...
 
+    def open_parent(self, fd: int) -> int:
+        """The directory above the directory ``fd`` (O_PATH), its own for the root of everything.
+
+        ENOENT for what is not below the root of the mount through which it was opened.
+        """
+        ...
+
+    def clone_mount(self, fd: int) -> int:
+        """A mount of its own of the directory ``fd``, seen by nobody, which goes when it is closed.
+
+        EPERM without CAP_SYS_ADMIN, ENOSYS on old kernels.
+        """
+        ...
+
+    def below_mount(self, fd: int) -> bool:
+        """Whether the kernel knows a way from the root of the mount that ``fd`` was opened through to it.
+
+        Also for what is unlinked. False says nothing of that root itself, and nothing of what is not cached.
+        """
+        ...
+
     def handles_allowed(self) -> bool:
         """Whether ``open_handle`` is permitted to this process."""
         ...

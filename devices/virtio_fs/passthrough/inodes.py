@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from vmsim.errors import StateError
+from vmsim.limits import STATE_INODES_MAX
 
 ROOT_ID: Final = 1
 """nodeid of the share's root."""
@@ -42,15 +43,18 @@ def unpack_handle(handle: bytes) -> tuple[int, bytes]:
 class Mount:
     """A file system as it is mounted beneath the share.
 
-    ``fd`` is a descriptor that open_by_handle_at accepts (-1: none); ``index`` finds inodes by number.
+    ``fd`` is a descriptor that open_by_handle_at accepts (-1: none); ``index`` finds inodes by number, and
+    ``count`` is how many the guest knows. With the last of them the record goes, and its descriptor, so that
+    the host can unmount.
     """
 
-    __slots__ = ("dev", "fd", "index", "mnt_id")
+    __slots__ = ("count", "dev", "fd", "index", "mnt_id")
 
     def __init__(self, dev: int, mnt_id: int) -> None:
         self.dev = dev
         self.mnt_id = mnt_id
         self.fd = -1
+        self.count = 0
         self.index: dict[int, Inode] = {}
 
 
@@ -97,12 +101,20 @@ NOWHERE: Final = Mount(0, 0)
 """The mount of invalid inodes; they are never indexed."""
 
 
+def _keep(fd: int) -> None:
+    """Nobody closes it."""
+
+
 class InodeTable:
-    """All inodes by nodeid, in ascending order of ids unless a restored state said otherwise."""
+    """All inodes by nodeid, in ascending order of ids unless a restored state said otherwise.
 
-    __slots__ = ("_by_id", "get", "mounts", "next_id", "root")
+    ``close`` closes the descriptor of a mount of which the guest knows nothing any more.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_by_id", "_close", "get", "mounts", "next_id", "root")
+
+    def __init__(self, close: Callable[[int], None] = _keep) -> None:
+        self._close = close
         self._by_id: dict[int, Inode] = {}
         self.get = self._by_id.get
         self.mounts: dict[tuple[int, int], Mount] = {}
@@ -126,6 +138,7 @@ class InodeTable:
         if self.root is not None:
             root = self.root
             root.mount.index = {root.ino: root}
+            root.mount.count = 1
             self.mounts[root.mount.dev, root.mount.mnt_id] = root.mount
             self._by_id[root.id] = root
 
@@ -148,8 +161,15 @@ class InodeTable:
         return None if mount is None else mount.index.get(ino)
 
     def add(self, mount: Mount, ino: int, mode: int) -> Inode:
-        """A new inode with the next free nodeid; an older one with the same key leaves the index."""
+        """A new inode with the next free nodeid; an older one with the same key leaves the index.
+
+        ENFILE when the guest knows as many as it may.
+        """
+        if len(self._by_id) >= STATE_INODES_MAX:
+            self._left(mount)
+            raise OSError(errno.ENFILE, "the guest knows too many inodes")
         nodeid = self.next_id
+        mount.count += 1
         inode = self._by_id[nodeid] = mount.index[ino] = Inode(nodeid, mount, ino, mode)
         self.next_id = nodeid + 1
         return inode
@@ -161,6 +181,7 @@ class InodeTable:
         inode = self._by_id[nodeid] = Inode(nodeid, mount, ino, mode)
         if mount is not NOWHERE:
             mount.index.setdefault(ino, inode)
+            mount.count += 1
         if nodeid == ROOT_ID:
             self.root = inode
         elif nodeid >= self.next_id:
@@ -177,6 +198,16 @@ class InodeTable:
         """Drop an inode that the guest does not know any more."""
         del self._by_id[inode.id]
         self.unindex(inode)
+        mount = inode.mount
+        if mount is not NOWHERE:
+            mount.count -= 1
+            self._left(mount)
+
+    def _left(self, mount: Mount) -> None:
+        """Drop the record of a mount of which the guest knows nothing."""
+        if mount.count == 0 and self.mounts.pop((mount.dev, mount.mnt_id), None) is mount and mount.fd >= 0:
+            self._close(mount.fd)
+            mount.fd = -1
 
 
 def _nodeid(inode: Inode) -> int:

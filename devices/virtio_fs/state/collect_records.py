@@ -181,10 +181,27 @@ class RecordBuilder:
         root = fs.inodes.get(1)
         if root is None:
             return {}
-        share = fs.host.path_of(fs.path_fd(root)).rstrip(b"/") + b"/"
+        root_fd = fs.path_fd(root)
+        own = root.mount.mnt_id
         used = {handle.mnt_id for handle in self._collector.handles.values()}
-        paths = {}
+        paths = {own: b"."} if own in used else {}
+        if used <= paths.keys():
+            return paths
+        skip = len(fs.host.path_of(root_fd).rstrip(b"/")) + 1
         for mnt_id, point in fs.host.mount_points():
-            if mnt_id in used:
-                paths[mnt_id] = point[len(share) :] if point.startswith(share) else b"."
+            # The paths are a guess: which mount is there counts.
+            if mnt_id in used and mnt_id != own and self._mounted_at(root_fd, point[skip:]) == mnt_id:
+                paths[mnt_id] = point[skip:]
         return paths
+
+    def _mounted_at(self, root_fd: int, path: bytes) -> int:
+        """The id of the mount that ``path`` in the share lies in, -1 if there is nothing."""
+        host = self._fs.host
+        try:
+            fd = host.open_beneath(root_fd, path, os.O_PATH)
+        except OSError:
+            return -1
+        try:
+            return host.identify(fd)[2]
+        finally:
+            host.close(fd)

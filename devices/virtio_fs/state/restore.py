@@ -8,6 +8,7 @@ answers EIO. After a failure the server is as fresh as before.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from .extension import Anonymous, Extension, Loss
 from .negotiation import assumed, check_agreement, check_options
 from .options import StateOptions
 from .records import INVALID, PATH, HandleRecord, InodeRecord, NegotiatedOpts, StateBlob, describe
-from .restore_inodes import Impostor, InodeRestorer
+from .restore_inodes import OUTSIDE, Impostor, InodeRestorer
 from .restore_plan import Plan, clean_flags, lost_anyway, make_plan
 
 if TYPE_CHECKING:
@@ -257,11 +258,12 @@ class Load:
         wanted = restorer.unproven
         if not wanted:
             return
-        for found in PathFinder(self._fs).scan(wanted):
+        missing = {key: inodes[0] for key, inodes in wanted.items()}
+        for found in PathFinder(self._fs).scan(missing):
             if found is not None:
-                wanted.pop(found[0].key, None)
-        for inode in wanted.values():
-            outside = OSError(errno.EXDEV, "its file handle leads out of the shared directory")
+                missing.pop(found[0].key, None)
+        for inode in itertools.chain(*map(wanted.__getitem__, missing)):
+            outside = OSError(errno.EXDEV, OUTSIDE)
             self._fail(f"inode {inode.id}", outside, inode=inode.id)
             self._fs.fds.discard(inode)
             self._fs.inodes.remove(inode)

@@ -12,6 +12,7 @@ from ..passthrough.inodes import INVALID, NOWHERE, PINNED, STALE, Inode, Mount, 
 from .extension import Anonymous
 from .records import FILE_HANDLE, FULL_PATH, PATH, ROOT, FileHandle, InodeRecord
 from .restore_content import recreate, set_attributes
+from .restore_proof import Proof, Way
 
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
@@ -20,6 +21,8 @@ MODE = 9
 NLINK = 10
 BIRTH_EVIDENCE = pack_handle(BIRTH, b"")
 """Asks for evidence of this sort, where the file system has no file handles."""
+OUTSIDE = "its file handle leads out of the shared directory"
+NO_NAME = "it is unlinked, and nothing tells that it was in the shared directory"
 
 
 class Impostor(Exception):
@@ -43,17 +46,16 @@ class InodeRestorer:
         self._inode_of = fs.inodes.get
         self._notes = notes
         self._mount_paths = mount_paths
-        self._mount_fds: dict[int, int] = {}
+        self._proof: Proof | None = None
         self._mounts: dict[tuple[int, int], Mount] = {}
-        self._share = b""
         self._made: list[Anonymous] = []
-        self.unproven: dict[tuple[int, int, int], Inode] = {}
+        self.unproven: dict[tuple[int, int, int], list[Inode]] = {}
         """Inodes opened by handle of which it is not known that they are in the share."""
 
     def close(self) -> None:
         """Close the descriptors that were only needed meanwhile."""
-        while self._mount_fds:
-            self._host.close(self._mount_fds.popitem()[1])
+        if self._proof is not None:
+            self._proof.close()
 
     def one(self, record: InodeRecord) -> None:
         """Restore one inode; OSError if it is not to be found."""
@@ -174,53 +176,47 @@ class InodeRestorer:
     # -- by handle and anew ------------------------------------------------------------------------
 
     def _by_handle(self, record: InodeRecord) -> None:
+        """What a file handle leads to; what is not known to be in the share then is ``unproven``."""
         handle = record.handle
         if handle is None:
             raise OSError(errno.EINVAL, "no file handle")
         host = self._host
-        mount_fd = self._mount_fds.get(handle.mnt_id, -1)
-        if mount_fd < 0:
-            mount_fd = self._open_mount(handle.mnt_id)
-        fd = host.open_handle(mount_fd, handle.handle_type, handle.handle, os.O_PATH | os.O_NOFOLLOW)
-        kept = False
+        way = self._way(handle.mnt_id)
+        flags = os.O_PATH | os.O_NOFOLLOW
+        fd = host.open_handle(way.through, handle.handle_type, handle.handle, flags)
         try:
             attr, dev, mnt_id, _ = host.identify(fd)
-            in_share = host.path_of(fd).startswith(self._share)
             mode = attr[MODE]
+            assert self._proof is not None
+            in_share = self._proof.holds(way, fd, (dev, attr[0], mnt_id), mode)
             linked = attr[NLINK] > 0
-            if not in_share and not linked:
-                raise OSError(errno.EXDEV, "it was unlinked outside of the shared directory")
-            mount = self._mounts.get((dev, mnt_id))
+            if not in_share and (not linked or stat.S_ISDIR(mode)):
+                # It has no name by which it could be found, or no way up.
+                raise OSError(errno.EXDEV, OUTSIDE if linked else NO_NAME)
+            # A handle can be made such that it fits a later file with this number as well.
+            _, kind, raw = host.file_handle(fd)
+            mount = self._mounts.get((dev, way.mnt_id))
             if mount is None:
-                mount = self._mounts[dev, mnt_id] = self._fs.mount_of(dev, mnt_id, fd, mode)
+                mount = self._fs.mount_of(dev, way.mnt_id, way.fd, stat.S_IFDIR)
+                self._mounts[dev, way.mnt_id] = mount
             inode = self._table.restore(record.id, mount, attr[0], mode & 0o170000)
-            inode.nlookup = record.refcount
-            inode.handle = pack_handle(handle.handle_type, handle.handle)
-            # What has a name is opened by handle again whenever it is needed; what has none dies unless held.
-            kept = not linked or not self._fs.by_handle or mount.fd < 0
-            if kept:
-                self._own(inode, fd, pinned=not linked)
         finally:
-            if not kept:
-                host.close(fd)
+            host.close(fd)
+        inode.nlookup = record.refcount
+        inode.handle = pack_handle(kind, raw)
         if not in_share:
-            self.unproven[inode.key] = inode
+            self.unproven.setdefault(inode.key, []).append(inode)
+        # What has a name is opened by handle again whenever it is needed; what has none dies unless held.
+        if not linked or not self._fs.by_handle or mount.fd < 0:
+            self._own(inode, host.open_handle(way.fd, kind, raw, flags), pinned=not linked)
 
-    def _open_mount(self, mnt_id: int) -> int:
+    def _way(self, mnt_id: int) -> Way:
         path = self._mount_paths.get(mnt_id)
         if path is None:
             raise OSError(errno.ENOENT, f"the source did not say where its mount {mnt_id} is")
-        fs = self._fs
-        flags = os.O_RDONLY | os.O_DIRECTORY
-        root_fd = fs.path_fd(fs.root)
-        if not self._share:
-            self._share = self._host.path_of(root_fd).rstrip(b"/") + b"/"
-        if path == b".":
-            fd = self._host.reopen(root_fd, flags)
-        else:
-            fd = self._host.open_beneath(root_fd, path, flags)
-        self._mount_fds[mnt_id] = fd
-        return fd
+        if self._proof is None:
+            self._proof = Proof(self._host, self._fs.path_fd(self._fs.root))
+        return self._proof.way(path)
 
     def anonymous(self, record: InodeRecord, file: Anonymous) -> None:
         """An unlinked file whose contents came along; ``finish`` gives it its attributes."""

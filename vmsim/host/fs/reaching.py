@@ -25,8 +25,13 @@ MAKES: Final = os.O_EXCL | UNNAMED
 ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 EAGAIN_TRIES: Final = 16
 
+OPEN_TREE: Final = 428
+OPEN_TREE_CLONE: Final = 1
+ESCAPED: Final = (b"/", b"/ (deleted)")
+
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _openat2 = syscall("int dir_fd, const char *path, void *how, size_t size")
+_open_tree = syscall("int dir_fd, const char *path, unsigned flags")
 
 
 class LinuxReaching(LinuxMaking):
@@ -119,6 +124,21 @@ class LinuxReaching(LinuxMaking):
         if fd < 0:
             fail("open_by_handle_at")
         return apart(fd)
+
+    def open_parent(self, fd: int) -> int:
+        """``..``; the kernel refuses to leave a mount elsewhere than at its root."""
+        return os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+
+    def clone_mount(self, fd: int) -> int:
+        """open_tree with OPEN_TREE_CLONE."""
+        clone: int = _open_tree(OPEN_TREE, fd, b"", OPEN_TREE_CLONE | AT_EMPTY_PATH | os.O_CLOEXEC)
+        if clone < 0:
+            fail("open_tree")
+        return clone
+
+    def below_mount(self, fd: int) -> bool:
+        """What d_path of the kernel cannot place below the root of its mount, it calls "/"."""
+        return self.path_of(fd) not in ESCAPED
 
     def handles_allowed(self) -> bool:
         """Whether open_by_handle_at is permitted: tried on "/", or else by CAP_DAC_READ_SEARCH."""
