@@ -27,7 +27,7 @@ from vmsim.host.apart import socket_apart
 
 NOTHING: Final = -1
 OWN: Final = -2
-FIRST_FREE: Final = 10
+FIRST_FREE: Final = 4
 """Descriptors for the keeper are moved here, out of the way of those that it finds them as."""
 MESSAGE_BYTES: Final = 64
 LEAVE_S: Final = 10.0
@@ -60,7 +60,9 @@ class KeptProcess:
             self._keeper = _spawn(arguments, (stdin, stdout, stderr, theirs.fileno()))
         except OSError as error:
             ours.close()
-            raise HostError(f"starting {words[0]}", errno=error.errno or errno.EAGAIN) from error
+            # fcntl says EINVAL where not even the lowest descriptor that may be used is allowed.
+            number = errno.EMFILE if error.errno == errno.EINVAL else error.errno or errno.EAGAIN
+            raise HostError(f"starting {words[0]}", errno=number) from error
         finally:
             theirs.close()
         self._let_go = weakref.finalize(self, _let_go, self.owner, ours, self._keeper)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 import msgspec
 
-from vmsim.errors import StateError, UsageError
+from vmsim.errors import HostError, StateError, UsageError
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.kernel import GuestKernel
 from vmsim.guest.posix import GuestFs
@@ -96,8 +97,12 @@ class Machine:
         try:
             self.device.attach(self.backend.connect())
             self.kernel.boot()
-        except BaseException:
+        except BaseException as error:
+            reason = self.device.virtio.reset_reason
             self.close()
+            if reason and isinstance(error, OSError):  # all that the guest sees of it is EIO
+                what = f"the guest cannot boot, its device does not work: {reason}"
+                raise HostError(what, errno=error.errno or errno.EIO) from error
             raise
         self.state = RUNNING
 
