@@ -28,6 +28,24 @@ TURN_NS: Final = 20_000_000
 FUSE_REPLY_BUFFER_MAX: Final = 1 << 20
 """Largest READDIR, GETXATTR or LISTXATTR buffer; larger asks get ENOMEM."""
 
+WORKERS_MAX: Final = 32
+"""Host calls that may sleep at a time, each on a thread of its own; the others wait for their turn."""
+
+WORKERS_PER_KEY: Final = 8
+"""Those of one mount, so that a dead one leaves threads to the others."""
+
+ASIDE_MAX: Final = 4096
+"""Host calls that wait or sleep altogether; beyond that EAGAIN."""
+
+SLOW_CALL_NS: Final = 1_000_000_000
+"""How long a call that is not a request's is waited for on a mount that may hang; then ETIMEDOUT."""
+
+DRAIN_NS: Final = 5_000_000_000
+"""How long the requests that sleep in the host are waited for when their ring is stopped; then it goes on."""
+
+FUSE_ALLOCATE_MAX: Final = 64 << 20
+"""Bytes of a FALLOCATE that are allocated without leaving the loop; a longer one runs aside."""
+
 FUSE_DIRENTS_MAX: Final = 4096
 """Entries of one READDIR; the client asks again for the rest."""
 

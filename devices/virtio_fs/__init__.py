@@ -15,6 +15,7 @@ from devices.virtio_fs.config import FsDeviceOptions
 from devices.virtio_fs.device import VirtioFsDevice
 from devices.virtio_fs.inspection import INSPECTION
 from devices.virtio_fs.options import FsOptions
+from devices.virtio_fs.passthrough.aside import Pool
 from devices.virtio_fs.passthrough.host_calls import HostFs
 from devices.virtio_fs.passthrough.lock_table import END
 from devices.virtio_fs.section import FsSection
@@ -62,13 +63,13 @@ class VirtioFs:
 
     def backend(
         self, host: HostFs, share: str, options: Mapping[str, Any], *,
-        request_queues: int = 1, notification: bool = False, tag: str = "",
+        request_queues: int = 1, notification: bool = False, tag: str = "", pool: Pool | None = None,
     ) -> VirtioFsBackend:  # fmt: skip
         """A back-end that serves ``share``; UsageError or OSError if it cannot."""
         file_options, state_options = self.check_options(options)
         return VirtioFsBackend(
             host, share, file_options, state_options,
-            request_queues=request_queues, notification=notification, tag=tag,
+            request_queues=request_queues, notification=notification, tag=tag, pool=pool,
         )  # fmt: skip
 
     def checker(

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from devices.virtio_fs import parked
 from devices.virtio_fs.config import NOTIFICATION_QUEUE, VIRTIO_FS_F_NOTIFICATION, FsDeviceOptions
 from devices.virtio_fs.options import FsOptions
+from devices.virtio_fs.passthrough.aside import Pool
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from devices.virtio_fs.passthrough.host_calls import HostFs
+from devices.virtio_fs.passthrough.slow import WRITES
 from devices.virtio_fs.state.collect import StateCollector
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.restore import RestoreReport, restore_state
 from vmsim.errors import InternalFault
+from vmsim.fuse.opcodes import BY_NUMBER
 from vmsim.fuse.session import Session
 from vmsim.limits import LOCK_TRIES
 from vmsim.virtio.chain import Chain
@@ -52,7 +55,7 @@ class Slot:
 
     def __call__(self, written: int) -> None:
         """The reply is written."""
-        del self.backend.open_slots[self.ring][self]
+        self.backend.open_slots[self.ring].pop(self, None)
         self.complete(self.chain, written)
 
 
@@ -60,14 +63,15 @@ class VirtioFsBackend:
     """Implements ``BackendDevice``: serves the directory ``share`` of ``host``.
 
     ``notification``: offer VIRTIO_FS_F_NOTIFICATION; its buffers are kept, nothing is ever sent. With ``tag``
-    the back-end can be asked for the device's configuration space, as virtiofsd with --tag. ``report``
+    the back-end can be asked for the device's configuration space, as virtiofsd with --tag. With ``pool``
+    what may sleep for long in the host is called there, see :mod:`.passthrough.slow`. ``report``
     is that of the last state that was loaded. UsageError or OSError as from ``PassthroughFs``.
     """
 
     def __init__(
         self, host: HostFs, share: str | bytes, options: FsOptions | None = None,
         state_options: StateOptions | None = None, *, request_queues: int = 1, notification: bool = False,
-        tag: str = "",
+        tag: str = "", pool: Pool | None = None,
     ) -> None:  # fmt: skip
         self.options = options if options is not None else FsOptions()
         self.state_options = state_options if state_options is not None else StateOptions()
@@ -82,6 +86,9 @@ class VirtioFsBackend:
         self.session = Session(self.fs, self.options.init_options())
         self.session.on_fault = _give_up
         self.fs.on_waits = self._be_busy
+        if pool is not None:
+            self.session.serve_aside(self.fs, WRITES)
+            self.fs.use_pool(pool, lambda: self.session.serve_aside(self.fs, BY_NUMBER))
         self.collector = StateCollector(self.fs, self.session, self.state_options)
         self.report: RestoreReport | None = None
         self.open_slots: list[dict[Slot, None]] = [{} for _ in range(self.queue_count)]
@@ -104,6 +111,7 @@ class VirtioFsBackend:
         self._slot = None
         self.collector.stop()
         self.session.reset()
+        self.open_slots = [{} for _ in self.open_slots]
         self.fs.close()
 
     # -- requests --------------------------------------------------------------------------------
@@ -174,6 +182,14 @@ class VirtioFsBackend:
             self.idle()
         return outside
 
+    def join_aside(self) -> None:
+        """Go on with the requests whose calls on other threads have ended."""
+        self.fs.join_aside()
+
+    def mounts_changed(self) -> None:
+        """Something was mounted or unmounted."""
+        self.fs.find_slow_mounts()
+
     def _note_business(self) -> None:
         waits = self.fs.waits
         to_try = bool(waits.outside or waits.stale) and not self._locks_suspended
@@ -182,8 +198,9 @@ class VirtioFsBackend:
     def parked(self, ring: int) -> list[Chain]:
         """Give up the chains of one ring that wait; those of the other rings go on waiting."""
         self._slot = None  # it keeps the memory mapped in which its last request lay
-        given_up = self.open_slots[ring]
-        self.open_slots[ring] = {}
+        is_apart = self.session.is_apart
+        given_up = [slot for slot in self.open_slots[ring] if not is_apart(slot.unique)]
+        self.open_slots[ring] = {slot: None for slot in self.open_slots[ring] if is_apart(slot.unique)}
         if ring != NOTIFICATION_QUEUE or not self._has_notification:
             self.session.park([slot.unique for slot in given_up])
         return [slot.chain for slot in given_up]
@@ -207,6 +224,7 @@ class VirtioFsBackend:
         self._kept.clear()
         self._saved = b""
         self.session.reset()
+        self.open_slots = [{} for _ in self.open_slots]
         if self.collector.active:
             self.collector.start()
             self._collecting = True

@@ -79,8 +79,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="how many chains, requests, messages, ... of each target")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32),
                         help="of the random numbers (default: another one each time, which is printed)")  # fmt: skip
-    parser.add_argument("--place", type=Path, default=ROOT / ".fuzz", help="where corpus and findings are kept")
-    parser.add_argument("--replay", nargs="+", metavar="FILE", help="feed these inputs, and show what they do")
+    parser.add_argument(
+        "--place", type=Path, default=ROOT / ".fuzz", help="where corpus and findings are kept"
+    )
+    parser.add_argument(
+        "--replay", nargs="+", metavar="FILE", help="feed these inputs, and show what they do"
+    )
     asked = parser.parse_args()
     unknown = [name for name in asked.targets if name not in TARGETS]
     if unknown:

@@ -126,7 +126,9 @@ class Fuzzer:
         kept = [path.read_bytes() for path in sorted(self._corpus_dir.iterdir())]
         for data in self.target.seeds() + kept:
             self._feed(data, watched=True)
-        while (count is None or self.done < count) and (seconds is None or time.monotonic() - began < seconds):
+        while (count is None or self.done < count) and (
+            seconds is None or time.monotonic() - began < seconds
+        ):
             self._feed(self._next(), watched=self._rng.randrange(SAMPLED) == 0)
             if time.monotonic() - told > 30:
                 told = time.monotonic()
@@ -183,10 +185,15 @@ class Fuzzer:
 
     def _report(self, data: bytes, error: Exception) -> None:
         report = getattr(error, "report", "") or "".join(traceback.format_exception(error))
-        places = [frame for frame in traceback.extract_tb(error.__traceback__) if "fuzzing" not in frame.filename]
+        places = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if "fuzzing" not in frame.filename
+        ]
         last = places[-1] if places else None
         where = f"{last.filename}:{last.lineno}" if last else str(error)[:80]
-        mark = getattr(error, "report", "").strip().rpartition("\n  File ")[2] or f"{type(error).__name__} {where}"
+        mark = (
+            getattr(error, "report", "").strip().rpartition("\n  File ")[2]
+            or f"{type(error).__name__} {where}"
+        )
         if mark in self.findings:
             return
         path = self._findings_dir / f"{self.target.name}-{hashlib.sha256(data).hexdigest()[:12]}"

@@ -8,6 +8,7 @@ from typing import Final
 
 from reading import Reader
 from shares import NAMES
+
 from vmsim.fuse import client
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.init_flags import LINUX_6_12_OFFER

@@ -6,11 +6,12 @@ import os
 import struct
 from contextlib import suppress
 
-from devices.virtio_fs.backend import VirtioFsBackend
 from engine import Finding
 from reading import Reader
 from rings_target import Link
 from shares import Share
+
+from devices.virtio_fs.backend import VirtioFsBackend
 from vmsim.errors import InternalFault, VmsimError
 from vmsim.host.fs import LinuxFs
 from vmsim.host.services import HostServices
@@ -73,7 +74,11 @@ class Messages:
         single = [bytes([row.id, 1]) + bytes(range(40)) for row in DIALECTS["upstream"].messages.rows]
         return [
             *(bytes([dialect, boot]) + one for dialect in (0, 1) for boot in (0, 255) for one in single),
-            *(bytes([dialect, 0]) + b"".join(single[step:] + single[:step]) for dialect in (0, 1) for step in (0, 9, 20)),
+            *(
+                bytes([dialect, 0]) + b"".join(single[step:] + single[:step])
+                for dialect in (0, 1)
+                for step in (0, 9, 20)
+            ),
         ]
 
     def run(self, data: bytes) -> int:
@@ -81,7 +86,9 @@ class Messages:
         reader = Reader(data)
         dialect = reader.choice(("upstream", "rfc2023"))
         options = BackendOptions(
-            protocol_features=IMPLEMENTED, log_shared=bool(reader.u8() & 1), keeps_session=bool(reader.u8() & 1)
+            protocol_features=IMPLEMENTED,
+            log_shared=bool(reader.u8() & 1),
+            keeps_session=bool(reader.u8() & 1),
         )
         device = VirtioFsBackend(LinuxFs(), self._share.path, request_queues=1, tag="fuzz")
         backend = VhostBackend(device, HostServices(), ImmediateSchedule(), DIALECTS[dialect], options)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 
-from devices.virtio_fs.backend import VirtioFsBackend
-from devices.virtio_fs.options import FsOptions
 from engine import Finding
 from fuse_requests import init_request, request, seeds
 from reading import Reader
 from shares import Share
+
+from devices.virtio_fs.backend import VirtioFsBackend
+from devices.virtio_fs.options import FsOptions
 from vmsim.errors import InternalFault, VmsimError
 from vmsim.host.fs import LinuxFs
 

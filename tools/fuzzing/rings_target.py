@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 from contextlib import suppress
 
-from devices.virtio_fs.backend import VirtioFsBackend
-from devices.virtio_fs.options import FsOptions
 from engine import Finding
 from fuse_requests import init_request, request, seeds
 from reading import SPECIAL, Reader
 from shares import Share
+
+from devices.virtio_fs.backend import VirtioFsBackend
+from devices.virtio_fs.options import FsOptions
 from vmsim.errors import GuestViolation, StallError, UsageError, VmsimError
 from vmsim.host.fs import LinuxFs
 from vmsim.host.shm import SharedMemory
@@ -198,7 +199,10 @@ class Life:
             outs.append((at, size))
         ins = [self._place(len(piece)) for piece in reader.cuts(memoryview(bytes(room)))]
         if reader.u8() < 8:
-            odd = (reader.choice((MEMORY // 2 - 3, MEMORY - 1, MEMORY, *SPECIAL)), reader.choice((0, 1, 8, 4096)))
+            odd = (
+                reader.choice((MEMORY // 2 - 3, MEMORY - 1, MEMORY, *SPECIAL)),
+                reader.choice((0, 1, 8, 4096)),
+            )
             ins.append(odd)
         table = None
         if self.features & F_INDIRECT_DESC and reader.u8() & 1:
@@ -215,7 +219,11 @@ class Life:
             at = base + (reader.u16() % max(span, 1))
             at &= ~1 if step & 4 else ~15
             size = (2, 4, 8, 16)[step >> 3 & 3]
-            data = reader.take(size) if step & 8 else (reader.number() & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+            data = (
+                reader.take(size)
+                if step & 8
+                else (reader.number() & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+            )
             self.memory.write(at, data)
             self.ring.kicked()
         elif step < 240:

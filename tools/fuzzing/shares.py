@@ -13,7 +13,22 @@ from typing import Final
 FS_IOC_SETFLAGS: Final = 0x40086602
 MEMORY: Final = "/dev/shm"
 
-NAMES: Final = (b"a", b"b", b"d", b"l", b"p", b"new", b"x", b"", b".", b"..", b"a/b", b"y" * 255, b"y" * 256, b"d\xff")
+NAMES: Final = (
+    b"a",
+    b"b",
+    b"d",
+    b"l",
+    b"p",
+    b"new",
+    b"x",
+    b"",
+    b".",
+    b"..",
+    b"a/b",
+    b"y" * 255,
+    b"y" * 256,
+    b"d\xff",
+)
 
 
 class Share:

@@ -9,14 +9,15 @@ import tempfile
 import zlib
 from pathlib import Path
 
+from engine import Finding
+from reading import SPECIAL
+from shares import Share
+
 from devices.virtio_fs import parked
 from devices.virtio_fs.backend import VirtioFsBackend
 from devices.virtio_fs.inspection import FsInspection
 from devices.virtio_fs.state import extension
 from devices.virtio_fs.state.options import StateOptions
-from engine import Finding
-from reading import SPECIAL
-from shares import Share
 from vmsim import Machine
 from vmsim.errors import InternalFault, VmsimError
 from vmsim.fuse import client
@@ -94,7 +95,11 @@ def repaired(data: bytes) -> bytes:
     if at >= 0 and len(state) >= at + extension.HEADER.size:
         payload = state[at + extension.HEADER.size :]
         version = extension.HEADER.unpack(state, at).version
-        state = state[:at] + extension.HEADER.pack(extension.MAGIC, version, zlib.crc32(payload), len(payload)) + payload
+        state = (
+            state[:at]
+            + extension.HEADER.pack(extension.MAGIC, version, zlib.crc32(payload), len(payload))
+            + payload
+        )
     return state + tail
 
 
@@ -115,7 +120,11 @@ class Blobs:
     def seeds(self) -> list[bytes]:
         """States of each mode, whole and cut."""
         whole = [_state(Path(self._share.path), options) for options in OPTIONS]
-        return [bytes([number]) + state[:cut] for number, state in enumerate(whole) for cut in (None, 40, 200, 400)]
+        return [
+            bytes([number]) + state[:cut]
+            for number, state in enumerate(whole)
+            for cut in (None, 40, 200, 400)
+        ]
 
     def run(self, data: bytes) -> int:
         """Load it; what loads is served from, saved and loaded again."""
@@ -160,7 +169,9 @@ class Streams:
 
     def seeds(self) -> list[bytes]:
         """Of both kinds of rings and both dialects."""
-        return [self._saved(ring, dialect) for ring in ("split", "packed") for dialect in ("upstream", "rfc2023")]
+        return [
+            self._saved(ring, dialect) for ring in ("split", "packed") for dialect in ("upstream", "rfc2023")
+        ]
 
     def _saved(self, ring: str, dialect: str) -> bytes:
         with tempfile.TemporaryDirectory(dir=os.path.dirname(self._share.path)) as folder:

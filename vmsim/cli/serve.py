@@ -28,6 +28,7 @@ from vmsim.host.services import HostServices
 from vmsim.host.sockets import Listener, UnixSocket
 from vmsim.host.vhost_user.service import Service
 from vmsim.host.waits import SPIN_NS, FdWaits
+from vmsim.host.workers import Workers
 from vmsim.machine.parts import DeviceType, Seams, find_device
 from vmsim.sim.immediate import ImmediateSchedule
 from vmsim.vhost import constants as c
@@ -160,14 +161,16 @@ def _service(
     stack: ExitStack, device: DeviceType, values: dict[str, Any], place: sandbox.Confined, log: Log
 ) -> Service:
     """The device behind a vhost back-end behind a loop; ``stack`` closes what has to be closed."""
-    schedule = ImmediateSchedule()  # a request that cannot be ended now waits for nobody in this process
+    pool = Workers(lambda: LinuxFs(place.proc))
+    stack.callback(pool.close)
+    schedule = ImmediateSchedule(idle=lambda _: service.drain())
     trace = values["trace"]
     seams = Seams() if trace is None else traced_seams(tracer_for(trace, schedule), "serve")
     host_fs = LinuxFs(place.proc)
     host_fs.drop_groups()
     served = device.backend(
         seams.host_fs(host_fs), place.share, device_options(values),
-        request_queues=values["queues"], tag=values["tag"],
+        request_queues=values["queues"], tag=values["tag"], pool=pool,
     )  # fmt: skip
     stack.callback(served.close)
     served.virtio_features &= ~virtio_hidden(values)
@@ -179,7 +182,9 @@ def _service(
     backend = VhostBackend(
         seams.backend(served), HostServices(), schedule, DIALECTS[values["dialect"]], options
     )
-    return Service(backend, served, FdWaits(spin_ns=SPIN_NS), lambda line: log("info", line))
+    service = Service(backend, served, FdWaits(spin_ns=SPIN_NS), lambda line: log("info", line), pool)
+    service.watch_mounts(place.proc)
+    return service
 
 
 def _limit_files(wanted: int | None) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import itertools
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from types import MethodType
-from typing import Any
+from typing import Any, Protocol
 
 from vmsim.fuse.abi.headers import IN_HEADER, OUT_HEADER
 from vmsim.fuse.decoding import check_length, decode
@@ -34,6 +34,20 @@ _FOREIGN_OUT_HEADER = struct.Struct(">IiQ")
 _ERRNO_MAX = 4095
 
 
+class Aside(Protocol):
+    """Serves requests that may sleep in the host while others are served."""
+
+    def aside_key(self, request: Request) -> Hashable | None:
+        """What may hang on account of the request; None: it is served at once."""
+        ...
+
+    def start_aside(
+        self, request: Request, key: Hashable, serve: Callable[[], Any], done: Callable[[Any], object]
+    ) -> None:
+        """Have ``serve()`` called aside and its result, or exception, given to ``done``, perhaps at once."""
+        ...
+
+
 class Session:
     """One FUSE session over ``fs``.
 
@@ -42,7 +56,7 @@ class Session:
     """
 
     __slots__ = (
-        "_again", "_fast", "_interrupted", "_plans", "_routes", "_waiting", "fs", "on_fault", "options",
+        "_again", "_apart", "_aside", "_fast", "_interrupted", "_plans", "_routes", "_waiting", "fs", "on_fault", "options",
         "state",
     )  # fmt: skip
 
@@ -54,6 +68,9 @@ class Session:
         self._waiting: dict[int, Request] = {}
         self._again: dict[int, Request] = {}
         """Those of them that are to be served anew, the next one first."""
+        self._apart: dict[int, Request] = {}
+        """Those that are being served aside: they can neither be interrupted nor parked."""
+        self._aside: Aside | None = None
         self._interrupted: dict[int, None] = {}
         self._plans = {
             row.number: Plan(row, MethodType(HANDLERS[row.name], fs) if row.method else None)
@@ -61,6 +78,17 @@ class Session:
         }
         self._routes = {row.number: self._plans[row.number].route for row in OPCODES if row.simple}
         self._fast: dict[int, Any] = {}
+
+    def serve_aside(self, aside: Aside, opcodes: Container[int]) -> None:
+        """Have ``aside`` asked about requests with these opcodes, and serve those that may take long."""
+        self._aside = aside
+        self._routes = {
+            row.number: self._plans[row.number].route
+            for row in OPCODES
+            if row.simple and row.number not in opcodes
+        }
+        if self._fast:
+            self._fast = self._routes
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -147,13 +175,46 @@ class Session:
     def _execute(self, request: Request) -> int | None:
         """Run the handler and write its reply; OSError goes to the caller."""
         plan = request.plan
-        if plan.simple:
-            return self._reply(request, plan.handler(request.ctx, request.args))
         if plan.handler is None:
             return self._serve_itself(request)
+        if self._aside is not None and not plan.no_reply:
+            key = self._aside.aside_key(request)
+            if key is not None:
+                return self._execute_aside(self._aside, request, key)
         if plan.row.waits:
             return self._execute_waiting(request)
-        return self._reply(request, plan.handler(request))
+        return self._reply(request, _serve(request))
+
+    def _execute_aside(self, aside: Aside, request: Request, key: Hashable) -> int | None:
+        """Requests that may sleep in the host; nobody else waits for them."""
+        unique = request.ctx.unique
+        self._check_unique(unique)
+        request.on_done = self._finish
+        self._start_aside(aside, request, key)
+        if request.phase == RUNNING:
+            request.phase = WAITING
+            self._waiting[unique] = request
+            return None
+        return self._reply(request, request.result)
+
+    def _start_aside(self, aside: Aside, request: Request, key: Hashable) -> None:
+        self._apart[request.ctx.unique] = request
+        aside.start_aside(request, key, lambda: _serve(request), lambda result: self._served(request, result))
+
+    def _served(self, request: Request, result: Any) -> None:
+        """A request that was served aside has its result, perhaps after the end of its session."""
+        unique = request.ctx.unique
+        if self._apart.get(unique) is not request:
+            return
+        del self._apart[unique]
+        if isinstance(result, TryAgain):
+            if unique in self._interrupted:
+                del self._interrupted[unique]
+                result = InterruptedError(errno.EINTR, "interrupted")
+            else:
+                self._again[unique] = request
+                return
+        request.done(result)
 
     def _serve_itself(self, request: Request) -> int:
         """DESTROY and INTERRUPT, which have no reply."""
@@ -207,9 +268,12 @@ class Session:
             request = self._again.pop(unique, None)
             if request is None:
                 continue  # ended by what another one brought about
-            plan = request.plan
+            key = None if self._aside is None else self._aside.aside_key(request)
+            if self._aside is not None and key is not None:
+                self._start_aside(self._aside, request, key)
+                continue
             try:
-                result = plan.handler(request.ctx, request.args) if plan.simple else plan.handler(request)
+                result = _serve(request)
             except TryAgain:
                 self._again[unique] = request  # behind those that have waited for their turn
                 continue
@@ -299,6 +363,7 @@ class Session:
 
     def _end(self, error: int) -> None:
         """Answer who waits with ``error``, then drop all state."""
+        self._apart.clear()
         for request in list(self._waiting.values()):
             request.done(OSError(error, "the session ended"))
         self._begin(NegotiatedState())
@@ -316,6 +381,10 @@ class Session:
         if len(self._interrupted) > FUSE_INTERRUPTS_MAX:
             del self._interrupted[next(iter(self._interrupted))]
 
+    def is_apart(self, unique: int) -> bool:
+        """Whether the request is being served aside: only its end ends it."""
+        return unique in self._apart
+
     def waiting(self) -> list[int]:
         """The uniques of the requests whose reply is still to come, oldest first."""
         return list(self._waiting)
@@ -328,12 +397,12 @@ class Session:
     def park(self, uniques: Iterable[int] | None = None) -> list[int]:
         """Give up waiting requests (None: all) unanswered, and the file system's waits; their uniques.
 
-        They have had no effect: handing the same requests to ``handle`` again, here or on the machine that
+        Those that are served aside go on. The others have had no effect: handing the same requests to ``handle`` again, here or on the machine that
         goes on, makes them wait again.
         """
         parked = []
         for unique in list(self._waiting) if uniques is None else uniques:
-            request = self._waiting.pop(unique, None)
+            request = None if unique in self._apart else self._waiting.pop(unique, None)
             if request is not None:
                 self._again.pop(unique, None)
                 request.phase = FINISHED
@@ -344,6 +413,7 @@ class Session:
 
     def reset(self) -> None:
         """The device was reset: the rings are gone, so nobody is answered any more."""
+        self._apart.clear()
         self.park()
         self._begin(NegotiatedState())
         self.fs.destroy()
@@ -355,7 +425,13 @@ class Session:
     def restore(self, state: NegotiatedState) -> None:
         """Go on with a session that was negotiated elsewhere; StreamError when this server cannot."""
         checked = check_restored(state, self.options)
+        self._apart.clear()
         self.park()
         if checked.initialized:
             self.fs.adopt(checked._replace(interrupted=()))
         self._begin(checked)
+
+
+def _serve(request: Request) -> Any:
+    plan = request.plan
+    return plan.handler(request.ctx, request.args) if plan.simple else plan.handler(request)

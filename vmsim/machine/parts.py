@@ -90,6 +90,14 @@ class ServingDevice(BackendDevice, Protocol):
         """A little of that; whether there is more to be done at once."""
         ...
 
+    def join_aside(self) -> None:
+        """Go on with requests whose calls on other threads have ended."""
+        ...
+
+    def mounts_changed(self) -> None:
+        """Something was mounted or unmounted on this host."""
+        ...
+
     def look(self) -> bool:
         """Whether a request waits for somebody outside this process; it is tried again first."""
         ...
@@ -158,9 +166,11 @@ class DeviceType(Protocol):
 
     def backend(
         self, host: Any, share: str, options: Mapping[str, Any], *,
-        request_queues: int = 1, notification: bool = False, tag: str = "",
+        request_queues: int = 1, notification: bool = False, tag: str = "", pool: Any = None,
     ) -> ServingDevice:  # fmt: skip
-        """The half that does the work."""
+        """The half that does the work; with ``pool`` (Workers of :mod:`vmsim.host.workers`) calls that may
+        sleep for long are made there, and ``join_aside`` goes on with what has ended.
+        """
         ...
 
     def checker(

@@ -233,15 +233,18 @@ class BackendRing:
         ring = self.ring
         if ring is not None:
             self.live = None
+            parked: list[Chain] = []
             try:
                 if self._busy:
                     self._schedule.wait(lambda: not self._busy, f"ring {self.index} to finish a request")
-                for chain in self._device.parked(self.index):
+                parked = self._device.parked(self.index)
+                for chain in parked:
                     self._outstanding.pop(id(chain), None)
                 if self._outstanding:
                     self._schedule.wait(lambda: not self._outstanding, f"ring {self.index} to drain")
             except BaseException:
                 self._update()
+                self._backlog.extend(parked)
                 self.kicked()
                 raise
             if not self._fresh:

@@ -22,6 +22,7 @@ from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.limits import MOUNT_FDS_MAX
 
 from ..options import FsOptions
+from .aside import AsideHost, Pool
 from .fdcache import FdCache
 from .handles import Handle, HandleTable
 from .host_calls import HostAttr, HostFs
@@ -75,6 +76,14 @@ class Core(FileSystem):
         self.handles = HandleTable(min(self.options.guest_fds, room) or max(FDS_MIN, room // 2))
         self.inodes = InodeTable(host.close)
         self._fstat = host.fstat
+        self.pool: Pool | None = None
+        self.aside: AsideHost | None = None
+        """Makes the calls that may sleep; None while there is no reason to."""
+        self.kinds: dict[int, bytes] = {}
+        """The types of file systems by mnt_id."""
+        self.slow_names: frozenset[tuple[int, bytes]] = frozenset()
+        """(mnt_id of the directory, name) of places where mounts that may hang lie."""
+        self._on_slow: Callable[[], None] = _nothing
         self._open_root(share_fd)
         self._negotiate(NegotiatedState())
 
@@ -172,8 +181,17 @@ class Core(FileSystem):
         _, kind, raw = self.host.file_handle_at(dir_fd, name)
         return pack_handle(kind, raw)
 
+    def note_kind(self, mount: Mount) -> None:
+        """See ``SlowOps``."""
+
+    def find_slow_mounts(self) -> None:
+        """See ``SlowOps``."""
+
     def _may_drop(self, inode: Inode) -> bool:
         """Whether ``inode`` will be found again without its descriptor; records what that takes."""
+        if self.aside is not None and self.aside.run is not None:
+            with self.aside.inline():  # the queue may not change meanwhile
+                return self._may_drop(inode)
         try:
             if inode.handle is None:
                 inode.handle = self.evidence(inode.fd)
@@ -189,7 +207,11 @@ class Core(FileSystem):
         """The record of the mount that ``fd`` lies in; a new one gets a descriptor for open_by_handle_at."""
         mount = self.inodes.mounts.get((dev, mnt_id))
         if mount is None:
+            if self.pool is not None and mnt_id not in self.kinds:
+                self.find_slow_mounts()
             mount = self.inodes.mount(dev, mnt_id)
+            if self.pool is not None:
+                self.note_kind(mount)
             if self.by_handle and stat.S_ISDIR(mode) and len(self.inodes.mounts) <= MOUNT_FDS_MAX:
                 try:
                     mount.fd = self.host.reopen(fd, os.O_RDONLY | os.O_DIRECTORY)
@@ -245,6 +267,10 @@ class Core(FileSystem):
         uid = self.uids.to_guest(attr[UID])
         gid = self.gids.to_guest(attr[UID + 1])
         return (*attr[:UID], uid, gid, *attr[UID + 2 :])
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _pack_birth(birth: tuple[int, int]) -> bytes:

@@ -111,7 +111,10 @@ class CreateOps(FileOps):
         self.check_writable()
         directory = self.require_dir(parent)
         self.component(name)
-        return directory, self.path_fd(directory)
+        fd = self.path_fd(directory)
+        if self.aside is not None:
+            self.aside.hold(fd)
+        return directory, fd
 
     def _umask(self, umask: int) -> int:
         """The guest has applied its umask itself, unless DONT_MASK came with POSIX_ACL."""

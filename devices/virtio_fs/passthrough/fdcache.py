@@ -40,11 +40,19 @@ class FdCache:
         self._close = close
         self._queue: OrderedDict[int, Inode] = OrderedDict()
 
+    def close_with(self, close: Callable[[int], None]) -> None:
+        """Close descriptors with this from now on."""
+        self._close = close
+
     def __len__(self) -> int:
         return len(self._queue)
 
     def insert(self, inode: Inode, fd: int) -> None:
         """Give ``inode`` its descriptor; ENFILE (and ``fd`` closed) when nobody else can do without."""
+        if inode.fd >= 0:  # another request has found it meanwhile
+            self._close(fd)
+            inode.hot |= HOT
+            return
         if len(self._queue) >= self.limit and not self.evict():
             self._close(fd)
             raise OSError(errno.ENFILE, "all descriptors are in use")

@@ -9,16 +9,18 @@ from vmsim.fuse.filesystem import Context
 from vmsim.fuse.negotiated import NegotiatedState
 
 from ..options import FsOptions
+from .core import _nothing
 from .dirs import DirOps
 from .host_calls import HostFs
 from .lock_table import LockTable
 from .lock_waiters import WaitTable
 from .names import NameOps
 from .restore import RestoreOps
+from .slow import SlowOps
 from .xattr import XattrOps
 
 
-class PassthroughFs(NameOps, DirOps, XattrOps, RestoreOps):
+class PassthroughFs(NameOps, DirOps, XattrOps, RestoreOps, SlowOps):
     """Serves the directory ``share`` of ``host``.
 
     ``inodes``, ``handles``, ``locks`` and ``waits`` are its whole state (besides ``negotiated``); ``watch``
@@ -50,6 +52,8 @@ class PassthroughFs(NameOps, DirOps, XattrOps, RestoreOps):
 
     def destroy(self) -> None:
         """Drop all nodes but the root, all handles, all locks; nodeids and fhs begin anew."""
+        if self.aside is not None:
+            self.aside.abandon()
         owners = self.locks.clear()
         self._to_resume = []
         for waiter in self.waits.clear():
@@ -77,7 +81,3 @@ class PassthroughFs(NameOps, DirOps, XattrOps, RestoreOps):
         if self.root.fd >= 0:
             self.host.close(self.root.fd)
             self.root.fd = self.root.mount.fd = -1
-
-
-def _nothing() -> None:
-    """Nobody wants to know."""

@@ -96,6 +96,10 @@ class Reaching(Protocol):
         """The (mnt_id, absolute path) of all mounts that this process sees."""
         ...
 
+    def mounts(self) -> list[tuple[int, int, bytes, bytes]]:
+        """The (mnt_id, mnt_id of the mount beneath, absolute path, type of file system) of all of them."""
+        ...
+
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         ...

@@ -48,13 +48,17 @@ class Mount:
     the host can unmount.
     """
 
-    __slots__ = ("count", "dev", "fd", "index", "mnt_id")
+    __slots__ = ("count", "dev", "fd", "index", "memory", "mnt_id", "slow")
 
     def __init__(self, dev: int, mnt_id: int) -> None:
         self.dev = dev
         self.mnt_id = mnt_id
         self.fd = -1
         self.count = 0
+        self.slow = False
+        """Whether its calls may wait for somebody who does not answer."""
+        self.memory = False
+        """Whether it is no disk either."""
         self.index: dict[int, Inode] = {}
 
 
@@ -196,7 +200,8 @@ class InodeTable:
 
     def remove(self, inode: Inode) -> None:
         """Drop an inode that the guest does not know any more."""
-        del self._by_id[inode.id]
+        if self._by_id.pop(inode.id, None) is None:
+            return  # another request has found that nobody knows it, while this one slept
         self.unindex(inode)
         mount = inode.mount
         if mount is not NOWHERE:

@@ -39,7 +39,8 @@ class LookupOps(Reach):
             if inode.fd >= 0:
                 inode.hot |= HOT
                 return self.entry(inode, attr, directory, name)
-            if inode.handle is not None and self.evidence_at(dir_fd, name, inode.handle) == inode.handle:
+            same = inode.handle is not None and self.evidence_at(dir_fd, name, inode.handle) == inode.handle
+            if same and self.inodes.get(inode.id) is inode:  # not forgotten meanwhile
                 return self.entry(inode, attr, directory, name)
         return self.enter(self.open_at(dir_fd, name), directory, name)
 
@@ -69,10 +70,13 @@ class LookupOps(Reach):
             attr, dev, mnt_id, _ = self.host.identify(fd)
             mode = stat.S_IFMT(attr[MODE])
             mount = self.mount_of(dev, mnt_id, fd, mode)
-            inode = mount.index.get(attr[0])
-            if inode is not None and not self._is_still(inode, fd, mode):
+            while (inode := mount.index.get(attr[0])) is not None:
+                still = self._is_still(inode, fd, mode)
+                if mount.index.get(attr[0]) is not inode:
+                    continue  # another request has changed that meanwhile
+                if still:
+                    break
                 self.inodes.unindex(inode)
-                inode = None
         except BaseException:
             self.host.close(fd)
             raise

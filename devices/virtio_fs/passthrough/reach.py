@@ -179,6 +179,8 @@ class Reach(Core):
                     budget -= len(entries)
                     position = -1
                     for ino, _, kind, name in entries:
+                        if self.slow_names and any(name == place for _, place in self.slow_names):
+                            continue
                         below = kind in (DT_DIR, DT_UNKNOWN) and name not in (b".", b"..")
                         # The number of a mount point is here that of the directory beneath the mount.
                         if below or ino == inode.ino:

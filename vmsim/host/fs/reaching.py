@@ -162,9 +162,14 @@ class LinuxReaching(LinuxMaking):
 
     def mount_points(self) -> list[tuple[int, bytes]]:
         """(mnt_id, path) of /proc/self/mountinfo, where blanks and the like are octal."""
+        return [(mnt_id, path) for mnt_id, _, path, _ in self.mounts()]
+
+    def mounts(self) -> list[tuple[int, int, bytes, bytes]]:
+        """(mnt_id, mnt_id of the mount beneath, path, type) of /proc/self/mountinfo."""
         with open(self._proc + b"/mountinfo", "rb") as lines:
-            rows = [line.split(b" ", 5) for line in lines]
-        return [(int(row[0]), _OCTAL.sub(lambda m: bytes([int(m[1], 8)]), row[4])) for row in rows]
+            rows = [(line.split(b" ", 5), line.partition(b" - ")[2].split(b" ", 1)[0]) for line in lines]
+        plain = {row[4]: _OCTAL.sub(lambda m: bytes([int(m[1], 8)]), row[4]) for row, _ in rows}
+        return [(int(row[0]), int(row[1]), plain[row[4]], kind.partition(b".")[0]) for row, kind in rows]
 
     def _may_read_and_search(self) -> bool:
         with open(self._proc + b"/status", "rb") as lines:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from vmsim.errors import VmsimError
 from vmsim.host.sockets import Listener, UnixSocket
 from vmsim.host.vhost_user.server import VhostUserServer
 from vmsim.host.waits import FdWaits
+from vmsim.host.workers import Workers
+from vmsim.limits import DRAIN_NS
 from vmsim.vhost.backend import VhostBackend
+
+GOING_NS: Final = 200_000_000
+"""How long requests that sleep in the host are waited for when nobody is left who wants their answers."""
 
 LOOK_NS: Final = 1_000_000
 """Between two looks at what no descriptor announces: a lock of somebody outside, a ring without kick."""
@@ -29,13 +34,21 @@ class Background(Protocol):
         """Do a little of it; whether there is more to be done at once."""
         ...
 
+    def join_aside(self) -> None:
+        """Go on with requests whose calls on other threads have ended."""
+        ...
+
+    def mounts_changed(self) -> None:
+        """Something was mounted or unmounted."""
+        ...
+
 
 class Service:
     """Serves ``backend`` until ``stop``; ``background`` gets its turns when no descriptor is ready."""
 
     def __init__(
         self, backend: VhostBackend, background: Background, waits: FdWaits,
-        log: Callable[[str], object] = lambda line: None,
+        log: Callable[[str], object] = lambda line: None, pool: Workers | None = None,
     ) -> None:  # fmt: skip
         self.backend = backend
         self.server: VhostUserServer | None = None
@@ -43,6 +56,29 @@ class Service:
         self._waits = waits
         self._log = log
         self._stopped = False
+        self._pool = pool
+        self._mounts: BinaryIO | None = None
+        if pool is not None:
+            waits.add(pool.fd, select.POLLIN, background.join_aside)
+
+    def watch_mounts(self, proc: bytes) -> None:
+        """Tell the device of mounts that come and go; ``proc`` is this process in a /proc file system."""
+        try:
+            self._mounts = open(proc + b"/mountinfo", "rb")
+        except OSError as error:
+            self._log(f"mounts that come later are not noticed: {error}")
+            return
+        self._waits.add(self._mounts.fileno(), select.POLLPRI, self._background.mounts_changed)
+
+    def drain(self) -> bool:
+        """Wait for a request that sleeps in the host, on behalf of a ring that is to stop; whether one ended."""
+        pool = self._pool
+        if pool is None or not pool.pending:
+            return False
+        going = self.server is not None and not self.server.ended and not self._stopped
+        ended = pool.wait(DRAIN_NS if going else GOING_NS)
+        self._background.join_aside()
+        return ended
 
     def stop(self) -> None:
         """Have ``run`` return soon."""
