@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="how long, shared among the targets")
     parser.add_argument("--count", type=int, help="how many chains, requests, messages, ... of each target")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32),
-                        help="of the random numbers (default: another one each time, which is printed)")  # fmt: skip
+                        help="of the random numbers (default: another each time)")  # fmt: skip
     parser.add_argument(
         "--place", type=Path, default=ROOT / ".fuzz", help="where corpus and findings are kept"
     )

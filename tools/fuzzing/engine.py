@@ -123,12 +123,18 @@ class Fuzzer:
     def run(self, count: int | None, seconds: float | None) -> None:
         """Until then; Ctrl-C ends it earlier."""
         began = told = time.monotonic()
+
+        def over() -> bool:
+            past = seconds is not None and time.monotonic() - began >= seconds
+            return past or (count is not None and self.done >= count)
+
         kept = [path.read_bytes() for path in sorted(self._corpus_dir.iterdir())]
-        for data in self.target.seeds() + kept:
-            self._feed(data, watched=True)
-        while (count is None or self.done < count) and (
-            seconds is None or time.monotonic() - began < seconds
-        ):
+        first = self.target.seeds()
+        self._rng.shuffle(first)
+        for data in kept + first:
+            if not over():
+                self._feed(data, watched=True)
+        while not over():
             self._feed(self._next(), watched=self._rng.randrange(SAMPLED) == 0)
             if time.monotonic() - told > 30:
                 told = time.monotonic()

@@ -28,7 +28,8 @@ MESSAGES_MAX = 100
 USER = 0x7F0000000000
 SIZE = 1 << 18
 WORDS = (
-    0, 1, 2, 3, 4, 8, 64, 128, 0x100, 0x101, 0x1000, SIZE, SIZE - 1, SIZE // 2, USER, USER + 0x1000, USER + 0x2000,
+    0, 1, 2, 3, 4, 8, 64, 128, 0x100, 0x101, 0x1000, SIZE, SIZE - 1, SIZE // 2, USER, USER + 0x1000,
+    USER + 0x2000,
     USER + SIZE - 8, IMPLEMENTED, F_VERSION_1 | VHOST_USER_F_PROTOCOL_FEATURES,
     F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | VHOST_USER_F_PROTOCOL_FEATURES | 1 << 26,
     F_VERSION_1 | F_RING_PACKED | VHOST_USER_F_PROTOCOL_FEATURES, 1 << 32, 1 << 63, (1 << 64) - 1,
@@ -59,8 +60,9 @@ class Messages:
         self._share.renew()
         self._shm = SharedMemory("fuzz", SIZE)
         self._pipe = os.pipe()
-        self._files = [os.dup(self._shm.fd), os.eventfd(0, os.EFD_NONBLOCK), os.open("/dev/null", os.O_RDWR),
-                       *self._pipe, os.memfd_create("short"), os.open(self._share.path, os.O_RDONLY)]  # fmt: skip
+        null, folder = os.open("/dev/null", os.O_RDWR), os.open(self._share.path, os.O_RDONLY)
+        event, short = os.eventfd(0, os.EFD_NONBLOCK), os.memfd_create("short")
+        self._files = [os.dup(self._shm.fd), event, null, *self._pipe, short, folder]
 
     def close(self) -> None:
         """Give everything back."""
@@ -196,9 +198,10 @@ class Messages:
                 ("SET_MEM_TABLE", struct.pack("<II", 1, 0) + region, (self._files[0],))]  # fmt: skip
         for ring in (0, 1):
             base = USER + 0x1000 * (1 + 3 * ring)
+            areas = struct.pack("<2I4Q", ring, 0, base, base + 0x800, base + 0x400, 0)
             plan += [("SET_VRING_NUM", struct.pack("<II", ring, 64), ()),
                      ("SET_VRING_BASE", struct.pack("<II", ring, 0), ()),
-                     ("SET_VRING_ADDR", struct.pack("<IIQQQQ", ring, 0, base, base + 0x800, base + 0x400, 0), ()),
+                     ("SET_VRING_ADDR", areas, ()),
                      ("SET_VRING_KICK", struct.pack("<Q", ring), (self._files[1],)),
                      ("SET_VRING_ENABLE", struct.pack("<II", ring, 1), ())]  # fmt: skip
         for name, body, fds in plan:

@@ -1,4 +1,4 @@
-"""Split and packed rings: chains at odd addresses and lengths, scribbled tables and indices, stops, restarts."""
+"""Split and packed rings: chains at odd addresses and lengths, scribbled tables, stops, restarts."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Rings:
 
     def __init__(self) -> None:
         self._share = Share()
-        # Served read-only, so that one device does for all inputs: what is in the requests matters little here.
+        # Served read-only, so that one device does for all inputs.
         self.device = Counted(LinuxFs(), self._share.renew(), FsOptions(readonly=True))
         self._shm = SharedMemory("fuzz", MEMORY)
         half = MEMORY // 2

@@ -184,6 +184,7 @@ def _service(
     )
     service = Service(backend, served, FdWaits(spin_ns=SPIN_NS), lambda line: log("info", line), pool)
     service.watch_mounts(place.proc)
+    stack.callback(service.close)
     return service
 
 

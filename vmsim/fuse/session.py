@@ -56,8 +56,8 @@ class Session:
     """
 
     __slots__ = (
-        "_again", "_apart", "_aside", "_fast", "_interrupted", "_plans", "_routes", "_waiting", "fs", "on_fault", "options",
-        "state",
+        "_again", "_apart", "_aside", "_fast", "_interrupted", "_plans", "_routes", "_waiting", "fs",
+        "on_fault", "options", "state",
     )  # fmt: skip
 
     def __init__(self, fs: FileSystem, options: InitOptions | None = None) -> None:
@@ -397,8 +397,8 @@ class Session:
     def park(self, uniques: Iterable[int] | None = None) -> list[int]:
         """Give up waiting requests (None: all) unanswered, and the file system's waits; their uniques.
 
-        Those that are served aside go on. The others have had no effect: handing the same requests to ``handle`` again, here or on the machine that
-        goes on, makes them wait again.
+        Those that are served aside go on. The others have had no effect: handing the same requests to
+        ``handle`` again, here or on the machine that goes on, makes them wait again.
         """
         parked = []
         for unique in list(self._waiting) if uniques is None else uniques:

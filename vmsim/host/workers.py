@@ -1,9 +1,9 @@
-"""Threads for host calls that may sleep for long: a dead NFS server, a FUSE server that hangs, a disk that is busy.
+"""Threads for host calls that may sleep for long: a dead NFS server, a FUSE server that hangs, a busy disk.
 
 Nothing of a device runs on them but single system calls. Their results wait until the loop asks for them
-(``join``), so that everything else stays with one thread. A thread is made when a call finds none free, and ends
-when it has had nothing to do for a while. One whose call never ends is lost: it is a daemon, so that it holds up
-nobody's end, and a dead mount holds WORKERS_PER_KEY of them at most.
+(``join``), so that everything else stays with one thread. A thread is made when a call finds none free, and
+ends when it has had nothing to do for a while. One whose call never ends is lost: it is a daemon, so that it
+holds up nobody's end, and a dead mount holds WORKERS_PER_KEY of them at most.
 """
 
 from __future__ import annotations

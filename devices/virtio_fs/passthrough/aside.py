@@ -1,16 +1,16 @@
 """Host calls that may sleep for long: made on other threads, while everything else stays on one.
 
-A request that may have to sleep runs *aside*: its handler is a greenlet, each of its host calls is handed to a
-pool of threads, and until the result is there the loop serves the others. The tables are only ever touched by the
-loop's thread, but other requests run between two host calls of this one:
+A request that may have to sleep runs *aside*: its handler is a greenlet, each of its host calls is handed to
+a pool of threads, and until the result is there the loop serves the others. The tables are only ever touched
+by the loop's thread, but other requests run between two host calls of this one:
 
 * What a run has used is not closed before its end (``hold``), so that no number becomes another file's.
 * The guest's memory is not touched by a thread: data are copied when a call begins and when it has ended.
 * The ids that a run takes on are taken on by the thread, for each call.
 * ``abandon`` ends runs where they wait: their session is over. What a call still opens is closed.
 
-What is called outside a run on a descriptor that may hang (while a state is collected, say) waits, for SLOW_CALL_NS
-at most; after that the same mount is not waited for again until one of its calls has ended.
+What is called outside a run on a descriptor that may hang (while a state is collected, say) waits, for
+SLOW_CALL_NS at most; after that the same mount is not waited for again until one of its calls has ended.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ STEPS: Final = 10
 """In so many steps is a call waited for."""
 
 CALLS: Final = (
-    "open_beneath", "reopen", "file_handle", "file_handle_at", "open_handle", "fstat", "identify", "identify_name",
-    "identify_at", "birth", "birth_at", "statx", "fstatvfs", "chmod", "chown", "utimens", "access", "getxattr",
-    "setxattr", "listxattr", "removexattr", "mkdir", "mknod", "symlink", "link", "unlink", "rmdir", "rename",
-    "readlink", "getdents", "ftruncate", "fsync", "flush", "syncfs", "fallocate", "lseek", "copy_file_range", "ioctl",
-    "poll", "flock", "set_lock", "get_lock",
+    "open_beneath", "reopen", "file_handle", "file_handle_at", "open_handle", "fstat", "identify",
+    "identify_name", "identify_at", "birth", "birth_at", "statx", "fstatvfs", "chmod", "chown", "utimens",
+    "access", "getxattr", "setxattr", "listxattr", "removexattr", "mkdir", "mknod", "symlink", "link",
+    "unlink", "rmdir", "rename", "readlink", "getdents", "ftruncate", "fsync", "flush", "syncfs",
+    "fallocate", "lseek", "copy_file_range", "ioctl", "poll", "flock", "set_lock", "get_lock",
 )  # fmt: skip
 
 
@@ -107,6 +107,8 @@ class AsideHost:
         self._doomed: set[int] = set()
         self._slow: dict[int, Hashable] = {}
         """Descriptors that a run has opened, and the mount that may hang."""
+        self.names: frozenset[bytes] = frozenset()
+        """Names at which such mounts lie, in whatever directory."""
         self._dead: set[Hashable] = set()
         self._bounding = False
         self._late: list[Callable[[], None]] = []
@@ -176,7 +178,7 @@ class AsideHost:
         self.pool.join()
 
     def abandon(self) -> None:
-        """The session is over: end all runs where they wait. What their calls use is let go when these end."""
+        """The session is over: end all runs where they wait; what their calls use is let go later."""
         for run in list(self._runs):
             body = run.body
             if body is None or run is self.run:
@@ -238,17 +240,27 @@ class AsideHost:
                 if opens:
                     self._slow[result] = run.key
                 return result
-            if self._slow:
-                for place in places:
-                    key = self._slow.get(words[place])
-                    if key is not None:
-                        result = self._bounded(key, name, lambda host: getattr(host, name)(*words, **named))
-                        if opens:
-                            self._slow[result] = key
-                        return result
+            if self._slow or self.names:
+                key = self._hangs(words, places)
+                if key is not None:
+                    result = self._bounded(key, name, lambda host: getattr(host, name)(*words, **named))
+                    if opens:
+                        self._slow[result] = key
+                    return result
             return direct(*words, **named)
 
         return call
+
+    def _hangs(self, words: tuple[Any, ...], places: tuple[int, ...]) -> Hashable | None:
+        """What a call with these arguments may wait for; None: nothing."""
+        for place in places:
+            key = self._slow.get(words[place])
+            if key is not None:
+                return key
+        for word in words:
+            if isinstance(word, bytes) and not self.names.isdisjoint(word.split(b"/")):
+                return word
+        return None
 
     def _aside(self, run: Run, name: str, call: Callable[[HostFs], Any]) -> Any:
         """Have ``call`` made by a thread; the loop goes on meanwhile."""

@@ -1,8 +1,8 @@
 """Which requests may make the host sleep for long, and how they are served aside.
 
-File systems of FAST answer from memory or a disk of this machine, so their calls are made at once; what is written to
-disks or allocated there takes as long as it takes, and has no bound. Everything of all others (NFS, FUSE, 9p, /proc)
-may wait for somebody who does not answer any more.
+File systems of FAST answer from memory or a disk of this machine, so their calls are made at once; only what
+writes a disk or allocates there has no bound (WRITES). Everything of all others (NFS, FUSE, 9p, /proc) may
+wait for somebody who does not answer any more.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from .inodes import Inode, Mount
 
 MEMORY: Final = frozenset({b"tmpfs", b"ramfs", b"devtmpfs", b"rootfs"})
 FAST: Final = MEMORY | {
-    b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"bcachefs", b"f2fs", b"zfs", b"overlay", b"jfs", b"nilfs2", b"vfat",
-    b"exfat", b"ntfs3", b"hfs", b"hfsplus", b"udf", b"iso9660", b"squashfs", b"erofs", b"minix", b"reiserfs", b"ubifs",
+    b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"bcachefs", b"f2fs", b"zfs", b"overlay", b"jfs",
+    b"nilfs2", b"vfat", b"exfat", b"ntfs3", b"hfs", b"hfsplus", b"udf", b"iso9660", b"squashfs", b"erofs",
+    b"minix", b"reiserfs", b"ubifs",
 }  # fmt: skip
 """Their server is this kernel."""
 
@@ -63,6 +64,8 @@ class SlowOps(Core):
             self.note_kind(mount)
         if names or self.root.mount.slow:
             self._be_slow()
+        if self.aside is not None:
+            self.aside.names = frozenset(name for _, name in names)
 
     def note_kind(self, mount: Mount) -> None:
         """Whether a mount may hang."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections.abc import Callable
-from typing import BinaryIO, Final, Protocol
+from typing import Final, Protocol
 
 from vmsim.errors import VmsimError
 from vmsim.host.sockets import Listener, UnixSocket
@@ -57,21 +58,28 @@ class Service:
         self._log = log
         self._stopped = False
         self._pool = pool
-        self._mounts: BinaryIO | None = None
+        self._mounts = -1
         if pool is not None:
             waits.add(pool.fd, select.POLLIN, background.join_aside)
 
     def watch_mounts(self, proc: bytes) -> None:
         """Tell the device of mounts that come and go; ``proc`` is this process in a /proc file system."""
         try:
-            self._mounts = open(proc + b"/mountinfo", "rb")
+            self._mounts = os.open(proc + b"/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             self._log(f"mounts that come later are not noticed: {error}")
             return
-        self._waits.add(self._mounts.fileno(), select.POLLPRI, self._background.mounts_changed)
+        self._waits.add(self._mounts, select.POLLPRI, self._background.mounts_changed)
+
+    def close(self) -> None:
+        """Look for mounts no more; may be called twice."""
+        if self._mounts >= 0:
+            self._waits.remove(self._mounts)
+            os.close(self._mounts)
+            self._mounts = -1
 
     def drain(self) -> bool:
-        """Wait for a request that sleeps in the host, on behalf of a ring that is to stop; whether one ended."""
+        """Wait for a request that sleeps in the host, so that its ring can stop; whether one ended."""
         pool = self._pool
         if pool is None or not pool.pending:
             return False
