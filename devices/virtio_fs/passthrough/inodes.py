@@ -208,6 +208,10 @@ class InodeTable:
             mount.count -= 1
             self._left(mount)
 
+    def close_with(self, close: Callable[[int], None]) -> None:
+        """Close descriptors of mounts with this from now on."""
+        self._close = close
+
     def _left(self, mount: Mount) -> None:
         """Drop the record of a mount of which the guest knows nothing."""
         if mount.count == 0 and self.mounts.pop((mount.dev, mount.mnt_id), None) is mount and mount.fd >= 0:

@@ -69,12 +69,14 @@ class LookupOps(Reach):
         try:
             attr, dev, mnt_id, _ = self.host.identify(fd)
             mode = stat.S_IFMT(attr[MODE])
-            mount = self.mount_of(dev, mnt_id, fd, mode)
-            while (inode := mount.index.get(attr[0])) is not None:
-                still = self._is_still(inode, fd, mode)
-                if mount.index.get(attr[0]) is not inode:
-                    continue  # another request has changed that meanwhile
-                if still:
+            while True:
+                mount = self.mount_of(dev, mnt_id, fd, mode)
+                inode = mount.index.get(attr[0])
+                still = inode is None or self._is_still(inode, fd, mode)
+                known = self.inodes.mounts.get((dev, mnt_id))
+                if known is not mount or mount.index.get(attr[0]) is not inode:
+                    continue  # another request has changed that while this one slept
+                if inode is None or still:
                     break
                 self.inodes.unindex(inode)
         except BaseException:

@@ -84,6 +84,7 @@ class SlowOps(Core):
             self.host = host
             self._fstat = self.host.fstat
             self.fds.close_with(self.host.close)
+            self.inodes.close_with(self.host.close)
             for fd in {self.root.fd, *(mount.fd for mount in self.inodes.mounts.values() if mount.slow)}:
                 if self.root.mount.slow and fd >= 0:
                     host.may_hang(fd, self.root.mount)
