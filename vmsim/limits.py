@@ -91,6 +91,9 @@ STREAM_STRING_MAX: Final = 255
 VMDESC_MAX: Final = 10 << 20
 """Bytes of the JSON description after a migration stream."""
 
+EARLY_STATE_MAX: Final = 256 << 20
+"""Bytes of state that a destination takes before the source stops, of the guest and of each device."""
+
 GUEST_STATE_MAX: Final = 256 << 20
 """Bytes of the guest's own (kernel) state in a stream."""
 

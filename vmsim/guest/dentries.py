@@ -7,7 +7,6 @@ record (288 bytes): parent u64 | node u64 (0: the name does not exist) | expiry_
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Final
 
 from vmsim.errors import StreamError, UsageError
@@ -18,7 +17,7 @@ from vmsim.memory import GuestMemory
 
 _HEAD: Final = struct.Struct("<QQQH6x")
 RECORD_BYTES: Final = 288
-_NAME_AT: Final = _HEAD.size
+_RECORD: Final = struct.Struct(f"{_HEAD.format}{RECORD_BYTES - _HEAD.size}s")
 ENTRIES_MAX: Final = 1 << 20
 
 
@@ -39,16 +38,23 @@ class DentryCache:
         self._view = memory.view(state.table_gpa, state.entries * RECORD_BYTES)
         self._index: dict[tuple[int, bytes], int] = {}
         self._free: list[int] = []
-        for slot in range(state.entries):
-            parent, _, _, length = _HEAD.unpack_from(self._view, slot * RECORD_BYTES)
-            if not parent:
-                self._free.append(slot)
-                continue
-            key = (parent, self._name(slot, length))
-            if not 0 < length <= NAME_MAX or key in self._index:
-                raise StreamError(f"dentry record {slot} is malformed", field="dentries")
-            self._index[key] = slot
-        self._free.reverse()
+        self._read()
+
+    def _read(self) -> None:
+        """Index the table: one pass, as a guest can have a million names."""
+        index, free = self._index, self._free
+        used = 0
+        for slot, (parent, _, _, length, name) in enumerate(_RECORD.iter_unpack(self._view)):
+            if parent:
+                index[parent, name[:length]] = slot
+                used += 1
+                if not 0 < length <= NAME_MAX:
+                    raise StreamError(f"dentry record {slot} is malformed", field="dentries")
+            else:
+                free.append(slot)
+        if len(index) != used:
+            raise StreamError("a dentry comes twice", field="dentries")
+        free.reverse()
 
     @classmethod
     def create(cls, memory: GuestMemory, allocator: PageAllocator, entries: int) -> CacheState:
@@ -62,10 +68,6 @@ class DentryCache:
 
     def __len__(self) -> int:
         return len(self._index)
-
-    def _name(self, slot: int, length: int) -> bytes:
-        at = slot * RECORD_BYTES + _NAME_AT
-        return bytes(self._view[at : at + min(length, NAME_MAX)])
 
     def _write(self, slot: int, data: bytes) -> None:
         self._memory.write(self.state.table_gpa + slot * RECORD_BYTES, data)
@@ -113,8 +115,6 @@ class DentryCache:
             parent, node, _, length = _HEAD.unpack_from(self._view, slot * RECORD_BYTES)
             self._write(slot, _HEAD.pack(parent, node, 0, length))
 
-    def references(self) -> Iterator[tuple[int, int]]:
+    def references(self) -> list[tuple[int, int]]:
         """The (parent, node) of every entry."""
-        for slot in self._index.values():
-            parent, node, _, _ = _HEAD.unpack_from(self._view, slot * RECORD_BYTES)
-            yield parent, node
+        return [(parent, node) for parent, node, *_ in _RECORD.iter_unpack(self._view) if parent]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmsim.errors import StateError, UsageError
@@ -16,7 +16,7 @@ from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.headers import FUSE_ROOT_ID
 from vmsim.fuse.abi.replies import ATTR_OUT, INIT_OUT
-from vmsim.guest import init, snapshot
+from vmsim.guest import groups, init, snapshot
 from vmsim.guest.alloc import PageAllocator
 from vmsim.guest.config import CACHE_NONE, CACHES, GuestConfig
 from vmsim.guest.dentries import DentryCache
@@ -66,6 +66,8 @@ class GuestKernel(Knowledge):
         state = KernelState(STATE_VERSION, config, PageAllocator.over(heap).state)
         super().__init__(memory, VirtioDriver(bus, fence), schedule, state)
         self.cell = KernelCell(self)
+        self.known = groups.Known()
+        """Nodes of a state that is still to come."""
 
     # Bringing the device up
 
@@ -168,9 +170,18 @@ class GuestKernel(Knowledge):
         """All state that is not in guest memory, as bytes; leaves the kernel able to go on."""
         return snapshot.save(self)
 
+    def save_to_travel(self) -> bytes:
+        """The same, in groups of nodes that a destination may know already (``early_groups``)."""
+        return snapshot.save_to_travel(self)
+
+    def early_groups(self) -> Iterator[bytes]:
+        """The nodes as they are now, for a destination's ``known`` while this guest runs on."""
+        return groups.encoded(self.state.nodes)
+
     def restore(self, saved: bytes) -> None:
         """Take over the saved state; guest memory must be in place. StreamError for anything malformed."""
-        self._attach(snapshot.load(saved, self.memory))
+        known, self.known = self.known, groups.Known()
+        self._attach(*snapshot.take_over(saved, self.memory, known))
 
     def change_clock(self, realtime_ns: int) -> None:
         """The schedule's clock is another one than before: what was to expire by the old one expires now.

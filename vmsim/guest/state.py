@@ -93,7 +93,7 @@ class Attr(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     flags: int
 
 
-class Node(msgspec.Struct, forbid_unknown_fields=True):
+class Node(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """One inode that the server knows us to hold ``nlookup`` references to; ``refs`` are our own users.
 
     ``parent`` and ``name`` are a directory's place (a directory has exactly one); other kinds keep 0.
@@ -210,7 +210,7 @@ class CacheState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class KernelState(msgspec.Struct, forbid_unknown_fields=True):
-    """The whole guest kernel."""
+    """The whole guest kernel; a state that travels has its nodes in ``groups`` (see ``groups.py``)."""
 
     version: int
     config: GuestConfig
@@ -228,6 +228,7 @@ class KernelState(msgspec.Struct, forbid_unknown_fields=True):
     requests: dict[int, Request] = {}
     forgets: list[tuple[int, int]] = []
     nodes: dict[int, Node] = {}
+    groups: list[bytes] = []
     files: dict[int, OpenFile] = {}
     next_file: int = 1
     processes: dict[int, Process] = {}

@@ -69,8 +69,10 @@ class FuseTransport:
         """``here[0]`` is 0 in a forked child, which shares the guest's memory and must leave it alone."""
         self._attach(state)
 
-    def _attach(self, state: KernelState) -> None:
-        """Make ``state`` the live state; indices are rebuilt from it and from guest memory."""
+    def _attach(
+        self, state: KernelState, pages: PageCache | None = None, dentries: DentryCache | None = None
+    ) -> None:
+        """Make ``state`` the live state; indices that are not given are rebuilt from it and guest memory."""
         self.state = state
         self.config = state.config
         self.allocator = PageAllocator(state.allocator)
@@ -86,8 +88,11 @@ class FuseTransport:
                     indirect=indirect, split=self.config.linux_chains,
                 )
             )  # fmt: skip
-        self.pages = PageCache(self.memory, state.pages) if state.pages.entries else None
-        self.dentries = DentryCache(self.memory, state.dentries) if state.dentries.entries else None
+        if pages is None and state.pages.entries:
+            pages = PageCache(self.memory, state.pages)
+        if dentries is None and state.dentries.entries:
+            dentries = DentryCache(self.memory, state.dentries)
+        self.pages, self.dentries = pages, dentries
         self.writeback = bool(self.pages and state.session.flags & init_flags.WRITEBACK_CACHE)
         self.missing = set(state.missing)
         self.nodes.gone = self.pages.drop if self.pages is not None else None
