@@ -94,6 +94,9 @@ VMDESC_MAX: Final = 10 << 20
 EARLY_STATE_MAX: Final = 256 << 20
 """Bytes of state that a destination takes before the source stops, of the guest and of each device."""
 
+EARLY_PIECE_MAX: Final = 8 << 20
+"""Bytes of one piece of that."""
+
 GUEST_STATE_MAX: Final = 256 << 20
 """Bytes of the guest's own (kernel) state in a stream."""
 

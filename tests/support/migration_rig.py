@@ -78,6 +78,8 @@ class Machine:
         self.log: list[str] = []
         self.fail_at = ""
         self.expects = Forecast()
+        self.pieces: list[tuple[str, bytes]] = []
+        self.came: list[tuple[str, bytes]] = []
 
     def _step(self, name: str) -> None:
         self.log.append(name)
@@ -107,6 +109,13 @@ class Machine:
     def harvest(self):
         self._step("harvest")
         return self.dirty.harvest()
+
+    def early(self, *arguments):
+        """Of the source: the pieces; of the destination: one that came."""
+        if len(arguments) == 1:
+            return iter(self.pieces)
+        self.came.append(arguments)
+        return None
 
     def forecast(self) -> Forecast:
         return self.expects

@@ -2,7 +2,7 @@
 
 A group is the nodes of one range of ids, so that it has the same bytes again as long as nothing in it
 changes. What a destination has decoded and checked before the guest stopped (:class:`Known`) need not be
-decoded and checked again when the state brings the same bytes; only the bytes decide, so the state is complete
+decoded and checked again when the state brings the same bytes. Only the bytes decide: the state is complete
 without it.
 """
 

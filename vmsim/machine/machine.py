@@ -375,10 +375,15 @@ class Machine:
 
     # Ending
 
-    def finish(self) -> None:
-        """The machine is elsewhere now: it never runs again."""
+    def finish(self, *, let_go: bool = True) -> None:
+        """The machine is elsewhere now: it never runs again. ``let_go`` of what it held, now or later."""
         self.state = FINISHED
         self.kernel.pause()
+        if let_go:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Of device and back-end, of a machine that is finished. May be called twice."""
         self._detach()
         if self.owns_backend and not self.keeps_backend:
             self.backend.close()
@@ -389,7 +394,7 @@ class Machine:
             return  # a forked child's copy: what it holds is the parent's
         finished = self.state == FINISHED
         self.state = CLOSED
-        self._release(backend=not finished)
+        self._release(backend=not finished or not self.keeps_backend)
 
     def _release(self, *, backend: bool = True) -> None:
         if hasattr(self, "device"):

@@ -59,6 +59,9 @@ def move(
         raise MigrationError("the destination failed after it had taken over", step="go", side="destination")
     hand_over(machine, other)
     outgoing.started(arrival.load_ns)
+    with suppress(VmsimError, OSError):  # a connection or back-end that is gone: nothing here is of use
+        machine.let_go()
+    machine.release_memory()
     other.migration_stats = outgoing.stats
     told.committed(outgoing.stats)
     return other
@@ -74,7 +77,8 @@ def leave(
     a destination in this program runs: nobody knows of another one.
     """
     channel = machine.seams.channel(channel, "source")
-    source = Source(machine, parameters.clock or machine.schedule.now_ns, rid)
+    clock = parameters.clock or machine.schedule.now_ns
+    source = Source(machine, clock, rid, beside=runs is not None)
     outgoing = OutgoingMigration(
         source, channel, machine.schedule, parameters, told.progress, runs or (lambda: None),
         both_here=runs is not None,
@@ -101,4 +105,3 @@ def hand_over(machine: Machine, other: Machine) -> None:
         other.owns_backend, machine.owns_backend = machine.owns_backend, False
     other.arrived_requests = len(other.kernel.requests)
     other.start_running()
-    machine.release_memory()

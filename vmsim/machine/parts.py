@@ -231,6 +231,14 @@ def _unchanged(inner: Any, *_: Any) -> Any:
     return inner
 
 
+def _nothing() -> Iterator[bytes]:
+    return iter(())
+
+
+def _ignored(piece: bytes) -> None:
+    pass
+
+
 class MachineBackend(Protocol):
     """What a machine asks of its back-end, wherever that runs; one machine after the other may use it."""
 
@@ -275,6 +283,14 @@ class MachineBackend(Protocol):
 
     def ring(self, index: int) -> RingState | None:
         """Where its side of a ring stands; None if the ring is not started, or nobody can tell."""
+        ...
+
+    def early(self) -> Iterator[bytes]:
+        """Its state ahead of the stop, in pieces for ``take_early``; empty ones while it is collected."""
+        ...
+
+    def take_early(self, piece: bytes) -> None:
+        """Do beforehand what can be done; StreamError for a malformed piece."""
         ...
 
     def close(self) -> None:
@@ -361,6 +377,16 @@ class Backend:
         """Where its side of a ring stands; None if the ring is not started."""
         ring = self.vhost.rings[index].ring
         return None if ring is None else ring.save()
+
+    def early(self) -> Iterator[bytes]:
+        """Its state ahead of the stop, if this kind of back-end has any."""
+        early: Callable[[], Iterator[bytes]] = getattr(self.served, "early_state", _nothing)
+        return early()
+
+    def take_early(self, piece: bytes) -> None:
+        """Do beforehand what can be done."""
+        take: Callable[[bytes], None] = getattr(self.served, "take_early", _ignored)
+        take(piece)
 
     def close(self) -> None:
         """End serving; may be called twice."""

@@ -158,6 +158,13 @@ class RemoteBackend:
         """None: it only tells when it stops a ring."""
         return None
 
+    def early(self) -> Iterator[bytes]:
+        """Nothing: vhost-user has no message for it (device state moves when the rings stand still)."""
+        return iter(())
+
+    def take_early(self, piece: bytes) -> None:
+        """Nothing comes of it, for the same reason."""
+
     def close(self) -> None:
         """End the process, if it was started here; may be called twice."""
         if self._transport is not None:

@@ -7,12 +7,13 @@ source lets go of it once everything is saved, and the destination takes it befo
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from vmsim.errors import HostError, MigrationError, VmsimError
 from vmsim.host.shm import data_ranges, write_pages
 from vmsim.machine.forecast import forecast
+from vmsim.machine.sections import GuestSection, early_guest, take_early_guest
 from vmsim.memory import Region
 from vmsim.migration.downtime import Clock, Forecast
 from vmsim.migration.ram import DataFinder, PageWriter, Run
@@ -32,12 +33,15 @@ class Source:
     machine_type = MACHINE_TYPE
 
     def __init__(
-        self, machine: Machine, clock: Clock, rid: Callable[[], object] = lambda: None
-    ) -> None:
+        self, machine: Machine, clock: Clock, rid: Callable[[], object] = lambda: None, *,
+        beside: bool = False,
+    ) -> None:  # fmt: skip
         """``rid`` returns once the destination of a failed migration has let go of everything.
 
-        ``clock`` is that of forecasts.
+        ``clock`` is that of forecasts. ``beside``: whoever migrates calls ``machine.let_go`` when the
+        destination, in this process, runs.
         """
+        self._beside = beside
         self._clock = clock
         self.machine = machine
         self.memory = machine.memory
@@ -69,6 +73,17 @@ class Source:
         """What was written since the last time."""
         return self.machine.dirty.harvest()
 
+    def early(self, least_inodes: int) -> Iterator[tuple[str, bytes]]:
+        """The back-end's records, once it has collected them, then the guest's nodes."""
+        machine = self.machine
+        if len(machine.kernel.state.nodes) < least_inodes:
+            return
+        if not self._keeps:
+            for piece in machine.backend.early():
+                yield machine.section.idstr, piece
+        for piece in early_guest(machine.kernel):
+            yield GuestSection.idstr, piece
+
     def forecast(self) -> Forecast:
         """What its state is going to take."""
         return forecast(self.machine, self._clock)
@@ -87,8 +102,8 @@ class Source:
         return [*others, _LettingGo(self.machine, device) if self._keeps else device]
 
     def finish(self) -> None:
-        """Committed."""
-        self.machine.finish()
+        """Committed. In the same process the destination's guest need not wait until all is given back."""
+        self.machine.finish(let_go=not self._beside)
 
     def restart_rings(self) -> None:
         """Go on as before, with the same back-end; connect to it again if the connection is gone."""
@@ -138,6 +153,14 @@ class Destination:
             write_pages(region.fd, region.fd_offset + offset, pages)
 
         return write
+
+    def early(self, target: str, piece: bytes) -> None:
+        """What the guest and the back-end can make use of; a back-end that was kept has it all."""
+        machine = self.machine
+        if target == GuestSection.idstr:
+            take_early_guest(machine.kernel, piece)
+        elif target == machine.section.idstr and machine.owns_backend:
+            machine.backend.take_early(piece)
 
     def sections(self) -> Sequence[Section]:
         """As the machine says; a kept back-end is taken for the device's."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final
+
 import msgspec
 
 from vmsim.errors import StreamError
 from vmsim.guest.kernel import GuestKernel
 from vmsim.limits import GUEST_STATE_MAX
 from vmsim.migration.vmio import VmReader, VmWriter
+
+GROUPS_IN_PIECE: Final = 16
+"""Some thousand nodes: what is encoded at a time while the guest waits."""
 
 
 class GuestSection:
@@ -22,13 +29,30 @@ class GuestSection:
 
     def save(self, out: VmWriter) -> None:
         """``be32`` length, state."""
-        state = self._kernel.save()
+        state = self._kernel.save_to_travel()
         out.be32("len", len(state))
         out.buffer("state", state)
 
     def load(self, src: VmReader, version_id: int) -> None:
         """Take it over; memory is in place already."""
         self._kernel.restore(src.buffer("state", src.length("be32", "len", GUEST_STATE_MAX)))
+
+
+def early_guest(kernel: GuestKernel) -> Iterator[bytes]:
+    """The nodes of a guest that runs: msgpack lists of groups, not too many at a time."""
+    groups = kernel.early_groups()
+    while batch := list(islice(groups, GROUPS_IN_PIECE)):
+        yield msgspec.msgpack.encode(batch)
+
+
+def take_early_guest(kernel: GuestKernel, piece: bytes) -> None:
+    """Keep one such list for the state that is to come; StreamError if it is malformed."""
+    try:
+        groups = msgspec.msgpack.decode(piece, type=list[bytes])
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise StreamError(f"early nodes: {error}", field=GuestSection.idstr) from error
+    for group in groups:
+        kernel.known.add(group)
 
 
 class ProgramsSection:

@@ -9,6 +9,7 @@ from vmsim.errors import VmsimError
 from vmsim.migration.byteio import StreamInput
 from vmsim.migration.channel import Channel
 from vmsim.migration.downtime import WaitingSource
+from vmsim.migration.early import EARLY_IDSTR, EARLY_VERSION, read_piece
 from vmsim.migration.errors import (
     BadField,
     UnexpectedRecord,
@@ -20,6 +21,7 @@ from vmsim.migration.report import as_migration_error
 from vmsim.migration.returnpath import (
     FAILED,
     GO,
+    PONG,
     READY,
     RESUME_ACK,
     SHUT,
@@ -30,6 +32,7 @@ from vmsim.migration.returnpath import (
 from vmsim.migration.seams import DestinationMachine, Section
 from vmsim.migration.source import MACHINE_IDSTR, MACHINE_VERSION
 from vmsim.migration.stream import (
+    PING,
     SECTION_FULL,
     SECTION_START,
     SWITCHOVER_START,
@@ -96,11 +99,7 @@ class IncomingMigration(Generic[M]):
         self._reader.header()
         while (record := self._reader.next()) is not None:
             if isinstance(record, Command):
-                if record.number == SWITCHOVER_START:
-                    self._switched_ns, self._waited_ns = self._clock(), self._source.waited_ns
-                else:
-                    message = f"command {record.name} is of no use here"
-                    raise UnexpectedRecord(message, offset=self._input.offset, field="command")
+                self._obey(record)
                 continue
             self._step = f"loading {record.idstr}"
             self._load_section(record)
@@ -117,11 +116,24 @@ class IncomingMigration(Generic[M]):
             self.load_ns = self._clock() - self._switched_ns - waited_ns
         return machine
 
+    def _obey(self, command: Command) -> None:
+        if command.number == SWITCHOVER_START:
+            self._switched_ns, self._waited_ns = self._clock(), self._source.waited_ns
+        elif command.number == PING:
+            if self._channel.duplex:
+                self._channel.write(encode(ReturnMessage(PONG, int.from_bytes(command.data, "big"))))
+        else:
+            message = f"command {command.name} is of no use here"
+            raise UnexpectedRecord(message, offset=self._input.offset, field="command")
+
     def _load_section(self, head: SectionHead) -> None:
         if self._machine is None:
             self._load_configuration(head)
         elif head.idstr == RAM_IDSTR and head.instance_id == 0:
             self._load_memory(head, self._machine)
+        elif head.idstr == EARLY_IDSTR and head.kind == SECTION_FULL:
+            self._check_version(head, EARLY_VERSION)
+            self._machine.early(*read_piece(VmReader(self._input, head.idstr)))
         else:
             self._load_device(head)
 

@@ -51,6 +51,8 @@ class MigrationParameters:
     ``cancel_after_ns``: it is cancelled unless it has committed by then. ``clock`` is the one by which parts
     of the downtime, and the time until it is cancelled, are measured; None: the schedule's.
 
+    A guest that knows ``early_inodes`` or more sends state ahead of the stop, if the destination can answer.
+
     ``part_bytes`` of memory are sent between two points where others may run. ``keep_running``: resume the
     source after it was saved to a file.
     """
@@ -65,6 +67,7 @@ class MigrationParameters:
     cancel_after_ns: int | None = None
     memory_limit_ns: int | None = None
     clock: Callable[[], int] | None = None
+    early_inodes: int = 1000
 
     def check(self) -> None:
         """UsageError for what cannot be."""

@@ -1,6 +1,8 @@
 """What travels backwards, and how both sides agree on who runs.
 
                  source                                   destination
+    state ahead of its time, PING ------------------->    works on it, while the guest runs
+                                  <-------------------    PONG: done with it (or SHUT 1 and why)
     stream ... end, description   ------------------->    loads, prepares
                                   <-------------------    SHUT 0: ready (or SHUT 1 and why)
     G: go                         ------------------->
@@ -29,6 +31,7 @@ from vmsim.migration.byteio import StreamInput
 from vmsim.migration.errors import ChannelError, UnexpectedRecord
 
 SHUT: Final = 1
+PONG: Final = 2
 RESUME_ACK: Final = 6
 READY: Final = 0
 FAILED: Final = 1
@@ -67,7 +70,7 @@ def receive(source: StreamInput) -> ReturnMessage:
     """The next message; StreamTruncated if the other side closes instead, UnexpectedRecord for nonsense."""
     at = source.offset
     kind, size = _HEAD.unpack(peek_surely(source, _HEAD.size))
-    if kind not in (SHUT, RESUME_ACK) or not _VALUE.size <= size <= _VALUE.size + REASON_MAX:
+    if kind not in (SHUT, PONG, RESUME_ACK) or not _VALUE.size <= size <= _VALUE.size + REASON_MAX:
         raise UnexpectedRecord(f"return path message {kind} of {size} bytes", offset=at, field="return path")
     data = peek_surely(source, _HEAD.size + size)[_HEAD.size :]
     source.skip(_HEAD.size + size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from vmsim.memory.guest import GuestMemory
@@ -62,6 +62,13 @@ class SourceMachine(Protocol):
         """The pages written since the last harvest."""
         ...
 
+    def early(self, least_inodes: int) -> Iterator[tuple[str, bytes]]:
+        """Pieces of state for the destination to work on before the guest stops, with their section's name.
+
+        Nothing if there are fewer than ``least_inodes``. An empty piece is no piece: others may run.
+        """
+        ...
+
     def forecast(self) -> Forecast:
         """What saving and loading the sections is going to take; asked now and then while the guest runs."""
         ...
@@ -102,6 +109,10 @@ class DestinationMachine(Protocol):
 
     def page_writer(self) -> PageWriter | None:
         """How to write many pages at once; None: they are stored one by one."""
+        ...
+
+    def early(self, target: str, piece: bytes) -> None:
+        """State ahead of the section ``target``, for what can be done beforehand; StreamError if malformed."""
         ...
 
     def sections(self) -> Sequence[Section]:

@@ -16,10 +16,12 @@ from vmsim.errors import (
     StreamTruncated,
     VmsimError,
 )
+from vmsim.migration.alarm import Alarm
 from vmsim.migration.budget import Budget
 from vmsim.migration.byteio import StreamInput, StreamOutput
 from vmsim.migration.channel import Channel
-from vmsim.migration.downtime import Stopwatch, WaitingSink, milliseconds
+from vmsim.migration.downtime import Stopwatch, WaitingSink
+from vmsim.migration.early import EarlyWriter
 from vmsim.migration.errors import ChannelError, DeliveryInDoubt, UnexpectedRecord
 from vmsim.migration.ram import RAM_IDSTR, RAM_VERSION, RamSaver, Run, all_runs, merged, sliced
 from vmsim.migration.report import (
@@ -34,6 +36,7 @@ from vmsim.migration.report import (
 from vmsim.migration.returnpath import (
     FAILED,
     GO,
+    PONG,
     READY,
     RESUME_ACK,
     SHUT,
@@ -62,8 +65,6 @@ OURS: Final = "vmsim/"
 """How the sections are named that are no device's."""
 OVER: Final = ("commit", "done", "failed", "doubt")
 """The phases in which it is too late to cancel."""
-ALARM_NS: Final = 10_000_000
-"""How often it is looked whether a migration that may be cancelled has ended by itself."""
 PEER_GONE: Final = frozenset({0, errno.EPIPE, errno.ECONNRESET})
 """How a channel says that the other side closed it; 0 is a channel in memory."""
 
@@ -106,6 +107,7 @@ class OutgoingMigration:
         self._undo = ExitStack()
         self._step = "setup"
         self._cancelled = False
+        self._alarm = Alarm(self._parameters, self._clock)
         sink = WaitingSink(channel, self._clock)
         self._watch = Stopwatch(self._clock, sink)
         self._output = StreamOutput(sink)
@@ -113,7 +115,6 @@ class OutgoingMigration:
         self._answers = StreamInput(channel)
         self._ram: RamSaver = RamSaver(machine.memory, self._output)
         self._ram_head = SectionHead(SECTION_START, 0, RAM_IDSTR, 0, RAM_VERSION)
-        self._cancel_at = 0
 
     def cancel(self) -> None:
         """Give up as soon as possible; StateError once it is too late."""
@@ -127,7 +128,7 @@ class OutgoingMigration:
         if self._step != "setup" or self.phase != "setup":
             raise StateError("a migration runs only once")
         began = self._clock()
-        self._set_alarm(began)
+        self._alarm.start(self._schedule, lambda: self.phase in OVER, self.cancel)
         try:
             self._attempt()
         except BaseException:
@@ -247,26 +248,9 @@ class OutgoingMigration:
 
     # Steps
 
-    def _set_alarm(self, began_ns: int) -> None:
-        """Cancel in time, also while everybody waits for the other end."""
-        limit = self._parameters.cancel_after_ns
-        if limit is None:
-            return
-        self._cancel_at = began_ns + limit
-        if self._parameters.clock is None:
-            self._schedule.spawn("cancel-after", self._wait_to_cancel)
-
-    def _wait_to_cancel(self) -> None:
-        while self.phase not in OVER and (left := self._cancel_at - self._clock()) > 0:
-            self._schedule.sleep_ns(min(left, ALARM_NS))
-        if self.phase not in OVER:
-            self.cancel()
-
     def _cancellation(self) -> MigrationCancelled:
-        why, limit = "", self._parameters.cancel_after_ns
-        if limit is not None and self._clock() >= self._cancel_at:
-            why = f": it was not done after {milliseconds(limit)}"
-        return MigrationCancelled(f"the migration was cancelled{why}", step=self._step, side=SIDE)
+        message = f"the migration was cancelled{self._alarm.why()}"
+        return MigrationCancelled(message, step=self._step, side=SIDE)
 
     def _enter(self, phase: str) -> None:
         self.phase = phase
@@ -274,9 +258,8 @@ class OutgoingMigration:
         self._tell(0)
 
     def _at(self, step: str) -> None:
-        if self._cancel_at and self._clock() >= self._cancel_at:
+        if self._cancelled or self._alarm.rings:
             self._cancelled = True
-        if self._cancelled:
             raise self._cancellation()
         self._step = step
 
@@ -313,24 +296,54 @@ class OutgoingMigration:
             self._ram.start()
         self._output.flush()
         runs: Iterable[Run] = all_runs(self._machine.memory, self._machine.data_of())
+        ahead = not self._channel.duplex  # nobody works on it before it is whole
         while True:
             began, sent = self._schedule.now_ns(), self._output.offset
             copied = self._send_round(list(runs))
-            self._at("harvest")
-            runs = self._machine.harvest()
-            dirty = sum(size for _, size in runs)
+            runs, dirty = self._harvested()
             took = self._schedule.now_ns() - began
             self.stats.rounds.append(Round(copied, took, dirty))
             self._budget.measure(self._output.offset - sent, took)
+            last = len(self.stats.rounds) >= self._parameters.max_rounds
+            if not ahead and (last or self._budget.fits(dirty)):
+                ahead = True
+                if self._send_ahead():
+                    runs, dirty = self._harvested(runs)
             if self._budget.fits(dirty):
                 break
-            if len(self.stats.rounds) >= self._parameters.max_rounds:
+            if last:
                 self._diverging(dirty)
                 break
         self._budget.promise(dirty)
         self._tell(dirty)
         self._budget.refuse()
         return runs
+
+    def _harvested(self, left: Sequence[Run] = ()) -> tuple[Sequence[Run], int]:
+        """The memory that has to be sent again, and its bytes."""
+        self._at("harvest")
+        runs = self._machine.harvest()
+        if left:
+            runs = merged(left, runs)
+        return runs, sum(size for _, size in runs)
+
+    def _send_ahead(self) -> bool:
+        """State for the destination to work on while the guest still runs; whether there is any."""
+        self._at("early state")
+        writer = EarlyWriter(self._stream)
+        asked = False
+        for target, piece in self._machine.early(self._parameters.early_inodes):
+            self._at(f"early state of {target}" if piece else "collecting state")
+            if piece:
+                began, sent = self._schedule.now_ns(), self._output.offset
+                writer.write(target, piece)
+                self._throttle(began, self._output.offset - sent)
+                asked = True
+            self._tell(0)
+            self._schedule.checkpoint("migration")
+        if asked and not writer.ask(lambda: self._answer(PONG).value):
+            raise MigrationError("the destination answered another PING", step=self._step, side=SIDE)
+        return asked
 
     def _diverging(self, dirty: int) -> None:
         self.stats.converged = False
@@ -441,6 +454,8 @@ class OutgoingMigration:
 
     def _answer(self, kind: int) -> ReturnMessage:
         answer = receive(self._answers)
+        if (answer.kind, answer.value) == (SHUT, FAILED):
+            raise _refusal(answer)
         if answer.kind != kind:
             message = f"the destination answered {answer.kind}, not {kind}"
             raise MigrationError(message, step=self._step, side=SIDE)

@@ -33,6 +33,7 @@ COMMANDS: Final = {
     9: ("POSTCOPY_RESUME", 0), 10: ("RECV_BITMAP", -1), 11: ("SWITCHOVER_START", 0),
 }
 """MIG_CMD numbers: name and length of the data (-1: varies)."""
+PING: Final = 2
 SWITCHOVER_START: Final = 11
 
 NAME_MAX: Final = 127
