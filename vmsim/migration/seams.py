@@ -112,7 +112,7 @@ class DestinationMachine(Protocol):
         ...
 
     def early(self, target: str, piece: bytes) -> None:
-        """State ahead of the section ``target``, for what can be done beforehand; StreamError if malformed."""
+        """State ahead of the section ``target``, to work on beforehand; StreamError if it is malformed."""
         ...
 
     def sections(self) -> Sequence[Section]:
