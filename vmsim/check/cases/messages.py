@@ -18,6 +18,7 @@ from vmsim.virtio.constants import F_VERSION_1
 
 CASES = Group("messages")
 HEADER = "vhost-user 'Header'"
+PIECE_S = 1.0
 ACK = "vhost-user 'REPLY_ACK'"
 FEATURES = "vhost-user 'Feature negotiation'"
 
@@ -121,8 +122,11 @@ def byte_by_byte(rig: WireRig) -> None:
     rig.on_close(event.close)
     need = c.VERSION | (c.FLAG_NEED_REPLY if wire.has(c.F_REPLY_ACK) else 0)
     data = HEADER_LAYOUT.pack(MESSAGES["SET_VRING_CALL"].id, need, 8) + bytes(8)
+    patient = True
     for at in range(len(data)):
         wire.probe.send(data[at : at + 1], (event.fd,) if not at else ())
+        # Whoever reads a piece gets just that one; whoever waits for more is not waited for.
+        patient = patient and wire.probe.taken(PIECE_S)
     if wire.has(c.F_REPLY_ACK):
         same(wire.reply("SET_VRING_CALL").payload.value, 0, "SET_VRING_CALL acknowledged with")
     wire.barrier()

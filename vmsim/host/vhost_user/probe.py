@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
+import sys
+import termios
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -16,6 +19,7 @@ from vmsim.vhost.framing import MessageBuffer, RawMessage
 
 GONE: Final = (errno.EPIPE, errno.ECONNRESET)
 SLICE_S: Final = 0.1
+UNREAD_LOOK_S: Final = 0.0005
 
 
 def wait_ready(fd: int, timeout_s: float, *, writing: bool = False) -> bool:
@@ -31,6 +35,11 @@ def wait_any(fds: Sequence[int], timeout_s: float) -> list[int]:
     for fd in fds:
         poll.register(fd, select.POLLIN)
     return [fd for fd, _ in poll.poll(timeout_s * 1000)]
+
+
+def _unread(fd: int) -> int:
+    """How much of what was sent over a Unix socket lies there still (unix(7), SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 class Probe:
@@ -64,6 +73,15 @@ class Probe:
                 rest, fds = rest[sent:], ()
             elif not wait_ready(self._connection.fd, self.timeout_s, writing=True):
                 raise PeerSilent("the back-end reads no messages", errno=errno.ETIMEDOUT)
+
+    def taken(self, limit_s: float) -> bool:
+        """Wait until the back-end has read everything that was sent; whether it did so within ``limit_s``."""
+        deadline_s = time.monotonic() + limit_s
+        while unread := _unread(self._connection.fd):
+            if time.monotonic() > deadline_s:
+                break
+            time.sleep(UNREAD_LOOK_S)
+        return not unread
 
     def receive(self, timeout_s: float | None = None) -> RawMessage:
         """The next message; its descriptors are the caller's."""
