@@ -62,7 +62,7 @@ def test_same_seed_and_fault_same_history(run, seed):
     _, two = run(seed, FAULT)
     assert first_difference(one, two) is None
     kinds = Counter(kind_of(type(entry.event)) for entry in one)
-    assert kinds["sim.fault"] == 1
+    assert kinds["sim.fault"] >= 1
     assert kinds["migration.failed"] >= 1
     assert any("failed" in hop for hop in voyage.hops)
     assert any("went" in hop for hop in voyage.hops)

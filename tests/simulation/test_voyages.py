@@ -8,14 +8,19 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import pytest
 
+from devices.virtio_fs.backend import VirtioFsBackend
+from devices.virtio_fs.device import VirtioFsDevice
+from devices.virtio_fs.passthrough.locks import LockOps
+from tests.simulation.cargo import WAITS
 from tests.simulation.voyage import Voyage
 from vmsim.guest.kernel import GuestKernel
 from vmsim.memory import DirtyLog
 
-USUAL = range(360)
+USUAL = range(240)
 
 
 def seeds():
@@ -40,6 +45,24 @@ def loses_pages(monkeypatch):
     monkeypatch.setattr(DirtyLog, "harvest", lambda log: [])
 
 
+def loses_locks(monkeypatch):
+    monkeypatch.setattr(LockOps, "restore_lock", lambda fs, lock, lender: None)
+
+
+def loses_flocks(monkeypatch):
+    monkeypatch.setattr(LockOps, "restore_flock", lambda fs, fh, kind: None)
+
+
+def loses_waiting(monkeypatch):
+    """The requests that were parked: nobody takes them up again."""
+    monkeypatch.setattr(VirtioFsBackend, "keep_parked", lambda backend, ring, state: None)
+
+
+def loses_requests(monkeypatch):
+    """Nobody looks at the rings after a migration."""
+    monkeypatch.setattr(VirtioFsDevice, "kick", lambda device: None)
+
+
 def loses_offsets(monkeypatch):
     restore = GuestKernel.restore
 
@@ -51,17 +74,47 @@ def loses_offsets(monkeypatch):
     monkeypatch.setattr(GuestKernel, "restore", forgetful)
 
 
-@pytest.mark.sim
-@pytest.mark.parametrize("defect", [loses_pages, loses_offsets])
-def test_a_voyage_finds_what_is_lost(defect, tmp_path, monkeypatch):
-    """And says how to see it again."""
-    defect(monkeypatch)
-    for seed in range(60):
-        share = tmp_path / str(seed)
+def voyages(folder, count):
+    """Runs the first seeds: (voyage, what it raised)."""
+    for seed in range(count):
+        share = folder / str(seed)
         share.mkdir()
+        voyage, raised = Voyage(seed, share), None
         try:
-            Voyage(seed, share).run()
+            voyage.run()
         except Exception as error:
-            assert f"VMSIM_SEEDS={seed} tools/test" in "".join(error.__notes__)  # noqa: PT017
-            return
-    pytest.fail("sixty voyages, and nobody has missed anything")
+            raised = error
+        yield voyage, raised
+
+
+DEFECTS = (loses_pages, loses_locks, loses_flocks, loses_waiting, loses_requests, loses_offsets)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_voyages_find_what_is_lost(defect, tmp_path, monkeypatch):
+    """At least nine of ten, and they say how to see it again."""
+    defect(monkeypatch)
+    missed = []
+    for voyage, raised in voyages(tmp_path, 20):
+        if raised is None:
+            missed.append(str(voyage.plan))
+        else:
+            assert f"VMSIM_SEEDS={voyage.seed} tools/test" in "".join(raised.__notes__)
+    assert len(missed) <= 2, missed
+
+
+@pytest.mark.sim
+def test_what_voyages_carry(tmp_path):
+    """Nearly each carries everything, at least once, over a migration that succeeds."""
+    count = 40
+    carried = Counter()
+    for voyage, raised in voyages(tmp_path, count):
+        assert raised is None
+        carried.update(what for what, times in voyage.cargo.carried.items() if times)
+    print(dict(carried))
+    for what in ("held lock", "held flock", "parked", "unseen"):
+        assert carried[what] >= 0.9 * count, carried
+    waiting = {what: times for what, times in carried.items() if what.startswith("waiting")}
+    assert waiting.keys() == {f"waiting {what}" for what in WAITS}
+    assert min(waiting.values()) >= 0.2 * count, carried

@@ -14,6 +14,7 @@ import os
 import random
 from typing import Any, Final, NamedTuple
 
+from tests.simulation.cargo import Cargo, VoyageSchedule
 from tests.support.machine_rig import HANDLES_ALLOWED
 from vmsim.errors import MigrationError, StateError
 from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
@@ -22,7 +23,6 @@ from vmsim.migration.report import MigrationParameters
 from vmsim.sim.faults import Fault, FaultPlan, FaultyChannel, FaultyTransport
 from vmsim.sim.fileapi import OsFiles
 from vmsim.sim.fsx import Campaign
-from vmsim.sim.seeded import SeededSchedule
 from vmsim.trace import NOWHERE, Source
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_NOTIFICATION_DATA
 
@@ -75,7 +75,7 @@ def draw_plan(numbers: random.Random) -> Plan:
     for bit in (F_EVENT_IDX, F_NOTIFICATION_DATA, F_IN_ORDER):
         features &= ~choose((0, bit))
     guest = GuestConfig(
-        features=features, queue_size=choose((128, 5 if ring == "packed" else 8)), slots=choose((2, 8, 64)),
+        features=features, queue_size=choose((128, 6 if ring == "packed" else 8)), slots=choose((2, 8, 64)),
         indirect=choose((True, False)), linux_chains=choose((True, False)),
         cache=cache, cache_pages=choose((4, 16, 64)), dentries=choose((0, 3, 32, 256)),
         readahead_pages=choose((1, 4, 16)), max_transfer=choose((4096, 16384, 65536)),
@@ -115,9 +115,11 @@ class Below:
 class Trouble(FaultPlan):
     """The faults of one machine's seams: none unless a hop asks for one. What is cut stays cut."""
 
-    def __init__(self, trace: Source = NOWHERE) -> None:
+    def __init__(self, trace: Source, parked: dict[int, int]) -> None:
+        """``parked``: put there how many requests a back-end keeps for a ring that it stopped."""
         super().__init__(trace=trace)
         self._numbers_given = itertools.count(1)
+        self._parked = parked
 
     def arm(self, *faults: Fault) -> None:
         """From now on, count the operations, and let this happen."""
@@ -127,20 +129,31 @@ class Trouble(FaultPlan):
 
     def wrap(self, seams: Seams) -> Seams:
         """``seams`` with this around them; every connection and channel is a seam of its own."""
-        transport, channel = seams.transport, seams.channel
+        transport, channel, backend = seams.transport, seams.channel, seams.backend
         seams.transport = lambda inner: FaultyTransport(
             transport(inner), self, f"vhost {next(self._numbers_given)}"
         )
         seams.channel = lambda inner, side: FaultyChannel(
             channel(inner, side), self, f"channel {side} {next(self._numbers_given)}"
         )
+        seams.backend = lambda inner: backend(self._watched(inner))
         return seams
+
+    def _watched(self, device: Any) -> Any:
+        keep = device.keep_parked
+
+        def keep_parked(ring: int, state: Any) -> None:
+            self._parked[ring] = len(state.in_flight) if state is not None else 0
+            keep(ring, state)
+
+        device.keep_parked = keep_parked
+        return device
 
 
 class Locker:
     """Adds to a counter in a file, which only a lock around it keeps right."""
 
-    def __init__(self, schedule: SeededSchedule, name: str, *, patient: bool) -> None:
+    def __init__(self, schedule: VoyageSchedule, name: str, *, patient: bool) -> None:
         self._schedule = schedule
         self._numbers = schedule.rng(name)
         self._patient = patient
@@ -182,7 +195,7 @@ class Voyage:
     ) -> None:  # fmt: skip
         self.seed = seed
         self.share = os.fspath(share)
-        self.schedule = SeededSchedule(seed, turns_max=TURNS_MAX, trace=trace)
+        self.schedule = VoyageSchedule(seed, turns_max=TURNS_MAX, trace=trace)
         self._trace = trace
         self._first_fault = fault
         self.numbers = self.schedule.rng("voyage")
@@ -195,6 +208,8 @@ class Voyage:
         size = min(guest.queue_size, self.plan.arguments["queue_size"])
         patient = size >= ROOM_FOR_TWO and not guest.features & F_IN_ORDER
         self.lockers = [Locker(self.schedule, f"locker {number}", patient=patient) for number in (1, 2)]
+        self.parked: dict[int, int] = {}
+        self.cargo = Cargo(self.schedule, self.share)
         self.hops: list[str] = []
         self._seams = seams or (lambda where: Seams())
         self._names = 0
@@ -216,6 +231,7 @@ class Voyage:
             for leg in range(self.plan.legs):
                 machine = self._leg(machine)
                 self._check(machine)
+                machine = self._carry(machine, leg)
                 if self.numbers.random() < 0.15:
                     machine = self._rest(machine, leg)
             self._end(machine)
@@ -227,6 +243,7 @@ class Voyage:
         finally:
             self.schedule.close()
             machine.close()
+            self.cargo.close()
 
     # Legs
 
@@ -248,10 +265,24 @@ class Voyage:
             task.result()
         return machine
 
-    def _hop(self, machine: Machine) -> Machine:
+    def _carry(self, machine: Machine, leg: int) -> Machine:
+        """The machine moves with cargo: both kinds in each voyage, and the second time not externally."""
+        cargo = self.cargo
+        if leg:
+            machine.migration = "internal"
+        cargo.load(machine, wait=not leg % 2)
+        left = len(self.hops)
+        machine = self._hop(machine, "go" if leg < 2 else "")
+        if self.hops[left].endswith("went"):
+            cargo.arrived(sum(self.parked.values()))
+        cargo.check(machine)
+        cargo.unload(machine)
+        return machine
+
+    def _hop(self, machine: Machine, kind: str = "") -> Machine:
         """A migration: mostly one that succeeds, else one after which the source has to go on."""
-        kind = self.numbers.choice(("go", "go", "go", "cancel", "fault"))
-        on_progress = None
+        kind = kind or self.numbers.choice(("go", "go", "go", "cancel", "fault"))
+        on_progress = lambda report, machine=machine: self.cargo.progress(machine, report)  # noqa: E731
         seams, here, there = self._wrappers(), self.trouble, self._latest
         if self._first_fault is not None:
             kind = "fault"
@@ -273,6 +304,7 @@ class Voyage:
         finally:
             here.arm()
             there.arm()
+            self.schedule.late = False
         return machine
 
     def _parameters(self) -> MigrationParameters:
@@ -292,6 +324,7 @@ class Voyage:
 
         def progress(report: Any) -> None:
             nonlocal reports
+            self.cargo.progress(machine, report)
             reports += 1
             if reports == number:
                 try:
@@ -304,7 +337,7 @@ class Voyage:
     def _wrappers(self) -> Seams:
         """The seams of the next machine."""
         self._names += 1
-        self._latest = Trouble(self._trace)
+        self._latest = Trouble(self._trace, self.parked)
         return self._latest.wrap(self._seams(f"vm{self._names}"))
 
     def _rest(self, machine: Machine, leg: int) -> Machine:

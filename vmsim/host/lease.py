@@ -1,11 +1,10 @@
-"""A file that nobody else can open for the moment: whoever tries waits (fcntl(2), leases)."""
+"""A file that nobody else can open for writing for the moment: whoever tries waits (fcntl(2), leases)."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,26 +12,26 @@ from vmsim.errors import HostError
 
 
 class Lease:
-    """A write lease on a file of ours. An open of it by another process waits until the lease is given back.
+    """A read lease on a file of ours: an open of it for writing waits until the lease is given back.
 
     The kernel takes it away after /proc/sys/fs/lease-break-time, usually 45 seconds. HostError where there
-    are none (FUSE, 9p), where the file is not ours, or somebody has it open.
+    are none (FUSE, 9p), where the file is not ours, or somebody has it open for writing.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             # The kernel tells the owner by SIGIO, which ends a program that does not expect it: no owner.
             fcntl.fcntl(self._fd, fcntl.F_SETOWN, 0)
         except OSError as error:
             os.close(self._fd)
-            raise HostError(f"a lease on {path}", errno=error.errno or errno.EINVAL) from error
+            raise HostError(f"a lease on {os.fspath(path)}", errno=error.errno or errno.EINVAL) from error
 
     @property
     def wanted(self) -> bool:
         """Whether somebody has tried to open the file (or the lease is gone already)."""
-        return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) != fcntl.F_WRLCK
+        return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK
 
     def give_back(self) -> None:
         """Who waits goes on; without effect a second time."""

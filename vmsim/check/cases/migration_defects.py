@@ -136,7 +136,7 @@ def threads_drained(rig: RingRig) -> None:
     except HostError as error:
         raise NotOffered(f"needs a file that an open waits for: {error}") from error
     with lease:
-        posted = device.post([device.request(op.OPEN, nodeid, (os.O_RDONLY, 0))], [reply_room(op.OPEN)])
+        posted = device.post([device.request(op.OPEN, nodeid, (os.O_RDWR, 0))], [reply_room(op.OPEN)])
         device.poll(lambda: lease.wanted, "the back-end has not opened the file")
         device.front.send("GET_VRING_BASE", p.VringState(REQUESTS, 0))
         # An answer now must have the request's before it; else it has to wait for that.
