@@ -73,6 +73,9 @@ STATE_HANDLES_MAX: Final = 1 << 20
 STATE_MOUNT_FDS: Final = 64
 """Descriptors of mounts that are held at a time while a state with file handles is loaded."""
 
+DIR_ENTRIES_MAX: Final = 1 << 16
+"""Entries of directories read ahead for READDIR altogether; the oldest are read again when wanted."""
+
 MOUNT_FDS_MAX: Final = 1024
 """Mounts below a share that keep a descriptor for file handles; files of more are found by name alone."""
 
@@ -81,6 +84,15 @@ STATE_UNLINKED_MAX: Final = 1 << 17
 
 XATTRS_MAX: Final = 8192
 """Extended attributes of one unlinked file: Linux lists 64 KiB of names."""
+
+STATE_EXTENTS_MAX: Final = 65536
+"""Pieces of data of one unlinked file that travels: as many as UNLINKED_CONTENT_MAX has KiB."""
+
+STATE_PARKED_MAX: Final = 16 << 20
+"""Bytes that the requests which wait take in a back-end state: 2 KiB for each of LOCK_WAITERS_MAX."""
+
+REPORT_LINES_MAX: Final = 10_000
+"""Losses, and notes, that the report of a load tells one by one."""
 
 UNLINKED_CONTENT_MAX: Final = 64 << 20
 """Bytes of unlinked-but-open files that travel inside the back-end state."""

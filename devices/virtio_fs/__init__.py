@@ -120,7 +120,10 @@ class VirtioFs:
     def notes(self, backend: VirtioFsBackend) -> list[str]:
         """What the load of a state found worth saying, losses first."""
         report = backend.report
-        return [] if report is None else [*(f"lost: {loss.reason}" for loss in report.losses), *report.notes]
+        if report is None:
+            return []
+        more = [f"lost: {report.more_losses} more"] if report.more_losses else []
+        return [*(f"lost: {loss.reason}" for loss in report.losses), *more, *report.notes]
 
     def preflight(self, backend: VirtioFsBackend) -> list[Finding]:
         """What would not survive a migration, or not without further ado, the worst first."""

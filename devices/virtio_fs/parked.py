@@ -13,8 +13,8 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from vmsim.errors import StreamError
-from vmsim.limits import QUEUE_SIZE_MAX, VIRTIO_QUEUE_MAX
+from vmsim.errors import StateError, StreamError
+from vmsim.limits import QUEUE_SIZE_MAX, STATE_PARKED_MAX, VIRTIO_QUEUE_MAX
 from vmsim.virtio.rings import RingState
 from vmsim.wire.layout import U32, U64, Layout
 
@@ -36,10 +36,15 @@ _decoder: Final = msgspec.msgpack.Decoder(dict[int, RingState])
 
 
 def encode(rings: dict[int, RingState]) -> bytes:
-    """The section; nothing at all if no ring has a chain in flight."""
+    """The section; nothing at all if no ring has a chain in flight. StateError if they take too much."""
     if not rings:
         return b""
     payload = _encoder.encode(rings)
+    if len(payload) > STATE_PARKED_MAX:
+        raise StateError(
+            f"the requests that wait take {len(payload)} bytes, {STATE_PARKED_MAX} may travel",
+            hint="fewer requests of the guest must wait for locks",
+        )
     return payload + FOOTER.pack(len(payload), zlib.crc32(payload), MAGIC)
 
 
@@ -52,7 +57,12 @@ def split(state: bytes, ring_count: int) -> tuple[bytes, dict[int, RingState]]:
     begin = end - footer.length
     if begin < 0:
         raise StreamError("longer than the state", offset=end, field="rings.length", spec=SPEC)
-    payload = state[begin:end]
+    if footer.length > STATE_PARKED_MAX:
+        raise StreamError(
+            f"{footer.length} bytes where {STATE_PARKED_MAX} are allowed", offset=end, field="rings.length",
+            spec=SPEC,
+        )
+    payload = memoryview(state)[begin:end]
     if zlib.crc32(payload) != footer.checksum:
         raise StreamError("checksum is wrong", offset=end + 8, field="rings.checksum", spec=SPEC)
     try:

@@ -90,20 +90,19 @@ class DirOps(FileOps):
         if offset and offset == handle.position:
             entries = handle.pending
             seek = -1
-        handle.pending = []
-        handle.position = -1
+        keep = self.handles.read_ahead
+        keep(handle, [], -1)
         at = offset
         while True:
             if not entries:
                 entries = self.host.getdents(handle.fd, seek)
                 seek = -1
                 if not entries:
-                    handle.position = at
+                    keep(handle, [], at)
                     return
             for index, entry in enumerate(entries):
                 if not take(entry):
-                    handle.pending = entries[index:]
-                    handle.position = at
+                    keep(handle, entries[index:], at)
                     return
                 at = entry[1]
             entries = []

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Collection, Iterator
 
 from vmsim.errors import StateError
+from vmsim.limits import DIR_ENTRIES_MAX
 
 from .inodes import Inode
 
@@ -50,7 +51,7 @@ class HandleTable:
     ``limit`` bounds the descriptors that the guest may hold: beyond it ENFILE.
     """
 
-    __slots__ = ("_by_id", "_by_inode", "get", "limit", "next_id")
+    __slots__ = ("_ahead", "_by_id", "_by_inode", "_entries", "get", "limit", "next_id")
 
     def __init__(self, limit: int) -> None:
         self._by_id: dict[int, Handle] = {}
@@ -58,6 +59,9 @@ class HandleTable:
         self.get = self._by_id.get
         self.next_id = 0
         self.limit = limit
+        self._ahead: dict[int, Handle] = {}
+        """Those that have ``pending`` entries, ``_entries`` in all, oldest first."""
+        self._entries = 0
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -69,6 +73,8 @@ class HandleTable:
         """Forget all handles; their descriptors are the caller's to close. fh values begin anew."""
         self._by_id.clear()
         self._by_inode.clear()
+        self._ahead.clear()
+        self._entries = 0
         self.next_id = 0
 
     def items(self) -> list[Handle]:
@@ -113,9 +119,21 @@ class HandleTable:
 
     def remove(self, handle: Handle) -> None:
         """Drop a handle; its descriptor is the caller's to close."""
+        self.read_ahead(handle, [], -1)
         del self._by_id[handle.id]
         handles = self._by_inode.get(handle.inode_id)
         if handles is not None:
             handles.pop(handle.id, None)
             if not handles:
                 del self._by_inode[handle.inode_id]
+
+    def read_ahead(self, handle: Handle, entries: list[DirEntry], position: int) -> None:
+        """Keep what a directory gave beyond a reply; others lose theirs when it is too much altogether."""
+        self._entries += len(entries) - len(handle.pending)
+        handle.pending = entries
+        handle.position = position
+        self._ahead.pop(handle.id, None)
+        if entries:
+            self._ahead[handle.id] = handle
+        while self._entries > DIR_ENTRIES_MAX:
+            self.read_ahead(next(iter(self._ahead.values())), [], -1)

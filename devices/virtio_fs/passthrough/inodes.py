@@ -27,6 +27,9 @@ HOT: Final = 1
 PINNED: Final = 2
 """Bits of ``Inode.hot``: used since the last sweep, must keep its descriptor; COLD may lose it."""
 
+FILE_TYPES: Final = {kind << 12: kind << 12 for kind in range(16)}
+"""The S_IFMT bits of each type of file."""
+
 _HANDLE_TYPE = struct.Struct("<i")
 
 
@@ -76,7 +79,7 @@ class Inode:
         self.id = nodeid
         self.mount = mount
         self.ino = ino
-        self.mode = mode
+        self.mode = FILE_TYPES.get(mode, mode)  # one int for all, not one for each
         self.nlookup = 0
         self.parent_id = 0
         self.name: bytes | None = None

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from vmsim.limits import NAME_MAX, UNLINKED_CONTENT_MAX, XATTR_SIZE_MAX
+from vmsim.limits import NAME_MAX, STATE_EXTENTS_MAX, UNLINKED_CONTENT_MAX, XATTR_SIZE_MAX
 
 from .extension import Anonymous
 
@@ -104,7 +104,7 @@ def _read_extents(
     host: HostFs, fd: int, size: int, budget: ContentBudget, *, contents: bool
 ) -> list[tuple[int, bytes]]:
     """The file's data without its holes; it is taken off the budget, or TooLarge and nothing is."""
-    extents = []
+    extents: list[tuple[int, bytes]] = []
     left = budget.left
     position = 0
     while position < size:
@@ -127,6 +127,8 @@ def _read_extents(
         data = _read(host, fd, position, end - position)
         if not data:
             break
+        if len(extents) == STATE_EXTENTS_MAX:
+            raise TooLarge(f"its data is in more than {STATE_EXTENTS_MAX} pieces")
         extents.append((position, data))
         position += len(data)
     budget.left = left

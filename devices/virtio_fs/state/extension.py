@@ -24,6 +24,7 @@ from vmsim.limits import (
     LOCK_WAITERS_MAX,
     NAME_MAX,
     PATH_MAX,
+    STATE_EXTENTS_MAX,
     STATE_HANDLES_MAX,
     STATE_INODES_MAX,
     STATE_UNLINKED_MAX,
@@ -102,7 +103,7 @@ class Anonymous(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     atime_ns: int = 0
     mtime_ns: int = 0
     xattrs: Annotated[list[Xattr], msgspec.Meta(max_length=XATTRS_MAX)] = []
-    extents: list[Extent] = []
+    extents: Annotated[list[Extent], msgspec.Meta(max_length=STATE_EXTENTS_MAX)] = []
     target: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] = b""
     flags: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
 

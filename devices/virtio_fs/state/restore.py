@@ -18,7 +18,7 @@ from vmsim.errors import MigrationError, StateError, StreamError
 from vmsim.fuse.init import InitOptions, check_restored
 from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.fuse.session import Session
-from vmsim.limits import STATE_BLOB_MAX
+from vmsim.limits import REPORT_LINES_MAX, STATE_BLOB_MAX
 
 from ..passthrough.lock_table import HeldLock
 from . import blob, extension
@@ -67,13 +67,17 @@ class RestoreError(MigrationError):
 
 
 class RestoreReport(msgspec.Struct):
-    """What a load did. ``losses`` are what the guest finds broken, ``notes`` what is worth knowing."""
+    """What a load did. ``losses`` are what the guest finds broken, ``notes`` what is worth knowing.
+
+    Of each the first REPORT_LINES_MAX are told; ``more_losses`` counts the other losses.
+    """
 
     inodes: int = 0
     handles: int = 0
     locks: int = 0
     anonymous: int = 0
     losses: list[Loss] = msgspec.field(default_factory=list)
+    more_losses: int = 0
     notes: list[str] = msgspec.field(default_factory=list)
     extended: bool = False
 
@@ -212,7 +216,10 @@ class Load:
 
     def _lose(self, inode: int, fh: int | None, why: str) -> None:
         """Go on without it."""
-        self._report.losses.append(Loss(inode, why))
+        if len(self._report.losses) < REPORT_LINES_MAX:
+            self._report.losses.append(Loss(inode, why))
+        else:
+            self._report.more_losses += 1
 
     # -- inodes ----------------------------------------------------------------------------------
 

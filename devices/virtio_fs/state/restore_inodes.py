@@ -114,7 +114,7 @@ class InodeRestorer:
                 self._verify(record.file_handle, found)
         inode = self._table.restore(record.id, mount, ino, mode & 0o170000)
         inode.nlookup = record.refcount
-        inode.parent_id = record.parent
+        inode.parent_id = parent.id  # the int that is there already
         inode.name = name
         inode.handle = evidence
 

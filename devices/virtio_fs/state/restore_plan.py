@@ -12,7 +12,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from vmsim.errors import StreamError
-from vmsim.limits import NAME_MAX, PATH_MAX
+from vmsim.limits import NAME_MAX, PATH_MAX, REPORT_LINES_MAX
 
 from .extension import Extension
 from .records import (
@@ -215,7 +215,7 @@ def _next_id(field: str, value: int, top: int, notes: list[str]) -> int:
 
 
 def _checked_handles(blob: StateBlob, ids: set[int], notes: list[str]) -> list[HandleRecord]:
-    handles = []
+    """The blob's own records, with the flags that a migration repeats."""
     seen: set[int] = set()
     for index, handle in enumerate(blob.handles):
         field = f"handles[{index}]"
@@ -228,12 +228,12 @@ def _checked_handles(blob: StateBlob, ids: set[int], notes: list[str]) -> list[H
             )
         seen.add(handle.id)
         flags = clean_flags(handle.flags)
-        if flags != handle.flags:
+        if flags != handle.flags and len(notes) < REPORT_LINES_MAX:
             notes.append(f"fh {handle.id}: open flags {handle.flags:#x} were reduced to {flags:#x}")
         if flags & os.O_ACCMODE == os.O_ACCMODE:
             raise StreamError(f"fh {handle.id} has no access mode", field=f"{field}.source.flags", spec=SPEC)
-        handles.append(HandleRecord(handle.id, handle.inode, flags))
-    return handles
+        handle.flags = flags
+    return blob.handles
 
 
 def clean_flags(flags: int) -> int:

@@ -109,3 +109,25 @@ def test_removed_directory(fs, share):
 def test_fsyncdir(fs):
     fh = opendir(fs)
     fs.ask(op.FSYNCDIR, 1, (fh, 0, 0))
+
+
+def test_what_is_read_ahead_is_bounded_over_all_handles(fs, full, monkeypatch):
+    """However many directories a guest begins to read, and all of them go on where they were."""
+    monkeypatch.setattr("devices.virtio_fs.passthrough.handles.DIR_ENTRIES_MAX", 1000)
+    table = fs.fs.handles
+    begun = []
+    for _ in range(12):
+        fh = opendir(fs)
+        begun.append((fh, readdir(fs, fh, 0)))
+        assert sum(len(handle.pending) for handle in table) <= 1000
+    assert sum(bool(handle.pending) for handle in table) == 3
+    for fh, listing in begun:
+        rows = listing
+        while rows := readdir(fs, fh, rows[-1][1]):
+            listing += rows
+        assert {name for name, _ in listing} == full | {b".", b".."}
+        assert len(listing) == len(full) + 2
+    for fh, _ in begun:
+        readdir(fs, fh, 0)
+        fs.ask(op.RELEASEDIR, 1, (fh, 0, 0, 0))
+    assert fs.fs.handles._entries == 0

@@ -1,0 +1,188 @@
+"""What loading a state costs in memory and steps, by the kinds of things that there may be many of."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from devices.virtio_fs import parked
+from devices.virtio_fs.backend import VirtioFsBackend
+from devices.virtio_fs.passthrough.inodes import FILE_TYPES
+from devices.virtio_fs.state import blob, extension, records
+from devices.virtio_fs.state.collect_content import ContentBudget, TooLarge, _read_extents
+from devices.virtio_fs.state.extension import Anonymous, Extension, Flock, HandleExtra, PosixLock
+from devices.virtio_fs.state.options import StateOptions
+from devices.virtio_fs.state.records import HandleRecord, InodeRecord, NegotiatedOpts, StateBlob
+from tests.support.costs import peak_bytes, work
+from vmsim import limits
+from vmsim.errors import StateError, StreamError
+from vmsim.fuse.init import agree, virtiofsd_opts
+from vmsim.host.fs import LinuxFs
+from vmsim.virtio.chain import ParkedChain
+from vmsim.virtio.rings import RingState
+
+INODE_BYTES = 500
+"""What an inode may take that the guest knows: its record, name, evidence, and both indices."""
+
+ELEMENT_BYTES = 320
+"""What an element of a few bytes may take meanwhile: records, and what is remembered to check them."""
+
+
+class Maker:
+    """Makes states of so many of something."""
+
+    def __init__(self, share, count):
+        self.share = share
+        self.count = count
+        options = self.backend().options.init_options()
+        self.negotiated = agree(options.offered(), 38, 1 << 17, options)
+
+    def backend(self):
+        return VirtioFsBackend(LinuxFs(), self.share, state_options=StateOptions(on_error="guest-error"))
+
+    def state(self, inodes, opened=(), mounts=None, **more):
+        root = InodeRecord(1, 3 + 2 * self.count, records.ROOT)
+        opts = NegotiatedOpts(*virtiofsd_opts(self.negotiated))
+        made = blob.encode(StateBlob([root, *inodes], 1 << 40, list(opened), 1 << 40, opts, mounts or {}))
+        return bytes(made) + extension.encode(Extension(negotiated=self.negotiated, **more))
+
+    def paths(self):
+        for number in range(self.count):
+            (self.share / f"file-{number:06d}").touch()
+        return self.state(
+            InodeRecord(2 + at, 1, records.PATH, 1, b"file-%06d" % at) for at in range(self.count)
+        )
+
+    def invalid(self):
+        return self.state(InodeRecord(2 + at, 1, records.INVALID) for at in range(self.count))
+
+    def missing(self):
+        return self.state(InodeRecord(2 + at, 1, records.PATH, 1, b"gone") for at in range(self.count))
+
+    def chain(self):
+        """Each the parent of the next, in the least convenient order."""
+        nodes = [
+            InodeRecord(2 + at, 2 if at < self.count - 1 else 1, records.PATH, at + 1, b"x")
+            for at in range(self.count)
+        ]
+        return self.state(reversed(nodes))
+
+    def handles(self):
+        """All on one inode that is gone."""
+        ids = range(self.count)
+        return self.state(
+            [InodeRecord(2, 1, records.INVALID)], (HandleRecord(fh, 2, 0) for fh in ids),
+            handles=[HandleExtra(fh, 0, 0) for fh in ids],
+        )  # fmt: skip
+
+    def file(self):
+        (self.share / "f").touch()
+        return [InodeRecord(2, 1, records.PATH, 1, b"f")]
+
+    def locks(self):
+        locks = [PosixLock(2, 1, 3 * at, 3 * at, 1, 1) for at in range(self.count)]
+        return self.state(self.file(), [HandleRecord(0, 2, os.O_RDWR)], locks=locks)
+
+    def locks_without_a_handle(self):
+        """Many handles, none of which may lend itself to the locks."""
+        locks = [PosixLock(2, 1, 3 * at, 3 * at, 1, 1) for at in range(self.count)]
+        return self.state(self.file(), (HandleRecord(fh, 2, 0) for fh in range(200)), locks=locks)
+
+    def flocks(self):
+        handles = (HandleRecord(fh, 2, os.O_RDWR) for fh in range(100))
+        return self.state(self.file(), handles, flocks=[Flock(fh % 100, 1) for fh in range(self.count)])
+
+    def mounts(self):
+        return self.state([], mounts=dict.fromkeys(range(self.count), b"a"))
+
+    def extents(self):
+        file = Anonymous(2, 0o100600, size=1 << 30, extents=[(2 * at, b"x") for at in range(self.count)])
+        return self.state([InodeRecord(2, 1, records.INVALID)], anonymous=[file])
+
+    def xattrs(self):
+        file = Anonymous(2, 0o100600, xattrs=[(b"user.%d" % at, b"") for at in range(self.count)])
+        return self.state([InodeRecord(2, 1, records.INVALID)], anonymous=[file])
+
+    def parked(self):
+        chains = [ParkedChain(at, 2, [(at, 1, True)] * 3) for at in range(self.count)]
+        return self.state([]) + parked.encode({1: RingState(next_avail=0, in_flight=chains)})
+
+
+KINDS = [name for name in vars(Maker) if name not in ("backend", "state", "chain", "file") and name[0] != "_"]
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    backends = []
+
+    def load(kind, count, measure):
+        maker = Maker(tmp_path, count)
+        data = getattr(maker, kind)()
+        backend = maker.backend()
+        backends.append(backend)
+        return data, measure(lambda: backend.load_state(data))
+
+    yield load
+    for backend in backends:
+        backend.close()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "chain"])
+def test_twice_as_many_take_at_most_twice_the_work(loaded, kind):
+    few, many = (loaded(kind, count, work)[1] for count in (300, 600))
+    assert many < 2.3 * few, f"{few} steps for 300, {many} for 600"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_meanwhile_is_what_stays_and_a_little(loaded, kind):
+    """Beside what the guest has afterwards: six times the state, or as many bytes for each element."""
+    count = 4000
+    data, (peak, left) = loaded(kind, count, peak_bytes)
+    most = max(6 * len(data), ELEMENT_BYTES * count)
+    assert peak - left < most, f"{len(data)} bytes: {peak} at most, {left} stay"
+
+
+def test_what_stays_of_an_inode(loaded):
+    """The same as of one that the guest looks up; that is what bounds the whole (STATE_INODES_MAX)."""
+    few, many = (loaded("paths", count, peak_bytes)[1][1] for count in (2000, 6000))
+    assert many - few < 4000 * INODE_BYTES
+
+
+def test_types_of_files_are_not_made_for_each():
+    assert FILE_TYPES[0o100000] is FILE_TYPES[0o100000]
+    assert len(FILE_TYPES) == 16
+
+
+def test_losses_are_told_up_to_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr("devices.virtio_fs.state.restore.REPORT_LINES_MAX", 10)
+    maker = Maker(tmp_path, 25)
+    backend = maker.backend()
+    backend.load_state(maker.invalid())
+    assert len(backend.report.losses) == 10
+    assert backend.report.more_losses == 15
+    backend.close()
+
+
+def test_parked_requests_are_bounded_in_bytes(monkeypatch):
+    rings = {1: RingState(next_avail=0, in_flight=[ParkedChain(0, 2, [(0, 1, True)] * 100)])}
+    state = b"state" + parked.encode(rings)
+    monkeypatch.setattr("devices.virtio_fs.parked.STATE_PARKED_MAX", 100)
+    with pytest.raises(StateError, match="100 may travel"):
+        parked.encode(rings)
+    with pytest.raises(StreamError, match="100 are allowed"):
+        parked.split(state, 2)
+
+
+def test_a_file_in_too_many_pieces_does_not_travel(tmp_path, monkeypatch):
+    """What saving writes, loading takes: the bound is the same on both sides."""
+    monkeypatch.setattr("devices.virtio_fs.state.collect_content.STATE_EXTENTS_MAX", 3)
+    path = tmp_path / "sparse"
+    with open(path, "w+b") as file:
+        for piece in range(4):
+            file.seek(piece << 20)
+            file.write(b"x")
+        size = file.seek(0, os.SEEK_END)
+        with pytest.raises(TooLarge, match="3 pieces"):
+            _read_extents(LinuxFs(), file.fileno(), size, ContentBudget(), contents=True)
+    assert limits.STATE_EXTENTS_MAX * 1024 == limits.UNLINKED_CONTENT_MAX
