@@ -33,9 +33,9 @@ class BackendRing:
     """
 
     __slots__ = (
-        "_backlog", "_busy", "_device", "_features", "_fence", "_fresh", "_handle", "_inflight", "_log",
-        "_memory", "_outstanding", "_policy", "_schedule", "_tracking", "_trusted", "addr", "base", "broken",
-        "enabled", "has_kick", "index", "link", "live", "num", "others", "ring", "started",
+        "_backlog", "_busy", "_cut", "_device", "_features", "_fence", "_fresh", "_handle", "_inflight",
+        "_log", "_memory", "_outstanding", "_policy", "_schedule", "_tracking", "_trusted", "addr", "base",
+        "broken", "enabled", "has_kick", "index", "link", "live", "num", "others", "ring", "started",
     )
 
     def __init__(
@@ -70,6 +70,8 @@ class BackendRing:
         self._backlog: deque[Chain] = deque()
         """Taken by who served this ring before, and not looked at yet."""
         self._busy = False
+        self._cut = False
+        """The last turn was over before the ring was empty and kicks were asked for again."""
         self._fresh = False
         """Started, but not worked on yet: what was parked has not been taken up."""
 
@@ -158,7 +160,7 @@ class BackendRing:
         except Exception as error:
             self._fail(contained(error))
             return
-        if chain is not None:
+        if chain is not None or self._cut:
             self._work(ring, chain, take)
 
     def _take(self) -> Chain | None:
@@ -179,6 +181,7 @@ class BackendRing:
         link = self.link
         over = None if link is None else link.turn()
         self._busy = True
+        self._cut = False
         try:
             while True:
                 while chain is not None:
@@ -192,6 +195,7 @@ class BackendRing:
                         return
                     if over is not None and over():
                         assert link is not None
+                        self._cut = True
                         link.again(index)
                         return
                     chain = take()
@@ -271,6 +275,7 @@ class BackendRing:
         if self._tracking is not None:
             self._tracking.detach()
         self._backlog.clear()
+        self._cut = False
         self.ring = self.live = self._tracking = None
 
     def forget_inflight(self) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 import pytest
 
 from tests.support.vhost_rig import BASIC, EchoDevice, Rig
-from vmsim.virtio.constants import F_RING_PACKED
+from vmsim.virtio.constants import F_EVENT_IDX, F_RING_PACKED
 
 FEATURES = pytest.mark.parametrize("features", [BASIC, BASIC | F_RING_PACKED], ids=["split", "packed"])
 
@@ -96,3 +96,24 @@ def test_the_hiprio_ring_is_looked_at_between_two_requests(features):
         rig.driver.rings[0].publish()
         rig.driver.kick(1)
         assert [ring for ring, _ in rig.echo.served] == [1, 0, 1, 1]
+
+
+@FEATURES
+@pytest.mark.parametrize("extra", [0, F_EVENT_IDX], ids=["flags", "event index"])
+def test_a_turn_that_ends_with_the_last_request_leaves_the_driver_free_to_notify(features, extra):
+    """Between two chains no notification is wanted; whoever stops there has to ask for them again."""
+    with Rig(echo=EchoDevice(features)).boot(features & ~F_EVENT_IDX | extra) as rig:
+        link = short_turns(rig, chains=3)
+        slot = 0
+        for _ in range(10):
+            for _ in range(3):
+                rig.driver.add(b"request", slot=slot % 50)
+                slot += 1
+            rig.driver.rings[1].publish()
+            assert rig.driver.rings[1].needs_kick(), f"after {slot - 3} requests no notification is asked for"
+            rig.driver.kick()
+            while link.queue:
+                rig.backend.kicked(link.queue.popleft())
+            assert len(rig.echo.served) == slot
+            while rig.driver.reap():
+                pass
