@@ -15,7 +15,7 @@ from devices.virtio_fs.passthrough.slow import WRITES
 from devices.virtio_fs.state.collect import StateCollector
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.restore import RestoreReport, restore_state
-from vmsim.errors import InternalFault
+from vmsim.errors import InternalFault, MigrationBlocked
 from vmsim.fuse.opcodes import BY_NUMBER
 from vmsim.fuse.session import Session
 from vmsim.limits import LOCK_TRIES
@@ -246,6 +246,8 @@ class VirtioFsBackend:
 
     def save_state(self) -> Iterator[bytes]:
         """The state; afterwards the locks are free for the destination, until a ring starts here again."""
+        if self.state_options.save == "none":
+            raise _blocked("saved", "--migration-save")
         self._collecting = False
         state = self.collector.save()
         if state:
@@ -263,6 +265,7 @@ class VirtioFsBackend:
         """
         if self._saved and _digest(blob) == self._saved:
             return
+        check_loadable(self.state_options)
         state, rings = parked.split(blob, self.queue_count)
         self.report = restore_state(self.fs, self.session, state, self.state_options)
         if not self.state_options.empty_state:
@@ -287,6 +290,19 @@ class VirtioFsBackend:
 def _give_up(error: Exception, opcode: int) -> None:
     """A bug met while a request was served: what the session is now nobody knows, so the device ends."""
     raise InternalFault(error) from error
+
+
+def check_loadable(options: StateOptions) -> None:
+    """MigrationBlocked if ``options`` forbid to load a state."""
+    if options.load == "none":
+        raise _blocked("loaded", "--migration-load")
+
+
+def _blocked(what: str, option: str) -> MigrationBlocked:
+    return MigrationBlocked(
+        f"this back-end's state may not be {what}",
+        hint=f"start it with {option} internal, or without that option",
+    )
 
 
 def _digest(state: bytes) -> bytes:

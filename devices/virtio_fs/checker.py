@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from devices.virtio_fs import parked
+from devices.virtio_fs.backend import check_loadable
 from devices.virtio_fs.config import VIRTIO_FS_F_NOTIFICATION
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.idmap import IdMap
@@ -40,6 +41,7 @@ class StateChecker:
 
     def load_state(self, blob: bytes) -> None:
         """What a load of ``blob`` raises in whatever share."""
+        check_loadable(self._state_options)
         state, rings = parked.split(blob, self.queue_count)
         check_state(state, self._state_options, self._init_options)
         if not self._state_options.empty_state:

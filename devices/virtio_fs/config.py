@@ -41,7 +41,8 @@ class FsDeviceOptions:
     """The device as its user asks for it; names and defaults are those of QEMU's vhost-user-fs.
 
     ``features`` limits what is offered to the driver of rings. ``path`` names the device in messages, ``bus``
-    in the migration stream. ``migration`` is described in :mod:`.section`.
+    in the migration stream. ``migration`` is described in :mod:`.section`, ``migration_save`` and
+    ``migration_load`` are the same for one direction.
     """
 
     tag: str = "vmsim"
@@ -51,6 +52,8 @@ class FsDeviceOptions:
     notify_buf_size: int = 4096
     features: int = RING_FEATURES
     migration: MigrationKind = "internal"
+    migration_save: MigrationKind | None = None
+    migration_load: MigrationKind | None = None
     path: str = "/machine/peripheral/fs0"
     bus: str = "virtio-mmio@00000000feb00000"
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from devices.virtio_fs.config import (
     VIRTIO_FS_F_NOTIFICATION,
     FsDeviceOptions,
-    MigrationKind,
     check_migration_kind,
 )
 from vmsim.errors import MigrationError, PeerError, StateError, contained
@@ -39,8 +38,9 @@ class VirtioFsDevice:
         self.frontend: VhostFrontend | None = None
         self.running = True
         """Whether the virtual machine runs; rings are started only while it does."""
-        self.migration_save: MigrationKind = options.migration
-        self.migration_load: MigrationKind = options.migration
+        self._migration_save = self._migration_load = options.migration
+        self.migration_save = options.migration_save or options.migration
+        self.migration_load = options.migration_load or options.migration
         self._host = host
         self._frontend_options = frontend_options
         self._inflight = KeptInflight(host)
@@ -66,7 +66,25 @@ class VirtioFsDevice:
 
     @migration.setter
     def migration(self, kind: str) -> None:
-        self.migration_save = self.migration_load = check_migration_kind(kind)
+        self.migration_save = self.migration_load = kind
+
+    @property
+    def migration_save(self) -> str:
+        """The kind that is allowed, and checked, when the device is saved."""
+        return self._migration_save
+
+    @migration_save.setter
+    def migration_save(self, kind: str) -> None:
+        self._migration_save = check_migration_kind(kind)
+
+    @property
+    def migration_load(self) -> str:
+        """The kind that is allowed, and checked, when the device is loaded."""
+        return self._migration_load
+
+    @migration_load.setter
+    def migration_load(self, kind: str) -> None:
+        self._migration_load = check_migration_kind(kind)
 
     # -- connection
 

@@ -13,7 +13,6 @@ of 2023 (version 1, state in the main section). The dialect of the device decide
 
 from __future__ import annotations
 
-from devices.virtio_fs.config import MigrationKind
 from devices.virtio_fs.device import VirtioFsDevice
 from vmsim.errors import HostError, MigrationBlocked, MigrationError, PeerError, StreamError
 from vmsim.migration.vmio import VmReader, VmWriter
@@ -133,7 +132,7 @@ class FsSection:
                 "and attach the same back-end again",
             )
 
-    def _expect_state(self, kind: MigrationKind, src: VmReader) -> None:
+    def _expect_state(self, kind: str, src: VmReader) -> None:
         if kind != "internal":
             raise StreamError(
                 f"the stream has back-end state for {self.device.describe()}, and none was expected",

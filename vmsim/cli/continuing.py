@@ -81,6 +81,7 @@ class ContinuedJob:
     def __init__(
         self, file: str, share: str, watcher: Watcher, options: Mapping[str, Any] | None = None, *,
         keep: bool = False, transport: str = "inproc", backend: str | None = None,
+        migration_load: str | None = None,
     ) -> None:  # fmt: skip
         self.share = existing(share)
         self.stages = Stages(watcher)
@@ -92,6 +93,7 @@ class ContinuedJob:
         self._keep = keep
         self._transport = transport
         self._backend = backend
+        self._migration_load = migration_load
         self._stack = ExitStack()
 
     def run(self) -> ContinuedReport:
@@ -109,6 +111,7 @@ class ContinuedJob:
             Machine.restore(
                 self._file, share=self.share, options=self._options, schedule=self.schedule,
                 seams=self.seams, transport=self._transport, backend_command=self._backend,
+                migration_load=self._migration_load,
             )
         )
         told = machine.programs.get(NOTE)

@@ -36,6 +36,8 @@ class MachineChoice(msgspec.Struct, frozen=True):
     transport: str = "inproc"
     backend: str | None = None
     migration: str = "internal"
+    migration_save: str | None = None
+    migration_load: str | None = None
     migration_mode: str = "find-paths"
     migration_on_error: str = "abort"
     migration_verify_handles: bool = False
@@ -58,7 +60,8 @@ class MachineChoice(msgspec.Struct, frozen=True):
         }
         return {
             "memory": self.memory, "ring": self.ring, "queues": self.queues, "dialect": self.dialect,
-            "migration": self.migration, "options": options,
+            "migration": self.migration, "migration_save": self.migration_save or "",
+            "migration_load": self.migration_load or "", "options": options,
             "transport": self.transport, "backend_command": self.backend,
         }  # fmt: skip
 
@@ -114,6 +117,10 @@ def machine_options(command: F) -> F:
         backend_options,
         click.option("--migration", type=click.Choice(MIGRATIONS), default="internal", show_default=True,
                      help="Back-end state in the stream, kept by a back-end that stays, or blocked."),
+        click.option("--migration-save", type=click.Choice(MIGRATIONS), default=None,
+                     help="The same, checked when the machine is saved  [default: as --migration]."),
+        click.option("--migration-load", type=click.Choice(MIGRATIONS), default=None,
+                     help="The same, checked when it is loaded  [default: as --migration]."),
         click.option("--migration-mode", type=click.Choice(["find-paths", "file-handles"]),
                      default="find-paths", show_default=True,
                      help="How inodes are found again (file-handles needs CAP_DAC_READ_SEARCH)."),

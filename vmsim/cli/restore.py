@@ -12,6 +12,7 @@ from vmsim.cli.show import show_continued
 from vmsim.cli.tracing import traced_seams, tracer_for
 from vmsim.cli.watch import ConsoleWatcher
 from vmsim.errors import VmsimError
+from vmsim.machine.config import MIGRATIONS
 from vmsim.sim.immediate import ImmediateSchedule
 
 
@@ -20,14 +21,17 @@ from vmsim.sim.immediate import ImmediateSchedule
 @click.option("--share", required=True, metavar="DIR", help="The directory that the saved machine shared.")
 @click.option("--migration-on-error", type=click.Choice(["abort", "guest-error"]), default=None,
               help="What happens when an inode cannot be found again  [default: as saved]")
+@click.option("--migration-load", type=click.Choice(MIGRATIONS), default=None,
+              help="Which kind of migration may be loaded  [default: as saved]")
 @backend_options
 @click.option("--keep", is_flag=True, help="Leave the guest's scratch folder in DIR.")
 @click.option("--trace", metavar="GLOB", help="Print matching events on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_obj
 def restore(
-    invocation: Invocation, /, file: str, share: str, migration_on_error: str | None, transport: str,
-    backend: str | None, keep: bool, trace: str | None, as_json: bool,
+    invocation: Invocation, /, file: str, share: str, migration_on_error: str | None,
+    migration_load: str | None, transport: str, backend: str | None, keep: bool, trace: str | None,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Continue the machine in FILE, saved by: vmsim migrate --save FILE.
 
@@ -38,7 +42,10 @@ def restore(
     check_backend(transport, backend)
     override = None if migration_on_error is None else {"migration_on_error": migration_on_error}
     with ConsoleWatcher(quiet=as_json) as watcher:
-        job = ContinuedJob(file, share, watcher, override, keep=keep, transport=transport, backend=backend)
+        job = ContinuedJob(
+            file, share, watcher, override, keep=keep, transport=transport, backend=backend,
+            migration_load=migration_load,
+        )  # fmt: skip
         if trace is not None:
             job.schedule = ImmediateSchedule()
             job.seams = traced_seams(tracer_for(trace, job.schedule), "vm")

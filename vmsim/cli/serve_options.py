@@ -147,6 +147,10 @@ OPTIONS: Final = (
         "migration_verify_handles", settings=FLAG),
     Row(("--migration-confirm-paths",), "Look at every path once more when the guest has stopped.",
         "migration_confirm_paths", settings=FLAG),
+    Row(("--migration-save",), "Whether a front-end may save the state.", "migration_save",
+        settings=_choice("internal", "none", default="internal")),
+    Row(("--migration-load",), "Whether a front-end may load a state.", "migration_load",
+        settings=_choice("internal", "none", default="internal")),
     # -- confinement and limits
     Row(("--sandbox",), "What the process can see beside DIR  [default: namespace; none if not permitted].",
         settings=_choice(*KINDS, default=None)),

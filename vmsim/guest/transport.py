@@ -305,8 +305,8 @@ class FuseTransport:
 
     def _give_back(self, request: Request) -> None:
         """Undo what a successful reply handed to a caller who is gone: lookups and file handles."""
-        row = op.BY_NUMBER[request.opcode]
-        if request.error or row.record is None or len(request.reply) < row.record.size:
+        row = op.BY_NUMBER.get(request.opcode)  # None: of a newer kernel than ours
+        if request.error or row is None or row.record is None or len(request.reply) < row.record.size:
             return
         record = row.record.unpack(request.reply)
         if request.opcode in _ENTRY_REPLIES and record.nodeid:

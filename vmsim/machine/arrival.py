@@ -37,6 +37,7 @@ class Arrival:
     options: Mapping[str, Any] | None = None
     migration: str | None = None
     backend: MachineBackend | None = None
+    migration_load: str | None = None
     clock: Clock | None = None
     """That by which the downtime is measured; None: the schedule's."""
     load_ns: int = 0
@@ -63,6 +64,9 @@ class Arrival:
             config.options = {**config.options, **self.options}
         if self.migration is not None:
             config.migration = self.migration
+            config.migration_save = config.migration_load = ""
+        if self.migration_load is not None:
+            config.migration_load = self.migration_load
         try:
             config.check()
         except UsageError as error:

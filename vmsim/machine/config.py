@@ -33,7 +33,8 @@ class MachineConfig(msgspec.Struct, forbid_unknown_fields=True):
 
     ``memory`` lists the regions as (guest-physical address, size). ``options`` are the back-end's options by
     name, ``notification`` has the device offer a notification queue, ``migration`` is the device property of
-    that name, ``dialect`` how the back-end's state is transferred.
+    that name, ``migration_save`` and ``migration_load`` the same for one direction ("": as ``migration``),
+    ``dialect`` how the back-end's state is transferred.
     """
 
     memory: list[tuple[int, int]]
@@ -46,6 +47,8 @@ class MachineConfig(msgspec.Struct, forbid_unknown_fields=True):
     notification: bool = False
     dialect: str = "upstream"
     migration: str = "internal"
+    migration_save: str = ""
+    migration_load: str = ""
     policy: str = "strict"
     options: dict[str, object] = {}
     guest: GuestConfig = msgspec.field(default_factory=GuestConfig)
@@ -54,10 +57,12 @@ class MachineConfig(msgspec.Struct, forbid_unknown_fields=True):
         """Raise UsageError that names the first field that cannot be."""
         for field, allowed in (
             ("ring", RINGS), ("dialect", DIALECTS), ("migration", MIGRATIONS), ("policy", POLICIES),
+            ("migration_save", ("", *MIGRATIONS)), ("migration_load", ("", *MIGRATIONS)),
         ):  # fmt: skip
             value = getattr(self, field)
             if value not in allowed:
-                raise UsageError(f"{field}={value!r} is not known", hint=f"one of {', '.join(allowed)}")
+                known = ", ".join(filter(None, allowed))
+                raise UsageError(f"{field}={value!r} is not known", hint=f"one of {known}")
         if self.version != CONFIG_VERSION:
             raise UsageError(f"machine description of version {self.version}, not {CONFIG_VERSION}")
         if not 1 <= self.queues < VIRTIO_QUEUE_MAX - 1:

@@ -55,8 +55,10 @@ class Machine:
     """One virtual machine with a virtio-fs device that shares the directory ``share``.
 
     ``memory`` is a size (``"64M"``, bytes) or a list of (guest-physical address, bytes) regions; ``ring`` is
-    ``split`` or ``packed``; ``notification`` offers the driver a notification queue; ``options`` are the
-    back-end's (``FsOptions`` and ``StateOptions`` of the device), ``guest`` the guest's (``GuestConfig``).
+    ``split`` or ``packed``; ``migration`` is which kind is allowed, ``migration_save`` and ``migration_load``
+    if that differs for saving and loading; ``notification`` offers the driver a notification queue;
+    ``options`` are the back-end's (``FsOptions`` and ``StateOptions`` of the device), ``guest`` the guest's
+    (``GuestConfig``).
     ``backend`` attaches a back-end that is there already instead of starting one; ``transport`` "vhost-user"
     starts it as a process of its own, by ``backend_command`` with ``{socket}`` and ``{dir}`` in it (default:
     ``vmsim serve``), in the working directory of now. ``share`` is the directory that it is now, whatever its
@@ -77,7 +79,8 @@ class Machine:
         self, share: str | os.PathLike[str], *, memory: int | str | list[tuple[int, int]] = "64M",
         ring: str = "split", queues: int = 1, queue_size: int = 128, notification: bool = False,
         tag: str = "vmsim",
-        dialect: str = "upstream", migration: str = "internal", policy: str = "strict",
+        dialect: str = "upstream", migration: str = "internal", migration_save: str = "",
+        migration_load: str = "", policy: str = "strict",
         options: Mapping[str, Any] | None = None, guest: GuestConfig | None = None,
         schedule: Schedule | None = None, seams: Seams | None = None, backend: MachineBackend | None = None,
         transport: str | None = None, backend_command: Command | None = None,
@@ -89,7 +92,8 @@ class Machine:
             guest = msgspec.structs.replace(guest, realtime_ns=wall_clock_ns() - schedule.now_ns())
         config = MachineConfig(
             memory=regions, ring=ring, queues=queues, queue_size=queue_size, notification=notification,
-            tag=tag, dialect=dialect, migration=migration, policy=policy,
+            tag=tag, dialect=dialect, migration=migration, migration_save=migration_save,
+            migration_load=migration_load, policy=policy,
             options=dict(options or {}), guest=guest,
         )  # fmt: skip
         seams = seams_for(seams, transport, backend_command)
@@ -164,6 +168,7 @@ class Machine:
         options = {
             "tag": config.tag, "num_request_queues": config.queues, "queue_size": config.queue_size,
             "notification": config.notification, "features": features, "migration": config.migration,
+            "migration_save": config.migration_save or None, "migration_load": config.migration_load or None,
         }  # fmt: skip
         return self.backend.type.device(options, self.memory, self.backend.host, DIALECTS[config.dialect])
 
@@ -202,20 +207,43 @@ class Machine:
 
     @property
     def migration(self) -> str:
-        """Which kind of migration is allowed: none, external, internal. Settable while the machine runs."""
+        """Which kind of migration is allowed: none, external, internal. Settable while the machine runs.
+
+        ``save/load`` where these differ; setting it sets both.
+        """
         return self.device.migration
 
     @migration.setter
     def migration(self, kind: str) -> None:
         self.device.migration = kind
         self.config.migration = kind
+        self.config.migration_save = self.config.migration_load = ""
+
+    @property
+    def migration_save(self) -> str:
+        """The kind that is checked when the machine is saved. Settable while it runs."""
+        return self.device.migration_save
+
+    @migration_save.setter
+    def migration_save(self, kind: str) -> None:
+        self.device.migration_save = self.config.migration_save = kind
+
+    @property
+    def migration_load(self) -> str:
+        """The kind that is checked when the machine is loaded: here it says so for its next destination."""
+        return self.device.migration_load
+
+    @migration_load.setter
+    def migration_load(self, kind: str) -> None:
+        self.device.migration_load = self.config.migration_load = kind
 
     # Migrating
 
     def migrate(
         self, *, share: str | os.PathLike[str] | None = None, options: Mapping[str, Any] | None = None,
         parameters: MigrationParameters | None = None, progress: ProgressCallback | None = None,
-        seams: Seams | None = None, migration: str | None = None, **limits: Unpack[Limits],
+        seams: Seams | None = None, migration: str | None = None, migration_load: str | None = None,
+        **limits: Unpack[Limits],
     ) -> Machine:  # fmt: skip
         """Migrate live into a new machine in this process; this one is finished, the new one runs.
 
@@ -228,7 +256,7 @@ class Machine:
         arrival = Arrival(
             type(self).built, fixed(share) if share else self._directory.now(), self.schedule,
             seams_for(seams, None, source=self.seams), options, migration,
-            self.backend if self.keeps_backend else None,
+            self.backend if self.keeps_backend else None, migration_load,
         )  # fmt: skip
         return move(self, arrival, parameters_of(parameters, limits), progress)
 
@@ -271,20 +299,22 @@ class Machine:
         cls, channel: Channel | str, share: str | os.PathLike[str], *,
         options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
         seams: Seams | None = None, backend: MachineBackend | None = None, migration: str | None = None,
-        realtime_ns: int | None = None, transport: str | None = None, backend_command: Command | None = None,
+        migration_load: str | None = None, realtime_ns: int | None = None, transport: str | None = None,
+        backend_command: Command | None = None,
     ) -> Machine:  # fmt: skip
         """Take over the machine that ``send`` sends; it runs when this returns.
 
         ``channel`` may be a URI as for ``send``; with ``unix:`` and ``tcp:`` this end listens. ``backend`` is
-        one that was kept (migration ``external``); ``transport`` and ``backend_command`` as for a new
-        machine. What programs were waiting for is given up: they stay
-        where they are, only the guest that they ran on comes here. ``realtime_ns`` is the guest's wall clock
-        time when the schedule's clock read zero (default: the host's).
+        one that was kept (migration ``external``); ``migration`` and ``migration_load`` overrule what the
+        stream says; ``transport`` and ``backend_command`` as for a new machine. What programs were waiting
+        for is given up: they stay where they are, only the guest that they ran on comes here.
+        ``realtime_ns`` is the guest's wall clock time when the schedule's clock read zero (default: the
+        host's).
         """
         schedule = schedule or ImmediateSchedule()
         arrival = Arrival(
             cls.built, fixed(share), schedule, seams_for(seams, transport, backend_command), options,
-            migration, backend,
+            migration, backend, migration_load,
         )  # fmt: skip
         machine = arrival.receive(lines.incoming(channel, schedule))
         if realtime_ns is None:
@@ -314,12 +344,13 @@ class Machine:
         cls, path: str | os.PathLike[str], *, share: str | os.PathLike[str],
         options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
         seams: Seams | None = None, backend: MachineBackend | None = None, migration: str | None = None,
-        realtime_ns: int | None = None, transport: str | None = None, backend_command: Command | None = None,
+        migration_load: str | None = None, realtime_ns: int | None = None, transport: str | None = None,
+        backend_command: Command | None = None,
     ) -> Machine:  # fmt: skip
         """The machine saved to ``path``, running, with ``share`` as its directory (see ``receive``)."""
         return cls.receive(
             FileReader(path), share, options=options, schedule=schedule, seams=seams, backend=backend,
-            migration=migration, realtime_ns=realtime_ns, transport=transport,
+            migration=migration, migration_load=migration_load, realtime_ns=realtime_ns, transport=transport,
             backend_command=backend_command,
         )  # fmt: skip
 
@@ -343,7 +374,8 @@ class Machine:
     @property
     def keeps_backend(self) -> bool:
         """Whether the guest's session stays in its back-end when the machine moves, instead of moving too."""
-        return self.config.migration == EXTERNAL or not self.backend.type.has_state(self.config.options)
+        kind = self.migration_load if self.state == INCOMING else self.migration_save
+        return kind == EXTERNAL or not self.backend.type.has_state(self.config.options)
 
     def preflight(self) -> list[Any]:
         """Would it survive a migration? The findings of the device, the worst first; the guest works on."""

@@ -35,6 +35,8 @@ class FrontDevice(Protocol):
     virtio: VirtioDevice
     registers: MmioRegisters
     migration: str
+    migration_save: str
+    migration_load: str
 
     @property
     def attached(self) -> bool:

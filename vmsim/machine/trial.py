@@ -40,7 +40,8 @@ def try_to_load(channel: Channel) -> None:
     def built(
         config: MachineConfig, share: str, schedule: Schedule, seams: Seams, backend: MachineBackend | None
     ) -> Machine:
-        if config.migration == EXTERNAL or not find_device(config.device).has_state(config.options):
+        kind = config.migration_load or config.migration
+        if kind == EXTERNAL or not find_device(config.device).has_state(config.options):
             kept.append(TrialBackend(config, share, schedule, seams))
         return Machine.built(config, share, schedule, seams, kept[0] if kept else None)
 
