@@ -58,6 +58,9 @@ def request_struct(row: Opcode, compat: bool = False) -> struct.Struct:
 REQUEST_STRUCTS: Final = {row.number: request_struct(row) for row in BY_NUMBER.values()}
 """Header and arguments by opcode."""
 
+UNKNOWN_REQUEST: Final = IN_HEADER.struct
+"""Of an opcode that has no row."""
+
 _COMPAT_STRUCTS: Final = {
     row.number: request_struct(row, compat=True) for row in BY_NUMBER.values() if row.compat_args is not None
 }
@@ -71,10 +74,11 @@ def encode(
     """A request: header, arguments, names, ``data``, extensions.
 
     ``data_size`` more bytes are counted in the header's length but left to the caller (zero copy; not
-    together with extensions). ``compat`` takes the row's older argument struct. struct.error or KeyError if
-    the arguments do not fit the row: that is the caller's bug.
+    together with extensions). ``compat`` takes the row's older argument struct. An opcode without row (of a
+    newer kernel) has no arguments but ``data``. struct.error or KeyError if the arguments do not fit the
+    row: that is the caller's bug.
     """
-    packer = (_COMPAT_STRUCTS if compat else REQUEST_STRUCTS)[opcode]
+    packer = _COMPAT_STRUCTS[opcode] if compat else REQUEST_STRUCTS.get(opcode, UNKNOWN_REQUEST)
     if not (names or data or extensions):
         return packer.pack(packer.size + data_size, opcode, unique, nodeid, uid, gid, pid, 0, 0, *args)
     tail = b"".join([name + b"\0" for name in names]) + data + extensions

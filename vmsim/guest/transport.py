@@ -15,7 +15,7 @@ from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.headers import IN_HEADER
 from vmsim.fuse.abi.requests import BATCH_FORGET_IN, FORGET_ONE
-from vmsim.fuse.client import REQUEST_STRUCTS, encode
+from vmsim.fuse.client import REQUEST_STRUCTS, UNKNOWN_REQUEST, encode
 from vmsim.guest.alloc import PageAllocator
 from vmsim.guest.dentries import DentryCache
 from vmsim.guest.driver import VirtioDriver
@@ -135,10 +135,10 @@ class FuseTransport:
                 data_size=payload, extensions=extensions, compat=compat,
             )  # fmt: skip
         else:
-            fixed = REQUEST_STRUCTS[opcode]
+            fixed = REQUEST_STRUCTS.get(opcode, UNKNOWN_REQUEST)
             message = fixed.pack(fixed.size + payload, opcode, unique, nodeid, uid, gid, pid, 0, 0, *args)
         index = 1 + pid % (len(self.queues) - 1)
-        room = room or REPLY_ROOM[opcode]
+        room = room or REPLY_ROOM.get(opcode, 0)
         request = Request(unique, opcode, nodeid, pid, index, message, room, reads, writes, owned)
         self.requests[unique] = request
         self._send(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 
@@ -13,6 +14,7 @@ from vmsim.cli.program import run
 from vmsim.errors import MigrationBlocked, MigrationError, UsageError
 from vmsim.machine import Machine
 from vmsim.machine.machine import RUNNING
+from vmsim.sim.seeded import SeededSchedule
 
 KINDS = ("none", "external", "internal")
 
@@ -130,6 +132,23 @@ def test_a_request_of_a_newer_kernel_moves_like_any_other(share, opcode):
         assert request.opcode == opcode
         life.finish(vm)
         vm.close()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_request_of_a_newer_kernel_that_is_sent_and_answered_elsewhere(share, seed):
+    """Wherever the migration finds it, posted, taken or answered: the guest gets its ENOSYS."""
+    vm = make(share, schedule=SeededSchedule(seed))
+    fs = vm.mount()
+    fs.mkdir("/d")
+    process = vm.kernel.state.processes[1]
+    sent = [vm.kernel.submit(4242, 1, data=b"what is this?", process=process, room=64) for _ in range(3)]
+    before, vm = vm, vm.migrate()
+    before.close()
+    vm.schedule.wait(lambda: all(vm.kernel.ended(each.unique) for each in sent), "the replies")
+    for each in sent:
+        assert vm.kernel.requests[each.unique].error == errno.ENOSYS
+    assert vm.mount().listdir("/") == ["d"]
+    vm.close()
 
 
 def test_a_request_of_a_newer_kernel_whose_caller_is_gone(tmp_path, share):
