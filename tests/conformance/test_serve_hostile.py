@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from tests.support.waiting import until
 from vmsim.check.device import Device
 from vmsim.check.frontend import Frontend
 from vmsim.errors import HostError, PeerError
@@ -32,15 +32,15 @@ class Served:
         with open(self.log, "wb") as log:
             command = [*COMMAND, self.socket, "--shared-dir", str(share), *options]
             self.process = subprocess.Popen(command, stderr=log if stderr is None else stderr)
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
-            try:
-                self.front = self.connect()
-                return
-            except HostError:
-                assert self.process.poll() is None, self.log.read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        self.front = until(
+            self._try, "a connection", saw=self.log.read_text, alive=lambda: self.process.poll() is None
+        )
+
+    def _try(self):
+        try:
+            return self.connect()
+        except HostError:
+            return None
 
     def connect(self):
         """Another front-end."""

@@ -106,7 +106,7 @@ class LinuxVm:
             if re.match(pattern, line):
                 return [*lines, line]
             lines.append(line)
-            assert time.monotonic() < deadline, lines[-20:]
+            assert time.monotonic() < deadline, f"{what}: after {limit_s} s the guest has said {lines[-20:]}"
 
     def run(self, line: str) -> str:
         """Have the guest's shell do ``line``; what it prints. AssertionError unless it succeeds."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.interop.linux_guest import LinuxVm, build_initramfs
-from tests.interop.qemu_rig import VIRTIOFSD, start_backend, until
+from tests.interop.qemu_rig import VIRTIOFSD, start_backend
+from tests.support.waiting import until
 from vmsim.host.processes import BackendProcess
 
 WORK = r"""#!/bin/busybox sh

@@ -8,17 +8,18 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from vmsim.host.processes import SERVE, BackendProcess, ends_with
+from tests.support.waiting import until
+from vmsim.host.processes import SERVE, BackendProcess
 
 START_S = 20
 ANSWER_S = 60
 END_S = 10
 LOOK_S = 0.005
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 VIRTIOFSD, VMSIM = "virtiofsd", "vmsim"
 ACCEPTS_CONNECTIONS = 0x10000
 """The flag of a listening socket in /proc/net/unix."""
@@ -28,15 +29,15 @@ class QmpError(Exception):
     """QEMU refused a command; the message is QEMU's."""
 
 
-def until(ready: Callable[[], Any], what: str, limit_s: float = ANSWER_S) -> Any:
-    """What ``ready()`` gives once that is true; AssertionError, naming ``what``, if it takes too long."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        found = ready()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"waiting for {what() if callable(what) else what}"
-        time.sleep(LOOK_S)
+def _connected(path: Path) -> socket.socket | None:
+    """A connection, if somebody listens."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(os.fspath(path))
+    except OSError:
+        connection.close()
+        return None
+    return connection
 
 
 class Lines:
@@ -44,17 +45,7 @@ class Lines:
 
     def __init__(self, path: Path, alive: Callable[[], bool], said: Callable[[], str]) -> None:
         self._said = said
-        deadline = time.monotonic() + START_S
-        while True:
-            self._socket = socket.socket(socket.AF_UNIX)
-            try:
-                self._socket.connect(os.fspath(path))
-                break
-            except OSError:
-                self._socket.close()
-                assert alive(), said()
-                assert time.monotonic() < deadline, said()
-                time.sleep(LOOK_S)
+        self._socket = until(lambda: _connected(path), f"{path.name} to listen", saw=said, alive=alive)
         self._socket.settimeout(ANSWER_S)
         self._file = self._socket.makefile("rb")
 
@@ -90,9 +81,9 @@ class Qemu:
         self.events: list[dict[str, Any]] = []
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [peers.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-                 "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off", *arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=ends_with(os.getpid()),
+                [*DIES_WITH_US, peers.qemu, "-nodefaults", "-no-user-config", "-display", "none",
+                 "-no-reboot", "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off", *arguments],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
     @property
@@ -144,7 +135,7 @@ class Qemu:
             found = self.qmp("query-migrate")
             return found if found.get("status") in ("completed", "failed", "cancelled") else None
 
-        found: dict[str, Any] = until(ended, lambda: f"the end of the migration: {self.log}")
+        found: dict[str, Any] = until(ended, "the end of the migration", saw=lambda: self.log)
         return found
 
     def migrate(self, uri: str) -> dict[str, Any]:
@@ -166,7 +157,7 @@ class Qemu:
                 return "gone"
             return "" if status == "inmigrate" else status
 
-        return str(until(look, lambda: f"the incoming migration: {self.log}"))
+        return str(until(look, "the incoming migration", saw=lambda: self.log))
 
     # Ending
 

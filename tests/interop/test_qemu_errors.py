@@ -10,9 +10,10 @@ import os
 
 import pytest
 
-from tests.interop.qemu_rig import VIRTIOFSD, VMSIM, QmpError, until
+from tests.interop.qemu_rig import VIRTIOFSD, VMSIM, QmpError
 from tests.interop.qtest_world import World, number, reply, without
 from tests.interop.vhost_mitm import CLOSE, TO_BACKEND, Message
+from tests.support.waiting import until
 from vmsim.errors import StallError
 
 pytestmark = [

@@ -12,7 +12,8 @@ import shutil
 import pytest
 
 from tests.interop.linux_world import BIG, LinuxWorld
-from tests.interop.qemu_rig import VIRTIOFSD, VMSIM, until
+from tests.interop.qemu_rig import VIRTIOFSD, VMSIM
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
 TOLERANT = "--migration-on-error=guest-error"

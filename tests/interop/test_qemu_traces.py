@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from devices.virtio_fs.state import blob as state_blob
-from tests.interop.qemu_rig import VIRTIOFSD, VMSIM, until
+from tests.interop.qemu_rig import VIRTIOFSD, VMSIM
 from tests.interop.qtest_world import FILE, StateInStream, World, like_virtiofsd
 from tests.interop.vhost_mitm import TO_BACKEND, TO_FRONTEND, Mitm
+from tests.support.waiting import until
 from vmsim.virtio.constants import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1
 
 pytestmark = [

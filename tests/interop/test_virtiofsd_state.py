@@ -8,12 +8,12 @@ import os
 import socket
 import struct
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from devices.virtio_fs.state import blob
+from tests.support.waiting import until
 from vmsim.errors import VmsimError
 
 pytestmark = pytest.mark.interop
@@ -48,12 +48,10 @@ class Virtiofsd:
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
         )
         self.socket = socket.socket(socket.AF_UNIX)
-        for _ in range(200):
-            try:
-                self.socket.connect(str(path))
-                break
-            except OSError:
-                time.sleep(0.02)
+        until(
+            lambda: self.socket.connect_ex(str(path)) == 0, "virtiofsd to listen",
+            alive=lambda: self.process.poll() is None,
+        )  # fmt: skip
         self.call(SET_OWNER, reply=False)
         features = self.call(GET_FEATURES)
         self.call(SET_FEATURES, features & ~(1 << 26), reply=False)

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from tests.support.waiting import until
 from vmsim.cli.interrupts import Interrupted, interruptible, undisturbed
 
 LISTENING = ["env", "--default-signal=INT,TERM,HUP"]
@@ -25,9 +26,10 @@ def test_a_signal_at_any_moment(share, number, delay):
     words = ["-m", "vmsim.cli", "migrate", "--json", "--hops", "1000", str(share)]
     command = [*LISTENING, sys.executable, *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(share.glob("vmsim-scratch-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(
+        lambda: list(share.glob("vmsim-scratch-*")), "the scratch folder", saw=lambda: os.listdir(share),
+        alive=lambda: process.poll() is None,
+    )  # fmt: skip
     time.sleep(delay)
     process.send_signal(which)
     process.send_signal(which)  # impatience changes nothing

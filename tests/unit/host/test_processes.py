@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import until
 from vmsim.errors import HostError, UsageError
 from vmsim.host.processes import BackendProcess, words_of
 
@@ -35,12 +35,12 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def wait_for_end(pid: int) -> None:
+    """A signal takes effect when its receiver gets its turn."""
+    until(lambda: gone(pid), f"the end of process {pid}")
+
+
 def gone(pid: int) -> bool:
-    """Whether it ends, soon: a signal takes effect when its receiver gets its turn."""
-    return any(_gone(pid) or time.sleep(0.001) for _ in range(10_000))
-
-
-def _gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -119,15 +119,15 @@ def test_its_own_children_end_too(own_folder: Path) -> None:
     with BackendProcess("/", [sys.executable, "-c", parent + LISTENER, "{socket}"]) as process:
         process.wait_ready()
         child = int(process.said().splitlines()[0])
-        assert not _gone(child)
-    assert gone(child)
+        assert not gone(child)
+    wait_for_end(child)
 
 
 def test_forgotten_it_ends(own_folder: Path) -> None:
     process = BackendProcess("/", LISTEN)
     pid = process.pid
     del process
-    assert gone(pid)
+    wait_for_end(pid)
     assert list(own_folder.iterdir()) == []
 
 
@@ -148,9 +148,9 @@ def run(body: str, folder: Path) -> list[str]:
     return ran.stdout.split()
 
 
-def emptied(folder: Path) -> bool:
-    """Whether what is in it goes, soon: the keeper tidies up when the program has ended."""
-    return any(not list(folder.iterdir()) or time.sleep(0.001) for _ in range(10_000))
+def wait_until_empty(folder: Path) -> None:
+    """The keeper tidies up when the program has ended."""
+    until(lambda: not list(folder.iterdir()), f"{folder} to be emptied", saw=lambda: list(folder.iterdir()))
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_it_never_outlives_its_parent(end: str, own_folder: Path) -> None:
         print(process.pid, flush=True)
         {end}
     """, own_folder)  # fmt: skip
-    assert gone(int(said[0]))
-    assert emptied(own_folder)
+    wait_for_end(int(said[0]))
+    wait_until_empty(own_folder)
 
 
 def test_it_outlives_the_thread_that_started_it(own_folder: Path) -> None:
@@ -192,8 +192,8 @@ def test_other_ids_change_nothing(own_folder: Path) -> None:
         print(process.pid, flush=True)
         os.kill(os.getpid(), 9)
     """, own_folder)  # fmt: skip
-    assert gone(int(said[0]))
-    assert emptied(own_folder)
+    wait_for_end(int(said[0]))
+    wait_until_empty(own_folder)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_forked_child_does_nothing_to_it(how: str, own_folder: Path) -> None:
     """, own_folder)  # fmt: skip
     assert said[:2] == ["True", "True"]
     os.kill(int(said[3]), signal.SIGKILL)
-    assert gone(int(said[2]))
+    wait_for_end(int(said[2]))
     assert said[4:] == [str(-signal.SIGTERM), "False"]
 
 
@@ -241,10 +241,10 @@ def test_a_forked_child_that_lives_on_does_not_keep_it(own_folder: Path) -> None
         os.close(2)
         time.sleep(1000)
     """, own_folder)  # fmt: skip
-    assert gone(int(said[0]))
-    assert not _gone(int(said[1]))
+    wait_for_end(int(said[0]))
+    assert not gone(int(said[1]))
     os.kill(int(said[1]), signal.SIGKILL)
-    assert emptied(own_folder)
+    wait_until_empty(own_folder)
 
 
 @pytest.mark.parametrize("disposition", ["SIG_IGN", "SIG_DFL", "reaper"])

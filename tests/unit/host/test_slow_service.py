@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
 from tests.support.slow_mount import SlowMount
+from tests.support.waiting import until
 from vmsim.check.device import Device
 from vmsim.check.frontend import Frontend
 from vmsim.fuse import opcodes as op
@@ -71,9 +71,7 @@ def test_a_signal_ends_it(device, mount, process):
     device.post([device.request(op.LOOKUP, 1, (), (b"slow",))], [200])
     device.front.barrier()
     os.kill(process.pid, signal.SIGTERM)
-    for _ in range(PATIENCE_S * 20):
-        if state_of(process.pid) in ("Z", "gone"):
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail(f"{PATIENCE_S} s after SIGTERM the server is in state {state_of(process.pid)}")
+    until(
+        lambda: state_of(process.pid) in ("Z", "gone"), "the server's end after SIGTERM",
+        saw=lambda: state_of(process.pid),
+    )  # fmt: skip

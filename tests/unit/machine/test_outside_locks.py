@@ -7,7 +7,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -20,19 +19,27 @@ import fcntl, sys, time
 file = open(sys.argv[1], "r+")
 getattr(fcntl, sys.argv[2])(file, fcntl.LOCK_EX)
 print(flush=True)
-time.sleep(float(sys.argv[3]))
+if len(sys.argv) > 3:
+    time.sleep(float(sys.argv[3]))
+else:
+    sys.stdin.read()
+file.write("let go of")
+file.flush()
 """
 HELD_S = 0.2
+"""While this process waits in the same thread, it cannot say when."""
 
 
 class Holder:
-    """Another process that holds a lock for a while."""
+    """Another process that holds a lock until ``release``, or for a time; then it writes to the file."""
 
-    def __init__(self, path, kind, held_s):
-        arguments = [sys.executable, "-c", HOLDER, str(path), kind, str(held_s)]
-        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE)
+    def __init__(self, path, kind, *held_s):
+        arguments = [sys.executable, "-c", HOLDER, str(path), kind, *map(str, held_s)]
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.process.stdout.readline()
-        self.since = time.monotonic()
+
+    def release(self):
+        self.process.stdin.close()
 
     def __enter__(self):
         return self
@@ -41,6 +48,7 @@ class Holder:
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()
+        self.process.stdin.close()
 
 
 @pytest.fixture(params=["immediate", "seeded"])
@@ -55,36 +63,37 @@ def machine(request, tmp_path):
 def test_a_blocking_lock_waits_for_another_process(machine, tmp_path, kind):
     fs = machine.mount()
     fd = fs.open("/file", os.O_RDWR)
-    with Holder(tmp_path / "file", kind, HELD_S) as holder:
+    with Holder(tmp_path / "file", kind, HELD_S):
         if kind == "lockf":
             fs.lockf(fd, os.F_LOCK, 0)
         else:
             fs.flock(fd, fcntl.LOCK_EX)
-        waited = time.monotonic() - holder.since
-        assert waited > HELD_S / 2
-        holder.process.wait()
+        assert fs.pread(fd, 9, 0) == b"let go of"
     assert machine.facts()["waiting"] == 0
     assert machine.facts()["locks"] == 1
 
 
 def test_other_programs_work_while_one_waits_for_another_process(machine, tmp_path):
-    with Holder(tmp_path / "file", "lockf", HELD_S):
+    with Holder(tmp_path / "file", "lockf") as holder:
         fs = machine.mount()
         fd = fs.open("/file", os.O_RDWR)
         waiting = machine.spawn("waiting", lambda fs: fs.lockf(fd, os.F_LOCK, 0))
         rounds = machine.spawn("working", lambda fs: [fs.stat("/file") for _ in range(50)], pid=2)
         assert len(machine.schedule.join(rounds)) == 50
+        assert not waiting.done
+        holder.release()
         machine.schedule.join(waiting)
 
 
 def test_a_wait_for_another_process_migrates(machine, tmp_path):
     fs = machine.mount()
     fd = fs.open("/file", os.O_RDWR)
-    with Holder(tmp_path / "file", "lockf", HELD_S):
+    with Holder(tmp_path / "file", "lockf") as holder:
         waiting = machine.spawn("waiting", lambda fs: fs.lockf(fd, os.F_LOCK, 0))
         machine.schedule.settle()
         with machine.migrate() as there:
             assert there.arrived_requests == 1
+            holder.release()
             there.schedule.join(waiting)
             assert there.facts() == {**there.facts(), "waiting": 0, "locks": 1}
 
