@@ -47,7 +47,7 @@ class Ends:
     """How a machine gets a back-end: ``virtiofsd``, ``vmsim`` (in this process) or ``serve``."""
 
     def __init__(self, peers: Any) -> None:
-        command = [peers.virtiofsd, *SANDBOX, "--socket-path={socket}", "--shared-dir={dir}"]
+        command = [peers.virtiofsd, *SANDBOX, "--socket-path={socket}", "--shared-dir={dir}", "{options}"]
         if HANDLES_ALLOWED:
             command.append("--modcaps=+dac_read_search")
         self._starts = {"virtiofsd": started(command), "serve": started(), "vmsim": Backend}
