@@ -158,6 +158,14 @@ class SteadyHostFs:
         real = self._host.handles.get(raw, raw)
         return self._opened(self._inner.open_handle(self._real(mount_fd), handle_type, real, flags))
 
+    def open_parent(self, fd: int) -> int:
+        """Open what is above."""
+        return self._opened(self._inner.open_parent(self._real(fd)))
+
+    def clone_mount(self, fd: int) -> int:
+        """Open a copy of the mount."""
+        return self._opened(self._inner.clone_mount(self._real(fd)))
+
     def utimens(self, fd: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
         """Set the times, of which we keep account ourselves."""
         self._inner.utimens(self._real(fd), atime, mtime)
@@ -174,6 +182,14 @@ class SteadyHostFs:
     def mount_points(self) -> list[tuple[int, bytes]]:
         """All mounts."""
         return [(self._host.number("mount", mnt_id), path) for mnt_id, path in self._inner.mount_points()]
+
+    def mounts(self) -> list[tuple[int, int, bytes, bytes]]:
+        """All mounts, with those beneath them and their types."""
+        number = self._host.number
+        return [
+            (number("mount", mnt_id), number("mount", below), path, kind)
+            for mnt_id, below, path, kind in self._inner.mounts()
+        ]
 
     # Files and descriptors
 
