@@ -56,6 +56,7 @@ class Messages:
     watched = ("vmsim.vhost", "devices.virtio_fs.state", "vmsim.memory")
 
     def __init__(self) -> None:
+        self._sent = 0
         self._share = Share()
         self._share.renew()
         self._shm = SharedMemory("fuzz", SIZE)
@@ -96,13 +97,13 @@ class Messages:
         backend = VhostBackend(device, HostServices(), ImmediateSchedule(), DIALECTS[dialect], options)
         backend.link = ClosingLink()
         fds_before = len(os.listdir("/proc/self/fd")) if reader.u8() == 7 else 0
-        done = 0
+        steps = self._sent = 0
         self._shm.view[:0x4000] = bytes(0x4000)
         try:
             if reader.u8() < 128:
                 self._boot(backend)
-            while reader.left and done < MESSAGES_MAX:
-                done += 1
+            while reader.left and steps < MESSAGES_MAX:
+                steps += 1
                 self._step(backend, reader)
             self._reconnect(backend)
         finally:
@@ -110,7 +111,7 @@ class Messages:
             device.close()
         if fds_before and len(os.listdir("/proc/self/fd")) > fds_before:
             raise Finding("descriptors are left")
-        return done
+        return max(self._sent, 1)
 
     def _step(self, backend: VhostBackend, reader: Reader) -> None:
         kind = reader.u8()
@@ -148,6 +149,7 @@ class Messages:
 
     def _send(self, backend: VhostBackend, data: bytes, fds: tuple[int, ...]) -> bool:
         """As a server's loop does; whether the connection is still there."""
+        self._sent += 1
         buffer = MessageBuffer(os.close)
         try:
             message = buffer.feed(data[:HEADER_BYTES], fds)

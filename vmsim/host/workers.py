@@ -116,7 +116,11 @@ class Workers:
             held, self._held = self._held, deque()
             for other in held:
                 self._begin(other)
-            job.done(job.result, job.error)
+            try:
+                job.done(job.result, job.error)
+            except BaseException:
+                self.wake()  # the others are not lost
+                raise
         return found
 
     def wait(self, limit_ns: int) -> bool:
