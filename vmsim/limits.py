@@ -61,6 +61,9 @@ PATH_MAX: Final = 4096
 XATTR_SIZE_MAX: Final = 65536
 """Bytes of one extended attribute's value (Linux)."""
 
+SUBMOUNTS_MAX: Final = 4096
+"""Mounts below the share whose device numbers a guest remembers."""
+
 STATE_BLOB_MAX: Final = 1 << 30
 """Bytes of a back-end state that a destination accepts."""
 

@@ -49,8 +49,9 @@ class CachedCalls(TransferCalls):
     def _fill(self, number: int, first: int, count: int) -> bool:
         """READ pages first to first + count - 1 into the cache; False if the file changed meanwhile.
 
-        A READ that is short has met the end of the file, whatever size it was said to have (fuse_short_read
-        of Linux), unless the guest owns the size: in writeback what is missing is a hole, and zero.
+        A short READ is the end of the file (Linux: fuse_short_read), so that pages behind it do not come
+        into being. If the guest owns the size, what is missing is a hole before data that the server does
+        not have yet, and reads as zeros.
         """
         frames = []
         try:
@@ -61,7 +62,7 @@ class CachedCalls(TransferCalls):
             kernel = self._running()
             assert kernel.pages is not None
             node = kernel.nodes.get(kernel.state.files[number].nodeid)
-            epoch, nodeid = node.pages_epoch, node.id
+            epoch, nodeid, version = node.pages_epoch, node.id, kernel.state.attr_version
             pages = merge_segments([(kernel.pages.gpa(frame), PAGE_SIZE) for frame in frames])
             got = self._read_pages(number, first * PAGE_SIZE, pages)
             kernel = self.kernel
@@ -69,13 +70,15 @@ class CachedCalls(TransferCalls):
             node = kernel.nodes.get(nodeid)
             if node.pages_epoch != epoch:
                 return False
-            if got < len(frames) * PAGE_SIZE and not kernel.writeback:
-                node.attr.size = min(node.attr.size, first * PAGE_SIZE + got)
+            owned = node.dirty_size
+            short = got < sum(size for _, size in pages)
+            if short and not owned and not self._ends_at(node, first * PAGE_SIZE + got, version):
+                return False
             while frames:
                 start = (len(frames) - 1) * PAGE_SIZE
                 frame = frames.pop()
                 index = first + start // PAGE_SIZE
-                if kernel.pages.find(nodeid, index) is not None:
+                if kernel.pages.find(nodeid, index) is not None or (start >= got and not owned):
                     kernel.pages.release(frame)
                     continue
                 missing = min(PAGE_SIZE, max(0, start + PAGE_SIZE - got))
@@ -88,6 +91,20 @@ class CachedCalls(TransferCalls):
             for frame in frames:
                 if pages_now is not None:
                     pages_now.release(frame)
+
+    def _ends_at(self, node: Node, size: int, version: int) -> bool:
+        """A READ that was sent at ``version`` found the end of the file; False if that is out of date."""
+        if size >= node.attr.size:
+            return True
+        if node.attr_version > version or node.truncating:
+            return False
+        kernel = self.kernel
+        assert kernel.pages is not None
+        kernel.touch(node)
+        node.attr.size = size
+        kernel.pages.drop_clean(node.id, -(-size // PAGE_SIZE))
+        kernel.zero_tail(node.id, size)
+        return True
 
     def _most_frames(self) -> int:
         return max(1, self.kernel.state.pages.entries // 4)
@@ -105,6 +122,9 @@ class CachedCalls(TransferCalls):
             assert kernel.pages is not None
             file = kernel.state.files[number]
             position = offset + done
+            out = out[: max(done, kernel.nodes.get(file.nodeid).attr.size - offset)]
+            if done == len(out):
+                break
             index, inside = divmod(position, PAGE_SIZE)
             frame = kernel.pages.find(file.nodeid, index)
             if frame is None:
@@ -250,11 +270,14 @@ class CachedCalls(TransferCalls):
             self._write_times(nodeid)
 
     def _writer(self, kernel: GuestKernel, nodeid: int) -> int | None:
-        """An open file through which the node can be written."""
+        """An open file through which the node can be written; rather not one that bypasses the cache."""
+        past = None
         for number, file in kernel.state.files.items():
             if file.nodeid == nodeid and file.fh is not None and file.flags & O_ACCMODE != os.O_RDONLY:
-                return number
-        return None
+                if not file.open_flags & FOPEN_DIRECT_IO:
+                    return number
+                past = number
+        return past
 
     def _write_run(self, number: int, nodeid: int, dirty: list[int]) -> bool:
         """WRITE the first run of adjacent dirty pages; False if now is not the time for it."""
@@ -284,8 +307,8 @@ class CachedCalls(TransferCalls):
         error = errno.EIO
         try:
             with self._held(kernel.state.files[number]):
-                done = self._write_pages(number, start, merge_segments(segments), cached=True)
-            error = 0 if done == end - start else errno.EIO
+                self._write_pages(number, start, merge_segments(segments), cached=True)
+            error = 0
         except OSError as refused:
             error = refused.errno or errno.EIO
         finally:

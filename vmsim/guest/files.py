@@ -42,21 +42,22 @@ class FileCalls(CachedCalls):
         if n < 0:
             fail(errno.EINVAL)
         file = self._readable(fd)
+        if not self._is_cached(file):
+            return self._collect_direct(file, n, offset)
         if n > 1 << 16:  # no need for a buffer beyond the end of the file
             begin = file.offset if offset is None else offset
             n = min(n, max(1 << 16, self._attr(file.nodeid, file.fh).size - begin))
-        if self.kernel.pages is None:
-            return self._collect_direct(file, n, offset)
         data = bytearray(n)
         got = self._read_some(fd, [memoryview(data)], offset)
         return bytes(data[:got]) if got < n else bytes(data)
 
     def _collect_direct(self, file: OpenFile, n: int, offset: int | None) -> bytes:
-        """``_collect`` without a page cache: one copy, from the payload buffer."""
+        """``_collect`` past the page cache: one copy, from the payload buffer."""
         if offset is not None and offset < 0:
             fail(errno.EINVAL)
         with self._held(file) as number:
             start = file.offset if offset is None else offset
+            self._sync_range(number, start, n)
             data = self._read_bytes(number, start, n)
             if offset is None:
                 self.kernel.state.files[number].offset = start + len(data)
@@ -143,11 +144,6 @@ class FileCalls(CachedCalls):
             if done and file.flags & (os.O_SYNC | os.O_DSYNC):
                 self._sync_file(number, not file.flags & (os.O_SYNC & ~os.O_DSYNC))
         return done
-
-    def _write_start(self, file: OpenFile, offset: int | None) -> int:
-        if file.flags & os.O_APPEND:
-            return self._attr(file.nodeid, file.fh).size
-        return file.offset if offset is None else offset
 
     # The offset
 

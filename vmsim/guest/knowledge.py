@@ -58,6 +58,7 @@ class Knowledge(FuseTransport):
             if new:
                 node.attr_version = version
             self.apply_attr(node, raw[6:22], raw[3], raw[5], version)
+            self.nodes.put_on_device(node, parent, name, raw[21])
             if names_version == self.state.names_version or not node.parent:
                 self.nodes.place(node, parent, name)
         except OSError:

@@ -16,7 +16,8 @@ from msgspec.structs import astuple
 
 from vmsim.fuse.abi.flags import ATTR_SUBMOUNT
 from vmsim.fuse.abi.headers import FUSE_ROOT_ID
-from vmsim.guest.state import Attr, KernelState, Node
+from vmsim.guest.state import Attr, KernelState, Node, Submount
+from vmsim.limits import SUBMOUNTS_MAX
 
 NSEC: Final = 1_000_000_000
 FOREVER_NS: Final = (1 << 63) - 1
@@ -117,10 +118,6 @@ class NodeTable:
             return
         node.detached = False
         above = self.get(parent)
-        if node.attr.flags & ATTR_SUBMOUNT:
-            node.device_number = self.state.config.device_number + 1 + node.attr.ino % 0xFFFF
-        else:
-            node.device_number = above.device_number
         node.name = name
         if node.parent == parent:
             return
@@ -133,6 +130,38 @@ class NodeTable:
         above.refs += 1
         if old:
             self.drop(old)
+
+    def put_on_device(self, node: Node, parent: int, name: bytes, flags: int) -> None:
+        """Say which device a node is on that was found as ``name``: its directory's, or its own mount's.
+
+        ``flags`` are those of the entry; attributes that come by GETATTR do not tell mounts.
+        """
+        if node.id == FUSE_ROOT_ID:
+            return
+        above = self.get(parent)
+        if flags & ATTR_SUBMOUNT:
+            node.device_number = self._submount(above, name, node.id)
+        else:
+            node.device_number = above.device_number
+
+    def _submount(self, above: Node, name: bytes, nodeid: int) -> int:
+        """The device number of what is mounted at a place: the same as long as the guest remembers it.
+
+        It goes by the place, since nodes come and go while a file system stays mounted; but what is mounted
+        over another one, whose root the guest still uses, gets its own. Numbers only count up, as those of
+        Linux's anonymous devices: two mounts never share one.
+        """
+        state = self.state
+        place = (above.device_number, above.attr.ino, name)
+        known = state.submounts.pop(place, None)
+        if known is None or (known.nodeid != nodeid and known.nodeid in self.nodes):
+            state.last_device = max(state.last_device, state.config.device_number) + 1
+            known = Submount(state.last_device)
+            if len(state.submounts) >= SUBMOUNTS_MAX:
+                del state.submounts[next(iter(state.submounts))]
+        known.nodeid = nodeid
+        state.submounts[place] = known
+        return known.device_number
 
     def path(self, nodeid: int) -> bytes:
         """A directory's absolute path; ENOENT if it was removed."""

@@ -110,14 +110,13 @@ class OpenCalls(NameCalls):
     def _sent_flags(self, flags: int) -> int:
         """The flags that the server sees: no creation; no truncation unless it does that atomically.
 
-        With a writeback cache the guest decides where data goes, so O_APPEND stays here.
+        O_APPEND goes out with a writeback cache, too, as Linux sends it: what may only be appended to opens
+        with nothing else. Servers know that the guest then decides where data goes.
         """
         flags &= ~NOT_SENT
         kernel = self.kernel
         if not kernel.state.session.flags & init_flags.ATOMIC_O_TRUNC:
             flags &= ~os.O_TRUNC
-        if kernel.writeback:
-            flags &= ~os.O_APPEND
         return flags
 
     def _send_open(self, nodeid: int, flags: int, directory: bool) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from vmsim.guest.groups import ERRNO_END, U64_MAX, Group, Known, checked, decode
 from vmsim.guest.pagecache import PageCache
 from vmsim.guest.queue import OUT_BYTES, SLOT_BYTES, SLOT_OUT
 from vmsim.guest.state import DONE, IN_FLIGHT, QUEUED, STATE_VERSION, KernelState, QueueState, Segments
-from vmsim.limits import GUEST_STATE_MAX, QUEUE_SIZE_MAX, VIRTIO_QUEUE_MAX
+from vmsim.limits import GUEST_STATE_MAX, QUEUE_SIZE_MAX, SUBMOUNTS_MAX, VIRTIO_QUEUE_MAX
 from vmsim.memory import GuestMemory
 
 if TYPE_CHECKING:
@@ -212,9 +212,20 @@ class _Checker:
         if self.state.booted and not self.state.broken and FUSE_ROOT_ID not in nodes:
             refuse("nodes", "no root")
         self._no_loops()
+        self._submounts()
         for nodeid, nlookup in self.state.forgets:
             if not 0 < nodeid <= U64_MAX or not 0 < nlookup <= U64_MAX:
                 refuse("forgets", "impossible count")
+
+    def _submounts(self) -> None:
+        submounts = self.state.submounts
+        numbers = {known.device_number for known in submounts.values()}
+        if len(submounts) > SUBMOUNTS_MAX or len(numbers) < len(submounts):
+            _refuse("submounts", "too many, or two with one device number")
+        if any(not 0 < number <= self.state.last_device < 1 << 63 for number in numbers):
+            _refuse("submounts", "a device number that was never given out")
+        if any(not 0 <= node.device_number < 1 << 63 for node in self.state.nodes.values()):
+            _refuse("nodes", "impossible device number")
 
     def _no_loops(self) -> None:
         parents = self.all.parents

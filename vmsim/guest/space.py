@@ -86,20 +86,30 @@ class SpaceCalls(XattrCalls):
         """Copy between two open files on the server (or, if it cannot, through the guest); bytes copied."""
         if count < 0:
             raise ValueError("negative value for 'count' not allowed")
-        source, target = self._readable(src), self._writable(dst)
-        if target.flags & os.O_APPEND:
-            fail(errno.EBADF)  # where it would go is not the caller's to say
-        if (offset_src or 0) < 0 or (offset_dst or 0) < 0:
-            fail(errno.EINVAL)
+        source, target = self._usable(src), self._usable(dst)
+        if source.directory or target.directory:
+            fail(errno.EISDIR)
+        if target.flags & os.O_APPEND or target.flags & 3 == os.O_RDONLY or source.flags & 3 == os.O_WRONLY:
+            fail(errno.EBADF)
+        count = min(count, COPY_MAX)
+        least = min(offset_src or 0, offset_dst or 0)
+        if least < 0:  # Linux adds without signs, and looks at the sum first
+            fail(errno.EOVERFLOW if least + count >= 0 else errno.EINVAL)
         with self._held(source) as first, self._held(target) as second:
             begin = source.offset if offset_src is None else offset_src
             end = target.offset if offset_dst is None else offset_dst
-            if source.nodeid == target.nodeid and begin < end + count and end < begin + count:
-                fail(errno.EINVAL)
             self._write_out(source.nodeid)
             self._write_out(target.nodeid)
+            count = min(count, max(0, self._attr(source.nodeid, source.fh).size - begin))
+            if source.nodeid == target.nodeid and begin < end + count and end < begin + count:
+                fail(errno.EINVAL)
+            if not count:
+                return 0
+            if end >= OFFSET_MAX:
+                fail(errno.EFBIG)
+            count = min(count, OFFSET_MAX - end)
             self._remove_privs(target.nodeid, delegated=False)
-            copied = self._copy(first, second, begin, end, min(count, COPY_MAX))
+            copied = self._copy(first, second, begin, end, count)
             files = self.kernel.state.files
             if offset_src is None:
                 files[first].offset = begin + copied

@@ -125,6 +125,13 @@ class Node(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     acl_expiry_ns: int = 0
 
 
+class Submount(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A file system that the server has mounted below its own: its device number, its root's node id."""
+
+    device_number: int
+    nodeid: int = 0
+
+
 class OpenFile(msgspec.Struct, forbid_unknown_fields=True):
     """One open file description; ``refs`` counts the descriptors of all processes that share it.
 
@@ -237,3 +244,5 @@ class KernelState(msgspec.Struct, forbid_unknown_fields=True):
     missing: list[int] = []
     pages: CacheState = msgspec.field(default_factory=CacheState)
     dentries: CacheState = msgspec.field(default_factory=CacheState)
+    submounts: dict[tuple[int, int, bytes], Submount] = {}
+    last_device: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -60,7 +61,11 @@ class TransferCalls(OpenCalls):
         return done
 
     def _write_pages(self, number: int, offset: int, segments: Segments, cached: bool = False) -> int:
-        """WRITE straight from guest memory; bytes taken."""
+        """WRITE straight from guest memory; bytes taken.
+
+        Pages of the cache go out whole, or their error is known: where the server took a part, the rest is
+        sent again. For a program an error after some bytes is left to the next call, as write(2) does.
+        """
         done = 0
         while segments:
             kernel = self._running()
@@ -76,14 +81,18 @@ class TransferCalls(OpenCalls):
                 0 if cached else file.flags,
                 0,
             )
-            reply = self._record(op.WRITE, self._call(op.WRITE, file.nodeid, args, reads=part))
-            if reply.size > size:
+            try:
+                reply = self._record(op.WRITE, self._call(op.WRITE, file.nodeid, args, reads=part))
+            except OSError:
+                if done and not cached:
+                    break
+                raise
+            if reply.size > size or (cached and not reply.size):
                 fail(errno.EIO)
             done += reply.size
             if reply.size < size:
-                if not cached or not reply.size:
+                if not cached:
                     break
-                # A write-out has nobody to tell how far it came: the rest says why it came no further.
                 segments = split_segments(part, len(part), reply.size)[1] + segments
         return done
 
@@ -183,9 +192,16 @@ class TransferCalls(OpenCalls):
             total = sum(size for _, size in segments)
             self._remove_privs(self.kernel.state.files[number].nodeid)
             self._sync_range(number, offset, total)
+            offset = self._write_start(self.kernel.state.files[number], offset)
             done = self._write_pages(number, offset, list(segments))
             self._wrote(number, offset, done)
             return done
+
+    def _write_start(self, file: OpenFile, offset: int | None) -> int:
+        """Where a write goes: O_APPEND wins over ``offset``, None is the file's own."""
+        if file.flags & os.O_APPEND:
+            return self._attr(file.nodeid, file.fh).size
+        return file.offset if offset is None else offset
 
     def _readable(self, fd: int) -> OpenFile:
         """The description, if it may be read: EBADF or EISDIR."""

@@ -20,13 +20,15 @@ from .reach import NO_MORE_FDS
 from .xattr import drop_capability
 
 IOV_MAX: Final = 1024
+"""Pieces of one transfer (UIO_MAXIOV of Linux)."""
 
 Transfer: TypeAlias = Callable[[int, Sequence[memoryview], int], int]
 
 KEPT_FLAGS: Final = (
     os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NONBLOCK | os.O_NOATIME | os.O_DIRECT
 )
-"""The guest's open flags that reach the host. O_APPEND does not: see ``write``."""
+"""The guest's open flags that reach the host. O_APPEND does not, unless nothing else opens the file: see
+``write`` and ``open_inode``."""
 
 
 class Ioctl(NamedTuple):
@@ -72,7 +74,10 @@ class FileOps(LockOps):
                 self.host.close(fd)
                 raise
         handle = self.handles.add(inode, fd, effective & ~os.O_TRUNC, flags, False)
-        return handle.id, self.open_reply_flags(False), 0
+        reply_flags = self.open_reply_flags(False)
+        if effective & os.O_APPEND:
+            reply_flags = reply_flags & ~f.FOPEN_KEEP_CACHE | f.FOPEN_DIRECT_IO
+        return handle.id, reply_flags, 0
 
     def _truncation_kills(self, ctx: Context, open_flags: int) -> bool:
         """Whether set-id bits go with the content.
@@ -101,16 +106,27 @@ class FileOps(LockOps):
         return flags
 
     def open_inode(self, inode: Inode, wanted: int, guest_flags: int) -> tuple[int, int]:
-        """Open a regular file or directory again; the descriptor and the flags that it really got."""
+        """Open a regular file or directory again; the descriptor and the flags that it really got.
+
+        What is tried where the host refuses is what the guest asked for, where we would have liked it
+        otherwise: no O_RDWR for the writeback cache, and O_APPEND, without which a file that may only be
+        appended to (chattr +a) opens to nobody. Such a handle bypasses the guest's cache, whose pages would
+        be appended whole.
+        """
         path_fd = self.path_fd(inode)
         try:
             return self._reopen(path_fd, wanted), wanted
-        except PermissionError:
-            # Our wishes, not the guest's: O_RDWR for the writeback cache.
-            plain = wanted & ~os.O_ACCMODE | guest_flags & os.O_ACCMODE
-            if plain == wanted:
-                raise
-            return self._reopen(path_fd, plain), plain
+        except PermissionError as error:
+            refused = error
+        plain = wanted & ~os.O_ACCMODE | guest_flags & os.O_ACCMODE
+        for flags in (plain, wanted | guest_flags & os.O_APPEND, plain | guest_flags & os.O_APPEND):
+            if flags == wanted:
+                continue
+            try:
+                return self._reopen(path_fd, flags), flags
+            except PermissionError:
+                pass
+        raise refused
 
     def _reopen(self, path_fd: int, flags: int) -> int:
         try:
@@ -165,7 +181,10 @@ class FileOps(LockOps):
             handle = self.require_handle(fh, nodeid)
         fd = handle.fd
         call: Transfer = self.host.pwritev
-        if flags & os.O_APPEND and not write_flags & f.WRITE_CACHE and not self.writeback:
+        if handle.flags & os.O_APPEND:
+            if write_flags & f.WRITE_CACHE:
+                raise OSError(errno.EPERM, "the file may only be appended to")
+        elif flags & os.O_APPEND and not write_flags & f.WRITE_CACHE and not self.writeback:
             call = self._append
         try:
             if handle.flags & os.O_ACCMODE != os.O_RDONLY:
@@ -243,6 +262,8 @@ class FileOps(LockOps):
             raise OSError(errno.EINVAL, "no flags are defined")
         source = self.require_handle(fh_in, nodeid_in)
         target = self.require_handle(fh_out, nodeid_out)
+        if target.guest_flags & os.O_APPEND:
+            raise OSError(errno.EBADF, "it was opened for appending")
         try:
             length = min(length, FUSE_COPY_MAX)  # in one turn; whoever wants more asks again
             copied = self.host.copy_file_range(source.fd, off_in, target.fd, off_out, length)

@@ -15,6 +15,7 @@ What neither tells has to be found by a name in the share: where it is said to b
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, Final
@@ -32,6 +33,7 @@ DEPTH_MAX: Final = 1 << 16
 MOUNT_ROOT: Final = 0x2000
 """STATX_ATTR_MOUNT_ROOT."""
 
+MODE: Final = 9
 ATTRIBUTES: Final = 2
 """Its place in the result of ``HostFs.statx``."""
 
@@ -88,7 +90,7 @@ class Proof:
         if path == b".":
             fd = host.reopen(self._root_fd, flags)
         else:
-            fd = host.open_beneath(self._root_fd, path, flags)
+            fd = self._open_point(path)
         try:
             mnt_id = host.identify(fd)[2]
             if mnt_id != self._root[2]:
@@ -98,6 +100,18 @@ class Proof:
         except BaseException:
             host.close(fd)
             raise
+
+    def _open_point(self, path: bytes) -> int:
+        """What open_by_handle_at takes for a mount: its directory, or the one file of a bind mount."""
+        host = self._host
+        there = host.open_beneath(self._root_fd, path, os.O_PATH)
+        try:
+            mode = host.fstat(there)[MODE]
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise OSError(errno.EINVAL, "special files are never opened")
+            return host.reopen(there, os.O_RDONLY | os.O_NONBLOCK)
+        finally:
+            host.close(there)
 
     def _own_mount(self) -> Way:
         """How handles of the mount that the share's root lies in are opened."""

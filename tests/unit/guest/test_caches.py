@@ -210,7 +210,8 @@ def test_partial_writes_fill_from_the_server(back):
     assert (back.share / "f").read_bytes() == expected
 
 
-def test_append_stays_in_the_guest(back):
+def test_the_guest_decides_where_appended_pages_go(back):
+    """The server is told of O_APPEND when the file is opened, as by Linux, and by no WRITE."""
     fs = back.fs
     put(back, "log", b"one ")
     sent = []
@@ -220,9 +221,13 @@ def test_append_stays_in_the_guest(back):
     fs.write(fd, b"three")
     fs.close(fd)
     assert (back.share / "log").read_bytes() == b"one two three"
-    opens = [message for message in sent if int.from_bytes(message[4:8], "little") == op.OPEN]
-    assert opens
-    assert not any(int.from_bytes(message[40:44], "little") & os.O_APPEND for message in opens)
+    opens, writes = (
+        [message for message in sent if int.from_bytes(message[4:8], "little") == opcode]
+        for opcode in (op.OPEN, op.WRITE)
+    )
+    assert all(int.from_bytes(message[40:44], "little") & os.O_APPEND for message in opens)
+    assert writes
+    assert not any(int.from_bytes(message[72:76], "little") & os.O_APPEND for message in writes)
 
 
 def test_the_guest_owns_size_and_time_of_dirty_files(back, clock):
