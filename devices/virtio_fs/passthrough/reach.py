@@ -75,7 +75,12 @@ class Reach(Core):
         for step in self._way_to(inode):
             if step.fd < 0:
                 fd = self._open_child(parent, step)
-                self.fds.insert(step, fd if fd >= 0 else self._search(step))
+                try:
+                    self.fds.insert(step, fd if fd >= 0 else self._search(step))
+                except OSError as error:
+                    # A directory that is gone may have had something in it that is elsewhere now.
+                    if step is inode or error.errno != errno.ESTALE:
+                        raise
             parent = step
         return inode.fd
 

@@ -46,6 +46,8 @@ class StateCollector:
         self.lost: dict[int, NotFound] = {}
         self.handles: dict[int, FileHandle] = {}
         self._unplaced: dict[tuple[int, int, int], Inode] = {}
+        self._hidden: set[int] = set()
+        """Those of them that are gone if no name of them is found."""
         self._again: set[int] = set()
         self._todo: Iterator[Inode] = iter(())
         self._newest = 0
@@ -154,9 +156,16 @@ class StateCollector:
                 self.lost[inode.id] = NotFound(why, gone=gone)
 
     def _look_for(self, inode: Inode) -> None:
-        """The last known name is wrong: ask the kernel, and leave the hard cases to the scan."""
+        """The last known name is wrong: ask the kernel, and leave the hard cases to the scan.
+
+        That also looks for what only a search would find: one for all of them, instead of one for each.
+        """
         self.places.pop(inode.id, None)
         self.lost.pop(inode.id, None)
+        if self.finder.hides(inode):
+            self._unplaced[inode.key] = inode
+            self._hidden.add(inode.id)
+            return
         try:
             place = self.finder.by_link(inode)
         except NotFound as reason:
@@ -179,7 +188,8 @@ class StateCollector:
                 return False
         self._scan = None
         for inode in self._unplaced.values():
-            self.lost[inode.id] = NotFound("no name of it was found in the share")
+            gone = inode.id in self._hidden
+            self.lost[inode.id] = NotFound("no name of it was found in the share", gone=gone)
         self._unplaced.clear()
         return True
 

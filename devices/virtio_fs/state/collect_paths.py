@@ -126,6 +126,13 @@ class PathFinder:
             raise OSError(errno.ESTALE, "a parent is gone")
         return Opened(self._host, self._fs.path_fd(anchor), names[::-1], flags)
 
+    def hides(self, inode: Inode) -> bool:
+        """Whether nothing but a search by name leads to the inode: no descriptor, no file handle."""
+        if inode.fd >= 0 or self._fs.handles.of_inode(inode.id):
+            return False
+        by_handle = self._fs.by_handle and inode.mount.fd >= 0 and inode.handle is not None
+        return not by_handle or unpack_handle(inode.handle or b"")[0] < 0
+
     # -- the kernel's opinion --------------------------------------------------------------------
 
     def by_link(self, inode: Inode) -> Place | None:
@@ -201,14 +208,20 @@ class PathFinder:
         """OSError (ESTALE) if the inode does not exist any more, though its file handle is known.
 
         What has a descriptor is alive. Anything else is opened for a moment, past the cache: all inodes are
-        looked at in turn, and would push each other out of it.
+        looked at in turn, and would push each other out of it. Where that is not permitted, its destination
+        may be permitted it all the same.
         """
-        if inode.fd >= 0 or inode.handle is None or inode.mount.fd < 0 or not self._fs.by_handle:
+        if inode.fd >= 0 or inode.handle is None or self._fs.handles.of_inode(inode.id):
             return
+        mount, root = inode.mount, self._fs.root
+        mount_fd = root.fd if mount is root.mount else mount.fd
         kind, raw = unpack_handle(inode.handle)
-        if kind >= 0:
-            flags = os.O_PATH | os.O_NOFOLLOW
-            self._host.close(self._host.open_handle(inode.mount.fd, kind, raw, flags))
+        if kind < 0 or mount_fd < 0:
+            return
+        try:
+            self._host.close(self._host.open_handle(mount_fd, kind, raw, os.O_PATH | os.O_NOFOLLOW))
+        except PermissionError:
+            pass
 
     def handle_of(self, inode: Inode) -> FileHandle:
         """The inode's file handle: what is known of it, or else asked for; OSError where there is none."""
