@@ -221,11 +221,11 @@ class _Checker:
         submounts = self.state.submounts
         numbers = {known.device_number for known in submounts.values()}
         if len(submounts) > SUBMOUNTS_MAX or len(numbers) < len(submounts):
-            _refuse("submounts", "too many, or two with one device number")
+            refuse("submounts", "too many, or two with one device number")
         if any(not 0 < number <= self.state.last_device < 1 << 63 for number in numbers):
-            _refuse("submounts", "a device number that was never given out")
+            refuse("submounts", "a device number that was never given out")
         if any(not 0 <= node.device_number < 1 << 63 for node in self.state.nodes.values()):
-            _refuse("nodes", "impossible device number")
+            refuse("nodes", "impossible device number")
 
     def _no_loops(self) -> None:
         parents = self.all.parents
