@@ -12,7 +12,9 @@ from devices.virtio_fs.passthrough.aside import Pool
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from devices.virtio_fs.passthrough.host_calls import HostFs
 from devices.virtio_fs.passthrough.slow import WRITES
+from devices.virtio_fs.state import early
 from devices.virtio_fs.state.collect import StateCollector
+from devices.virtio_fs.state.early_inodes import EarlyInodes
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.restore import RestoreReport, restore_state
 from vmsim.errors import InternalFault, MigrationBlocked
@@ -30,6 +32,9 @@ PIECE = 1 << 20
 
 TRIES_BESIDE = 2
 """Waits that are tried again beside each request, while third parties hold some up."""
+
+EARLY_STEP = 256
+"""Inodes that are collected at a time while a migration waits for that."""
 
 STEP = 32
 """Inodes that are collected beside each request while a migration runs."""
@@ -101,6 +106,8 @@ class VirtioFsBackend:
         self._locks_wanted = False
         """They were, and are to be taken back."""
         self._collecting = False
+        self._early: EarlyInodes | None = None
+        """What was found of a state that is still to come."""
         self._saved = b""
         """A digest of the state that was saved last, while the session is what it says."""
         self._busy = False
@@ -223,6 +230,7 @@ class VirtioFsBackend:
         """The driver reset the device."""
         self._kept.clear()
         self._saved = b""
+        self._early = None
         self.session.reset()
         self.open_slots = [{} for _ in self.open_slots]
         if self.collector.active:
@@ -243,6 +251,23 @@ class VirtioFsBackend:
         self.collector.stop()
         self._collecting = False
         self._note_business()
+
+    def early_state(self) -> Iterator[bytes]:
+        """What can go ahead of the state, in pieces; empty ones until it is collected."""
+        while self._collecting:
+            self._collecting = not self.collector.step(EARLY_STEP)
+            yield b""
+        self._note_business()
+        if self.collector.active and self.session.state.initialized:
+            yield from early.pieces(self.collector, self.fs)
+
+    def take_early(self, piece: bytes) -> None:
+        """Find the inodes of such a piece before the state comes; StreamError if it is malformed."""
+        if self.session.state.initialized or self.state_options.empty_state:
+            return
+        if self._early is None:
+            self._early = EarlyInodes(self.fs)
+        self._early.take(piece)
 
     def save_state(self) -> Iterator[bytes]:
         """The state; afterwards the locks are free for the destination, until a ring starts here again."""
@@ -267,7 +292,8 @@ class VirtioFsBackend:
             return
         check_loadable(self.state_options)
         state, rings = parked.split(blob, self.queue_count)
-        self.report = restore_state(self.fs, self.session, state, self.state_options)
+        found, self._early = self._early, None
+        self.report = restore_state(self.fs, self.session, state, self.state_options, found)
         if not self.state_options.empty_state:
             self._kept = rings
 

@@ -7,6 +7,9 @@ here: ``decode`` says where the blob ends (virtiofsd ignores the rest, we keep a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
 from vmsim.errors import StreamError, UsageError
 
 from .postcard import SPEC, U64, Reader, is_utf8, put_varint
@@ -39,6 +42,13 @@ def encode(blob: StateBlob) -> bytearray:
     NEGOTIATED.encode(out, blob.negotiated)
     if blob.version == V2:
         MOUNT_PATHS.encode(out, blob.mount_paths)
+    return out
+
+
+def encode_inodes(inodes: list[InodeRecord]) -> bytearray:
+    """An inode vector alone, as it stands in a blob."""
+    out = bytearray()
+    _encode_inodes(out, inodes)
     return out
 
 
@@ -110,11 +120,35 @@ def _encode_handles(out: bytearray, handles: list[HandleRecord]) -> None:
         HANDLE.encode(out, record)
 
 
+class KnownRun(Protocol):
+    """Consecutive inode records whose bytes are known: their nodeids, ascending, and their bytes."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The nodeids."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """The records as they are encoded."""
+        ...
+
+
+R = TypeVar("R", bound=KnownRun)
+
+
 def decode(data: bytes) -> tuple[StateBlob, int]:
     """The blob at the start of ``data`` and the offset at which it ends.
 
     StreamError (StreamTruncated where data is missing) names offset and field.
     """
+    none: list[KnownRun] = []
+    state, _, end = decode_known(data, none)
+    return state, end
+
+
+def decode_known(data: bytes, runs: Sequence[R]) -> tuple[StateBlob, list[R], int]:
+    """The same; those of ``runs`` that stand in the blob as they are are not decoded, and left out of it."""
     reader = Reader(data)
     version = reader.varint(32, "version")
     if version > V2:
@@ -122,35 +156,64 @@ def decode(data: bytes) -> tuple[StateBlob, int]:
             f"unknown variant {version}", offset=0, field="version", spec=SPEC,
             hint="the state was written by a newer back-end; only V1 and V2 are known",
         )
-    inodes = _decode_inodes(reader)
+    inodes, found = _decode_inodes(reader, runs)
     next_inode = reader.varint(64, "next_inode")
     handles = HANDLES.decode(reader, "handles")
     next_handle = reader.varint(64, "next_handle")
     negotiated = NEGOTIATED.decode(reader, "negotiated_opts")
     mount_paths = MOUNT_PATHS.decode(reader, "mount_paths") if version == V2 else {}
     blob = StateBlob(inodes, next_inode, handles, next_handle, negotiated, mount_paths, version)
-    return blob, reader.position
+    return blob, found, reader.position
 
 
-def _decode_inodes(reader: Reader) -> list[InodeRecord]:
-    """The inode vector: Path and FileHandle inodes by hand, everything else by the schema.
+def decode_inodes(data: bytes) -> tuple[list[InodeRecord], int]:
+    """An inode vector alone, which must be all of ``data``, and where its first record begins."""
+    reader = Reader(data)
+    INODES.count(reader, "inodes")
+    start, reader.position = reader.position, 0
+    none: list[KnownRun] = []
+    inodes, _ = _decode_inodes(reader, none)
+    if reader.position != len(data):
+        raise StreamError("bytes after the inodes", offset=reader.position, field="inodes", spec=SPEC)
+    return inodes, start
 
-    The hand-written part raises IndexError for whatever it does not understand, and the schema reads that
-    element once more.
-    """
+
+def _decode_inodes(reader: Reader, runs: Sequence[R]) -> tuple[list[InodeRecord], list[R]]:
+    """The inode vector without the runs that stand in it, and these."""
     count = INODES.count(reader, "inodes")
+    inodes: list[InodeRecord] = []
+    found: list[R] = []
+    index = 0
+    for run in runs:
+        index = _decode_up_to(reader, inodes, index, count, run.ids[0])
+        if index + len(run.ids) <= count and reader.data.startswith(run.body, reader.position):
+            found.append(run)
+            reader.position += len(run.body)
+            index += len(run.ids)
+    _decode_up_to(reader, inodes, index, count, 1 << 64)
+    return inodes, found
+
+
+def _decode_up_to(reader: Reader, inodes: list[InodeRecord], first: int, count: int, end_id: int) -> int:
+    """Records from the ``first`` on, up to one whose nodeid is ``end_id`` or more: its index (or ``count``).
+
+    Path and FileHandle inodes by hand, everything else by the schema. The hand-written part raises IndexError
+    for whatever it does not understand, and the schema reads that element once more.
+    """
     data = reader.data
     position = reader.position
-    inodes: list[InodeRecord] = []
     append = inodes.append
     make = InodeRecord
-    for index in range(count):
+    for index in range(first, count):
         start = position
         try:
             node_id = data[position]
             position += 1
             if node_id > 127:
                 node_id, position = _longer_varint(data, position, node_id)
+            if node_id >= end_id:
+                reader.position = start
+                return index
             refcount = data[position]
             location = data[position + 1]
             if refcount > 127:
@@ -184,10 +247,14 @@ def _decode_inodes(reader: Reader) -> list[InodeRecord]:
                 raise IndexError
         except IndexError:
             reader.position = start
-            append(INODE.decode(reader, f"inodes[{index}]"))
+            record = INODE.decode(reader, f"inodes[{index}]")
+            if record.id >= end_id:
+                reader.position = start
+                return index
+            append(record)
             position = reader.position
     reader.position = position
-    return inodes
+    return count
 
 
 def _longer_varint(data: bytes, position: int, value: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from vmsim.limits import REPORT_LINES_MAX, STATE_BLOB_MAX
 from ..passthrough.lock_table import HeldLock
 from . import blob, extension
 from .collect_paths import PathFinder, reason_of
+from .early_inodes import Changed, EarlyInodes, EarlyRun
 from .extension import Anonymous, Extension, Loss
 from .negotiation import assumed, check_agreement, check_options
 from .options import StateOptions
@@ -83,27 +84,41 @@ class RestoreReport(msgspec.Struct):
 
 
 def restore_state(
-    fs: PassthroughFs, session: Session, data: bytes, options: StateOptions | None = None
-) -> RestoreReport:
-    """Load ``data`` into the fresh ``fs`` and ``session``.
+    fs: PassthroughFs, session: Session, data: bytes, options: StateOptions | None = None,
+    early: EarlyInodes | None = None,
+) -> RestoreReport:  # fmt: skip
+    """Load ``data`` into the fresh ``fs`` and ``session``, in which ``early`` may have found inodes already.
 
     StreamError: the state is malformed, hostile, or needs options that are off here. RestoreError: see there.
     StateError: ``fs`` is in use. Whatever is raised, nothing of the state stays behind.
     """
     options = (options if options is not None else StateOptions()).check()
-    report = RestoreReport()
     if options.empty_state or not data:
         _check_empty(data, options)
-        return report
-    if session.state.initialized or len(fs.inodes) > 1 or len(fs.handles):
+        return RestoreReport()
+    known = len(early.inodes) if early is not None else 0
+    if session.state.initialized or len(fs.inodes) > 1 + known or len(fs.handles):
         raise StateError("a state can be loaded only before the guest's first request")
-    checked = _checked(data, options, session.options)
+    if early is not None:
+        try:
+            return _restore(fs, session, data, options, early)
+        except (Changed, StreamError):
+            session.reset()  # what is wrong with the state, if anything, is found without what came early
+    return _restore(fs, session, data, options, None)
+
+
+def _restore(
+    fs: PassthroughFs, session: Session, data: bytes, options: StateOptions, early: EarlyInodes | None
+) -> RestoreReport:
+    report = RestoreReport()
+    checked = _checked(data, options, session.options, early)
     if checked is None:
+        session.reset()
         return report
     plan, state, extra, negotiated = checked
     report.extended = extra is not None
     report.notes = plan.notes
-    load = Load(fs, session, options, report)
+    load = Load(fs, session, options, report, early)
     try:
         load.run(plan, state, extra, negotiated)
     except BaseException:
@@ -131,14 +146,17 @@ def check_state(data: bytes, options: StateOptions, init_options: InitOptions) -
 
 
 def _checked(
-    data: bytes, options: StateOptions, init_options: InitOptions
+    data: bytes, options: StateOptions, init_options: InitOptions, early: EarlyInodes | None = None
 ) -> tuple[Plan, StateBlob, Extension | None, NegotiatedState] | None:
     """What the state says, checked; None for one of a guest that has not asked for anything yet."""
-    state, extra = _decode(data, options)
-    if not state.inodes and not state.handles:
+    if early is not None:
+        early.look_again()
+    state, runs, extra = _decode(data, options, early.runs if early is not None else [])
+    if not state.inodes and not state.handles and not runs:
         return None
     negotiated = _negotiated(state.negotiated, extra, init_options)
-    return make_plan(state, extra), state, extra, negotiated
+    present = early.present(runs, extra) if early is not None else None
+    return make_plan(state, extra, present), state, extra, negotiated
 
 
 def _check_empty(data: bytes, options: StateOptions) -> None:
@@ -154,13 +172,15 @@ def _check_empty(data: bytes, options: StateOptions) -> None:
         )
 
 
-def _decode(data: bytes, options: StateOptions) -> tuple[StateBlob, Extension | None]:
+def _decode(
+    data: bytes, options: StateOptions, known: list[EarlyRun]
+) -> tuple[StateBlob, list[EarlyRun], Extension | None]:
     if len(data) > STATE_BLOB_MAX:
         raise StreamError(
             f"{len(data)} bytes of state where {STATE_BLOB_MAX} are allowed", offset=STATE_BLOB_MAX, spec=SPEC
         )
-    state, end = blob.decode(data)
-    return state, extension.decode(data, end) if options.extension else None
+    state, runs, end = blob.decode_known(data, known)
+    return state, runs, extension.decode(data, end) if options.extension else None
 
 
 def _negotiated(opts: NegotiatedOpts, extra: Extension | None, options: InitOptions) -> NegotiatedState:
@@ -177,8 +197,10 @@ class Load:
     """One load in progress."""
 
     def __init__(
-        self, fs: PassthroughFs, session: Session, options: StateOptions, report: RestoreReport
-    ) -> None:
+        self, fs: PassthroughFs, session: Session, options: StateOptions, report: RestoreReport,
+        early: EarlyInodes | None = None,
+    ) -> None:  # fmt: skip
+        self._early = early
         self._fs = fs
         self._session = session
         self._abort = options.on_error == "abort"
@@ -228,9 +250,11 @@ class Load:
         files = {file.id: file for file in extra.anonymous} if extra is not None else {}
         reasons = {loss.id: loss.reason for loss in extra.losses} if extra is not None else {}
         stale = frozenset(extra.stale) if extra is not None else frozenset()
-        one = restorer.one
+        one, early = restorer.one, self._early
         try:
             for record in plan.inodes:
+                if early is not None and early.keep(record):
+                    continue
                 file = files.get(record.id) if files else None
                 try:
                     if file is not None:
@@ -238,12 +262,16 @@ class Load:
                         report.anonymous += 1
                     elif record.location == INVALID and record.id in stale:
                         restorer.invalid(record, stale=True)  # there is nothing of it to lose
+                    elif early is not None:
+                        early.replace(record, restorer)
                     else:
                         one(record)
                 except OSError as error:
                     why = reasons.get(record.id)
                     self._inode_failed(restorer, record, error if why is None else OSError(error.errno, why))
-            report.inodes = len(plan.inodes)
+            if early is not None:
+                early.finish(plan)
+            report.inodes = len(plan.ids)
             self._prove(restorer)
         except Impostor as impostor:
             raise RestoreError(
@@ -280,9 +308,11 @@ class Load:
         """Directories that only their children needed (lookup count 0) go, as virtiofsd lets them go."""
         inodes = self._fs.inodes
         held = {handle.inode for handle in plan.handles}
-        for record in reversed(plan.inodes):
-            if record.refcount == 0 and record.id not in held:
-                inode = inodes.get(record.id)
+        unknown = [record.id for record in reversed(plan.inodes) if record.refcount == 0]
+        unknown += [nodeid for nodeid, count in plan.counts.items() if count == 0]
+        for nodeid in unknown:
+            if nodeid not in held:
+                inode = inodes.get(nodeid)
                 if inode is not None:
                     self._fs.drop(inode)
 

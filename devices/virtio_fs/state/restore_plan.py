@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from vmsim.errors import StreamError
@@ -46,7 +47,8 @@ class Plan(NamedTuple):
     """A checked state.
 
     ``inodes`` come in an order in which parents precede their children, and their ``refcount`` is now what
-    the guest holds: the references of children are taken off.
+    the guest holds: the references of children are taken off. ``counts`` are those of directories among the
+    inodes that are there already, ``ids`` all of both.
     """
 
     inodes: list[InodeRecord]
@@ -54,11 +56,31 @@ class Plan(NamedTuple):
     next_inode: int
     next_handle: int
     notes: list[str]
+    counts: dict[int, int]
+    ids: set[int]
 
 
-def make_plan(blob: StateBlob, extension: Extension | None) -> Plan:
-    """Check ``blob`` and order it; StreamError names the field that is wrong."""
+class Present(NamedTuple):
+    """Inodes of the state that are restored already: their ids, how many children name which parent, and
+    how to find one: its refcount and parent."""
+
+    ids: set[int]
+    parents: Counter[int]
+    look: Callable[[int], tuple[int, int]]
+
+
+def make_plan(blob: StateBlob, extension: Extension | None, present: Present | None = None) -> Plan:
+    """Check ``blob`` and order it; StreamError names the field that is wrong.
+
+    ``present`` belong to the state although they are not in ``blob`` any more.
+    """
     ids = _unique_ids(blob.inodes)
+    done: set[int] = set()
+    if present is not None:
+        if not ids.isdisjoint(present.ids):
+            raise StreamError("an inode comes twice", field="inodes", spec=SPEC)
+        done = set(present.ids)
+        ids |= done
     for index, record in enumerate(blob.inodes):
         location = record.location
         if location == PATH:
@@ -69,11 +91,18 @@ def make_plan(blob: StateBlob, extension: Extension | None) -> Plan:
             check_path(record.name, f"inodes[{index}].location.FullPath.filename")
         if (location == ROOT) != (record.id == ROOT_ID):
             raise _refusal(index, "location", f"inode {record.id} must not be the root node")
-    if blob.inodes and ROOT_ID not in ids:
+    if ids and ROOT_ID not in ids:
         raise StreamError("the root is missing", field="inodes", spec=SPEC)
     notes: list[str] = []
     children = Counter(record.parent for record in blob.inodes if record.location == PATH)
-    planned = _ordered(_with_raw_names(blob.inodes, extension), ids)
+    planned = _ordered(_with_raw_names(blob.inodes, extension), ids, done)
+    counts: dict[int, int] = {}
+    if present is not None:
+        children.update(present.parents)
+        if not ids.issuperset(present.parents):
+            raise StreamError("Unresolved references between serialized inodes", field="inodes", spec=SPEC)
+        _no_loops(planned, present)
+        counts = _counts(present, children)
     _take_off(planned, children)
     next_inode = _next_id("next_inode", blob.next_inode, max(ids, default=ROOT_ID), notes)
     handles = _checked_handles(blob, ids, notes)
@@ -82,7 +111,7 @@ def make_plan(blob: StateBlob, extension: Extension | None) -> Plan:
     _check_mount_paths(blob.mount_paths)
     if extension is not None:
         _check_references(extension, ids, {handle.id for handle in handles})
-    return Plan(planned, handles, next_inode, next_handle, notes)
+    return Plan(planned, handles, next_inode, next_handle, notes, counts, ids)
 
 
 def lost_anyway(plan: Plan, blob: StateBlob, extension: Extension | None) -> str:
@@ -160,9 +189,34 @@ def _with_raw_names(inodes: list[InodeRecord], extension: Extension | None) -> l
     return result
 
 
-def _ordered(inodes: list[InodeRecord], ids: set[int]) -> list[InodeRecord]:
-    """The records, parents first."""
-    done: set[int] = set()
+def _no_loops(planned: list[InodeRecord], present: Present) -> None:
+    """A directory that moved must not lie beneath one that has stayed, and lies beneath it itself."""
+    parents = {record.id: record.parent for record in planned if record.location == PATH}
+    others = {record.id for record in planned if record.location != PATH}
+    safe = {ROOT_ID} | others
+    for start in parents:
+        nodeid, trail = start, set[int]()
+        while nodeid not in safe:
+            if nodeid in trail:
+                raise StreamError("parents form a cycle", field="inodes", spec=SPEC)
+            trail.add(nodeid)
+            nodeid = parents[nodeid] if nodeid in parents else present.look(nodeid)[1]
+        safe |= trail
+
+
+def _counts(present: Present, children: Counter[int]) -> dict[int, int]:
+    """What the guest holds of the directories that are present."""
+    counts = {}
+    for nodeid, count in children.items():
+        if nodeid in present.ids:
+            counts[nodeid] = present.look(nodeid)[0] - count
+            if counts[nodeid] < 0:
+                raise StreamError(f"inode {nodeid} has {count} children", field="inodes.refcount", spec=SPEC)
+    return counts
+
+
+def _ordered(inodes: list[InodeRecord], ids: set[int], done: set[int]) -> list[InodeRecord]:
+    """The records, parents first; those of ``done`` are there already."""
     waiting: dict[int, list[InodeRecord]] = {}
     order: list[InodeRecord] = []
     for record in inodes:
