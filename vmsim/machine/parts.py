@@ -245,6 +245,8 @@ class MachineBackend(Protocol):
     """What a machine asks of its back-end, wherever that runs; one machine after the other may use it."""
 
     share: str
+    in_process: bool
+    """Whether it runs in this process."""
     fence: Fence | None
     """For the guest's rings: what it writes must be seen before it looks what the back-end wrote."""
 
@@ -326,6 +328,7 @@ class Backend:
     """A back-end in this process: it serves ``share`` until ``close``, to one machine after the other."""
 
     fence: Fence | None = None
+    in_process = True
 
     def __init__(self, config: MachineConfig, share: str, schedule: Schedule, seams: Seams) -> None:
         self.share = share

@@ -58,6 +58,8 @@ class RemoteBackend:
     ``seams`` may wrap the transport. UsageError if the schedule cannot wait for the outside.
     """
 
+    in_process = False
+
     def __init__(
         self, where: str | BackendProcess, share: str, schedule: Schedule, *, dialect: str = "upstream",
         device: str = "virtio-fs", seams: Seams | None = None,

@@ -42,6 +42,8 @@ class Source:
         destination, in this process, runs.
         """
         self._beside = beside
+        self._ahead = False
+        """Whether state has gone ahead."""
         self._clock = clock
         self.machine = machine
         self.memory = machine.memory
@@ -83,10 +85,11 @@ class Source:
                 yield machine.section.idstr, piece
         for piece in early_guest(machine.kernel):
             yield GuestSection.idstr, piece
+        self._ahead = True
 
     def forecast(self) -> Forecast:
         """What its state is going to take."""
-        return forecast(self.machine, self._clock)
+        return forecast(self.machine, self._clock, ahead=self._ahead)
 
     def pause(self) -> None:
         """Stop the guest's programs."""

@@ -10,6 +10,7 @@ import pytest
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from devices.virtio_fs.state.collect import StateCollector
+from devices.virtio_fs.state.early_inodes import EarlyInodes
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.restore import RestoreReport, restore_state
 from tests.support.leaks import Held
@@ -104,8 +105,8 @@ class Guest:
     def save(self, **options) -> bytes:
         return self.collector(**options).save()
 
-    def load(self, data: bytes, **options) -> Guest:
-        self.report = restore_state(self.fs, self.session, data, StateOptions(**options))
+    def load(self, data: bytes, found: EarlyInodes | None = None, **options) -> Guest:
+        self.report = restore_state(self.fs, self.session, data, StateOptions(**options), found)
         return self
 
     def snapshot(self) -> tuple:
