@@ -166,7 +166,7 @@ def _service(
     schedule = ImmediateSchedule(idle=lambda _: service.drain())
     trace = values["trace"]
     seams = Seams() if trace is None else traced_seams(tracer_for(trace, schedule), "serve")
-    host_fs = LinuxFs(place.proc)
+    host_fs = LinuxFs(place.proc, place.clone)
     host_fs.drop_groups()
     served = device.backend(
         seams.host_fs(host_fs), place.share, device_options(values),

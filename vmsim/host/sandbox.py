@@ -36,6 +36,7 @@ from cffi import FFI
 
 from vmsim.errors import HostError, UsageError
 from vmsim.host import capabilities
+from vmsim.host.fs import LinuxFs
 from vmsim.host.fs.libc import AT_FDCWD, syscall
 
 KINDS: Final = ("namespace", "chroot", "none")
@@ -110,10 +111,15 @@ class Sandbox:
 
 
 class Confined(NamedTuple):
-    """Where the server finds the share, and itself in /proc (``LinuxFs(proc=...)``)."""
+    """Where the server finds the share, and itself in /proc (``LinuxFs(proc=...)``).
+
+    ``clone`` is a mount of its own of the share, made while that was permitted (-1: it was not): file handles
+    of a state are judged through it.
+    """
 
     share: str
     proc: bytes
+    clone: int = -1
 
 
 class _Told(msgspec.Struct):
@@ -133,9 +139,10 @@ def run(sandbox: Sandbox, serve: Callable[[Confined], int]) -> int:
     everything happens in this process, which loses its capabilities if it is root.
     """
     if sandbox.kind == "none":
+        place = _with_clone(Confined(sandbox.share, PROC))
         if os.geteuid() == 0:
             capabilities.limit(sandbox.keep)
-        return serve(Confined(sandbox.share, PROC))
+        return serve(place)
     sys.stdout.flush()
     sys.stderr.flush()
     told_r, told_w = os.pipe()
@@ -158,6 +165,19 @@ def run(sandbox: Sandbox, serve: Callable[[Confined], int]) -> int:
             for fd in (told_r, go_w, life_w):
                 os.close(fd)  # a server that still runs ends now
             _reap()
+
+
+def _with_clone(place: Confined) -> Confined:
+    """``place`` with a mount of its own, if we may make one: it takes a capability that is given up next."""
+    host = LinuxFs(place.proc)
+    try:
+        share = host.open_share(os.fsencode(place.share))
+        try:
+            return place._replace(clone=host.clone_mount(share))
+        finally:
+            host.close(share)
+    except OSError:
+        return place
 
 
 # -- the keeper --------------------------------------------------------------------------------------
@@ -259,7 +279,7 @@ def _child(
                     os._exit(0)
                 confined = _change_root(share_fd)
             else:
-                confined = _chroot(sandbox.share)
+                confined = _with_clone(_chroot(sandbox.share))
             _end_with_keeper(life_r)
             _forget_the_outside()
             keep = sandbox.keep

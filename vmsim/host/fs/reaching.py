@@ -38,6 +38,7 @@ class LinuxReaching(LinuxMaking):
     """Opens files beneath a directory and by handle; see ``Reaching`` of the seam."""
 
     _proc: bytes
+    _share_clone: int
 
     def __init__(self) -> None:
         self._how: Any = ffi.new("unsigned long long[3]", [0, 0, RESOLVE])
@@ -130,7 +131,10 @@ class LinuxReaching(LinuxMaking):
         return os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
 
     def clone_mount(self, fd: int) -> int:
-        """open_tree with OPEN_TREE_CLONE."""
+        """open_tree with OPEN_TREE_CLONE, or the clone of the share that was made before."""
+        made = self._share_clone
+        if made >= 0 and os.path.sameopenfile(made, fd):
+            return os.dup(made)
         clone: int = _open_tree(OPEN_TREE, fd, b"", OPEN_TREE_CLONE | AT_EMPTY_PATH | os.O_CLOEXEC)
         if clone < 0:
             fail("open_tree")
