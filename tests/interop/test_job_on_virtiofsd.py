@@ -25,7 +25,7 @@ needs_handles = pytest.mark.skipif(
 
 
 @pytest.fixture
-def migrate(peers, tmp_path, capfd):
+def migrate(peers, tmp_path, capsys):
     """Run ``vmsim migrate`` on virtiofsd; the exit status and the facts."""
     share = tmp_path / "share"
     (share / "docs").mkdir(parents=True)
@@ -37,7 +37,7 @@ def migrate(peers, tmp_path, capfd):
 
     def call(*options: str) -> tuple[int, dict[str, Any]]:
         status = run(["migrate", *QUICK, "--backend", command, *options, str(share)])
-        return status, json.loads(capfd.readouterr().out)
+        return status, json.loads(capsys.readouterr().out)
 
     with nothing_left(tmp_path / "temporary"):
         yield call
@@ -75,12 +75,12 @@ def test_reading_only_with_the_rings_that_it_has(migrate):
     assert facts["left_out"] == ["the rings are split: the back-end does not offer packed ones"]
 
 
-def test_saved_by_it_and_restored_by_us(migrate, tmp_path, capfd):
+def test_saved_by_it_and_restored_by_us(migrate, tmp_path, capsys):
     saved = tmp_path / "file"
     _, facts = migrate("--keep-names", "--save", str(saved))
     assert facts["saved"] == str(saved)
     assert run(["restore", "--json", str(saved), "--share", facts["share"]]) == 0
-    assert json.loads(capfd.readouterr().out)["discrepancies"] == []
+    assert json.loads(capsys.readouterr().out)["discrepancies"] == []
 
 
 @pytest.mark.parametrize(("option", "why"), [

@@ -61,7 +61,7 @@ class Mitm:
         self._target = target
         self._end = threading.Event()
         self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="mitm")
+        self._thread = threading.Thread(target=self._run, name="mitm", daemon=True)
         self._thread.start()
 
     def names(self, towards: str = TO_BACKEND) -> list[str]:
