@@ -12,13 +12,14 @@ from vmsim.errors import MigrationError
 from vmsim.machine import Machine, Seams
 from vmsim.sim.faults import Fault
 from vmsim.sim.seeded import SeededSchedule
+from vmsim.trace import NOWHERE
 
 MESSAGES = "[A-Z]*"
 """Not kicks, which are lost with the connection."""
 
 
 def machine_in_trouble(share, schedule=None):
-    trouble = Trouble()
+    trouble = Trouble(NOWHERE, {})
     return Machine(share, memory="2M", schedule=schedule, seams=trouble.wrap(Seams())), trouble
 
 
