@@ -69,8 +69,8 @@ class Outcome(NamedTuple):
 
 
 SET_IDS = stat.S_ISUID | stat.S_ISGID
-"""Not compared: when a request says that they go, they go here, and there only with killpriv_v2. What is right
-is in the permission table, against the host."""
+"""Not compared: when a request says that they go, they go here, and there only with killpriv_v2. What is
+right is in the permission table, against the host."""
 
 
 class Difference(NamedTuple):

@@ -262,8 +262,6 @@ class FileOps(LockOps):
             raise OSError(errno.EINVAL, "no flags are defined")
         source = self.require_handle(fh_in, nodeid_in)
         target = self.require_handle(fh_out, nodeid_out)
-        if target.guest_flags & os.O_APPEND:
-            raise OSError(errno.EBADF, "it was opened for appending")
         try:
             length = min(length, FUSE_COPY_MAX)  # in one turn; whoever wants more asks again
             copied = self.host.copy_file_range(source.fd, off_in, target.fd, off_out, length)

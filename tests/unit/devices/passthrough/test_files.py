@@ -326,16 +326,3 @@ def test_restored_handles_neither_create_nor_truncate(fs, share):
     fifo = fs.ask(op.LOOKUP, 1, (), (b"p",)).nodeid
     with refused(errno.EBADF):
         fs.fs.restore_handle(11, fifo, os.O_RDWR)
-
-
-def test_nothing_is_copied_into_what_was_opened_for_appending(serve, share):
-    """A guest's kernel refuses it before it asks; the server does not depend on that."""
-    for name in ("in", "out"):
-        (share / name).write_bytes(b"0123456789")
-    fs = serve()
-    source, fh_in = open_file(fs, os.O_RDONLY, b"in")
-    target, fh_out = open_file(fs, os.O_RDWR | os.O_APPEND, b"out")
-    copy = (fh_in, 0, target, fh_out, 0, 5, 0)
-    with refused(errno.EBADF):
-        fs.ask(op.COPY_FILE_RANGE, source, copy)
-    assert (share / "out").read_bytes() == b"0123456789"
