@@ -54,4 +54,5 @@ def no_leaks() -> Iterator[None]:
     """Nothing of the system's is kept by what runs inside."""
     before = Held()
     yield
-    assert before.more() == []
+    more = before.more()
+    assert more == [], f"kept: {more}"

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from vmsim.limits import STATE_MOUNT_FDS
@@ -68,11 +69,11 @@ class Proof:
 
     def close(self) -> None:
         """Close all descriptors."""
-        for way in self._ways.values():
-            self._host.close(way.fd)
-        self._ways.clear()
-        while self._clone:
-            self._host.close(self._clone.pop())
+        with ExitStack() as stack:  # all of them, whatever one of the calls says
+            for fd in (*self._clone, *(way.fd for way in self._ways.values())):
+                stack.callback(self._host.close, fd)
+            self._ways.clear()
+            self._clone.clear()
         self._own = None
 
     def way(self, path: bytes) -> Way:
