@@ -235,7 +235,8 @@ class FaultyHostFs:
     """
 
     NEVER = frozenset({"close", "become_self"})
-    DESCRIPTORS = frozenset({"open_share", "open_beneath", "reopen", "open_handle", "memory_file", "create"})
+    DESCRIPTORS = frozenset({"open_share", "open_beneath", "reopen", "open_handle", "memory_file", "create",
+                             "open_parent", "clone_mount"})
     """What gives a descriptor; one that is lost must not stay open."""
 
     def __init__(self, inner: Any, plan: FaultPlan, seam: str = "host") -> None:
