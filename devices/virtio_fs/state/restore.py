@@ -27,7 +27,16 @@ from .early_inodes import Changed, EarlyInodes, EarlyRun
 from .extension import Anonymous, Extension, Loss
 from .negotiation import assumed, check_agreement, check_options
 from .options import StateOptions
-from .records import INVALID, PATH, HandleRecord, InodeRecord, NegotiatedOpts, StateBlob, describe
+from .records import (
+    FILE_HANDLE,
+    INVALID,
+    PATH,
+    HandleRecord,
+    InodeRecord,
+    NegotiatedOpts,
+    StateBlob,
+    describe,
+)
 from .restore_inodes import OUTSIDE, Impostor, InodeRestorer
 from .restore_plan import Plan, clean_flags, lost_anyway, make_plan
 
@@ -45,8 +54,8 @@ HINTS = {
     errno.ESTALE: "put the file back that was there when the machine stopped",
     errno.EXDEV: "share a directory that has the file in it, or migrate with find-paths",
     errno.EACCES: "give the destination the privilege that the source had, or change the mode of the file",
-    errno.EPERM: "give the destination the privilege that the source had (file handles take "
-    "CAP_DAC_READ_SEARCH), or take the immutable and append-only flags off",
+    errno.EPERM: "give the destination the privilege that the source had, or take the immutable and "
+    "append-only flags off",
     errno.EROFS: "serve the share writable at the destination, or have the guest close what it writes to",
     errno.ENOSPC: "free some space in the destination's share",
     errno.EDQUOT: "raise the quota at the destination, or free some space there",
@@ -58,6 +67,9 @@ HINTS = {
     errno.EIO: "it was lost at the source already: its pre-flight names such files before the migration",
 }
 """What to do about a refusal of the host, by what it said."""
+MAY_NOT_OPEN_HANDLES = (
+    "file handles take CAP_DAC_READ_SEARCH: give it to the destination, or migrate with find-paths"
+)
 
 
 class RestoreError(MigrationError):
@@ -285,7 +297,8 @@ class Load:
         restorer.anonymous(record, file)
 
     def _inode_failed(self, restorer: InodeRestorer, record: InodeRecord, error: OSError) -> None:
-        self._fail(describe(record), error, inode=record.id)
+        refused = error.errno == errno.EPERM and record.location == FILE_HANDLE
+        self._fail(describe(record), error, MAY_NOT_OPEN_HANDLES if refused else "", inode=record.id)
         restorer.invalid(record)
 
     def _prove(self, restorer: InodeRestorer) -> None:

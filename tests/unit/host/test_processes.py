@@ -64,6 +64,7 @@ def test_from_start_to_stop(own_folder: Path) -> None:
         assert Path(process.socket).parent.stat().st_mode & 0o077 == 0
         process.wait_ready()
         one, other = process.connect(), process.connect()
+        until(lambda: process.said().endswith("]"), "what it says, which comes in pieces", saw=process.said)
         assert process.said() == "listening for ['/some where', '-o']"
         one.close()
         other.close()

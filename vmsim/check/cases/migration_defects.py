@@ -127,7 +127,7 @@ def append(rig: RingRig) -> None:
 
 @CASES.case("threads-drained", "vhost-user 'Ring states'", needs=(SHARE,), options=("--thread-pool-size=4",))
 def threads_drained(rig: RingRig) -> None:
-    """D5: when GET_VRING_BASE is answered no request is still with a thread of the back-end."""
+    """D5: once GET_VRING_BASE is answered no thread of the back-end writes to the ring."""
     (rig.share / "f").write_bytes(b"x")
     device = rig.device()
     nodeid = device.lookup(f"{rig.home}/f").nodeid
@@ -139,12 +139,17 @@ def threads_drained(rig: RingRig) -> None:
         posted = device.post([device.request(op.OPEN, nodeid, (os.O_RDWR, 0))], [reply_room(op.OPEN)])
         device.poll(lambda: lease.wanted, "the back-end has not opened the file")
         device.front.send("GET_VRING_BASE", p.VringState(REQUESTS, 0))
-        # An answer now must have the request's before it; else it has to wait for that.
+        # It may wait for the request, or give it up until the ring starts again; not serve it later unasked.
         if not device.front.probe.wait((device.front.probe.fd,), EARLY_S):
             lease.give_back()
         base = device.front.reply("GET_VRING_BASE").payload.num
-        same(device.memory.load_u16(device.config(REQUESTS).device + 2), base, "used index, and base")
+        at = device.config(REQUESTS).device + 2
+        used = device.memory.load_u16(at)
+    if used != base:
+        device.front.probe.wait((), EARLY_S)
+    same(device.memory.load_u16(at), used, "used index of a ring that has stopped")
     device.start_ring(REQUESTS, base)
+    device.kick()
     same(device.used()[0], posted.id, "the buffer used")
 
 
