@@ -125,28 +125,32 @@ def change_flags(path, remove, add=0):
 
 
 def effect(cell, accessed, flags):
-    """All that a call can have changed beneath a cell, by name; times of access and flags only on demand."""
-    found = {}
-    for folder, folders, files in os.walk(cell):
-        for name in (".", *folders, *files):
-            path = os.path.join(folder, name)
-            key = os.path.normpath(os.path.relpath(path, cell))
-            if key not in found:
-                found[key] = _facts(path, accessed, flags)
+    """All that a call can have changed beneath a cell, by path; times of access and flags only on demand."""
+    found = {"": _facts(cell, "", accessed, flags)[1:]}
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        for name in os.listdir(cell + folder):
+            path = f"{folder}/{name}"
+            is_folder, *found[path] = _facts(cell + path, name, accessed, flags)
+            if is_folder:
+                folders.append(path)
     return found
 
 
-def _facts(path, accessed, with_flags):
+def _facts(path, name, accessed, with_flags):
     st = os.lstat(path)
     kind = stat.S_IFMT(st.st_mode)
     size = st.st_size if kind == stat.S_IFREG else 0
     flags = 0
     if with_flags and kind in (stat.S_IFREG, stat.S_IFDIR):
         flags = change_flags(path, 0) & calls.SHOWN_FLAGS
-    attributes = {name: _value(path, name) for name in sorted(os.listxattr(path, follow_symlinks=False))}
-    ours = kind == stat.S_IFREG and os.path.basename(path) == "t"
+    names = sorted(os.listxattr(path, follow_symlinks=False))
+    attributes = {each: _value(path, each) for each in names}
+    ours = kind == stat.S_IFREG and name == "t"
     times = [_when(st.st_atime_ns), _when(st.st_mtime_ns)][not accessed :] if ours else []
-    return [oct(st.st_mode), st.st_uid, st.st_gid, st.st_nlink, size, st.st_rdev, times, flags, attributes]
+    facts = [st.st_mode, st.st_uid, st.st_gid, st.st_nlink, size, st.st_rdev, times, flags, attributes]
+    return [kind == stat.S_IFDIR, oct(facts[0]), *facts[1:]]
 
 
 def _value(path, name):
@@ -160,36 +164,58 @@ def _when(ns):
     return "now" if ns > calls.LONG_AGO * 10**9 else ns
 
 
-class Table:
-    """The same cells in two directories: ``run`` makes the calls in both; the differences are the result."""
+class Side(NamedTuple):
+    """A guest on a share; it takes part in the cells whose position in the table divides by ``one_in``."""
 
-    def __init__(self, guest, share, host_root):
-        self.guest = guest
-        self.share = str(share)
+    guest: object
+    share: str
+    one_in: int
+
+
+class Table:
+    """The same cells on the host and in guests: ``run`` makes the calls in all; the differences are the result.
+
+    A side that takes one cell in N still has every pair of scene and call, of call and user, and of scene and
+    user (where the third of them has N values): the position of a cell is the sum of its three.
+    """
+
+    def __init__(self, sides, host_root):
+        self.sides = sides
         self.host_root = str(host_root)
         self.cells = []
+        self.positions = []
         self.any_refusal = False
 
     def add(self, scenes, names, users):
-        for scene in scenes:
-            for name in names:
-                for user in users:
+        for at, scene in enumerate(scenes):
+            for after, name in enumerate(names):
+                for last, user in enumerate(users):
                     self.cells.append((scene, name, user))
+                    self.positions.append(at + after + last)
 
     def run(self):
-        roots = (self.host_root, self.share)
-        for root in roots:
+        everything = range(len(self.cells))
+        parts = [[n for n in everything if self.positions[n] % side.one_in == 0] for side in self.sides]
+        made = [(self.host_root, everything), *zip((side.share for side in self.sides), parts, strict=True)]
+        for root, numbers in made:
             os.chmod(root, 0o777)
-            for number, (scene, name, _) in enumerate(self.cells):
+            for number in numbers:
+                scene, name, _ = self.cells[number]
                 scene.build(f"{root}/{number}", name in calls.WITH_OTHERS)
         try:
-            theirs, ours = self._on_host(), self._in_guest()
-            self.guest.fs.sync()
-            found = (self._compare(number, theirs, ours) for number in range(len(self.cells)))
+            theirs = self._on_host()
+            theirs = {number: (theirs[number], self._effect(self.host_root, number)) for number in everything}
+            found = []
+            for side, numbers in zip(self.sides, parts, strict=True):
+                ours = self._in_guest(side.guest.fs, numbers)
+                side.guest.fs.sync()
+                for number in numbers:
+                    found.append(self._compare(number, theirs[number], ours[number], side.share))
             return [line for line in found if line]
         finally:
-            for root in roots:
-                for number, (scene, name, _) in enumerate(self.cells):
+            for root, numbers in made:
+                for number in numbers:
+                    scene, name, _ = self.cells[number]
                     if scene.flagged or name.startswith("+"):
                         self._unflag(f"{root}/{number}")
 
@@ -198,45 +224,50 @@ class Table:
             if os.path.exists(path) and not os.path.islink(path):
                 change_flags(path, calls.SHOWN_FLAGS)
 
-    def _by_user(self):
+    def _by_user(self, numbers):
         order = {}
-        for number, (_, name, user) in enumerate(self.cells):
+        for number in numbers:
+            _, name, user = self.cells[number]
             order.setdefault(user, []).append((number, name))
         return order
 
     def _on_host(self):
+        order = self._by_user(range(len(self.cells)))
         lines = [
             json.dumps([EVERYBODY[user], [(str(number), name) for number, name in work]])
-            for user, work in self._by_user().items()
+            for user, work in order.items()
         ]
         done = subprocess.run(
             [sys.executable, calls.__file__], input="\n".join(lines) + "\n", cwd=self.host_root, check=True,
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         answers = [json.loads(line) for line in done.stdout.splitlines()]
-        numbers = [[number for number, _ in work] for work in self._by_user().values()]
+        numbers = [[number for number, _ in work] for work in order.values()]
         return {n: a for ns, row in zip(numbers, answers, strict=True) for n, a in zip(ns, row, strict=True)}
 
-    def _in_guest(self):
-        fs, answers = self.guest.fs, {}
+    def _in_guest(self, fs, numbers):
+        answers = {}
         fs.umask(0o022)
-        for user, work in self._by_user().items():
+        for user, work in self._by_user(numbers).items():
             uid, gid, groups, capabilities = EVERYBODY[user]
             with fs.as_user(uid, gid, groups, capabilities=capabilities):
                 for number, name in work:
                     answers[number] = json.loads(json.dumps(calls.attempt(fs, f"/{number}/", name)))
         return answers
 
-    def _compare(self, number, theirs, ours):
-        scene, name, user = self.cells[number]
+    def _effect(self, root, number):
+        scene, name, _ = self.cells[number]
         accessed = "time" in name or name == "touch"
-        flags = scene.flagged or name[0] in "+-"
-        host = theirs[number], effect(f"{self.host_root}/{number}", accessed, flags)
-        guest = ours[number], effect(f"{self.share}/{number}", accessed, flags)
+        return effect(f"{root}/{number}", accessed, scene.flagged or name[0] in "+-")
+
+    def _compare(self, number, host, answer, share):
+        scene, name, user = self.cells[number]
+        guest = answer, self._effect(share, number)
         if host == guest or (self.any_refusal and host[0] in REFUSALS and guest[0] in REFUSALS):
             return None if host[1] == guest[1] else f"{name} by {user}: refused, and yet {guest[1]}"
         changes = {key: (host[1].get(key), guest[1].get(key)) for key in host[1].keys() | guest[1].keys()
                    if host[1].get(key) != guest[1].get(key)}  # fmt: skip
         said = {key: value for key, value in scene._asdict().items() if value != Scene._field_defaults[key]}
         said["mode"] = oct(scene.mode)
-        return f"{name} by {user} on {said}: host {host[0]}, guest {guest[0]}; {changes}"
+        of = os.path.basename(share)
+        return f"{name} by {user} on {said}: host {host[0]}, guest ({of}) {guest[0]}; {changes}"
