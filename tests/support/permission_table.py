@@ -173,7 +173,7 @@ class Side(NamedTuple):
 
 
 class Table:
-    """The same cells on the host and in guests: ``run`` makes the calls in all; the differences are the result.
+    """The same cells on the host and in guests: ``run`` makes the calls in all, and returns the differences.
 
     A side that takes one cell in N still has every pair of scene and call, of call and user, and of scene and
     user (where the third of them has N values): the position of a cell is the sum of its three.
@@ -209,8 +209,7 @@ class Table:
             for side, numbers in zip(self.sides, parts, strict=True):
                 ours = self._in_guest(side.guest.fs, numbers)
                 side.guest.fs.sync()
-                for number in numbers:
-                    found.append(self._compare(number, theirs[number], ours[number], side.share))
+                found += [self._compare(n, theirs[n], ours[n], side.share) for n in numbers]
             return [line for line in found if line]
         finally:
             for root, numbers in made:
