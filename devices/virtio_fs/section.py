@@ -18,6 +18,7 @@ from vmsim.errors import HostError, MigrationBlocked, MigrationError, PeerError,
 from vmsim.migration.vmio import VmReader, VmWriter
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.vhost.dialects.base import error_number
+from vmsim.virtio.device_state import load_state, save_state
 from vmsim.virtio.vmstate import virtio_load, virtio_save
 
 VMSD_NAME = "vhost-user-fs"
@@ -74,7 +75,7 @@ class FsSection:
                 f"{device.describe()} has no back-end to save the state of", step="save device", side="source"
             )
         with out.opaque("virtio", "virtio"):
-            virtio_save(out, device.virtio.save_state(device.memory))
+            virtio_save(out, save_state(device.virtio, device.memory))
         if device.migration_save != "internal":
             return
         if device.dialect.subsection:
@@ -113,7 +114,7 @@ class FsSection:
             )
         state = virtio_load(src)
         self._check_tag(src, state.config)
-        device.virtio.load_state(state, device.memory)
+        load_state(device.virtio, state, device.memory)
         blob: bytes | None = None
         if version_id == RFC_VERSION:
             self._expect_state(kind, src)

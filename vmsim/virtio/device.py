@@ -10,8 +10,6 @@ from typing import Final
 
 from vmsim.errors import StateError
 from vmsim.limits import QUEUE_SIZE_MAX
-from vmsim.memory import GuestMemory
-from vmsim.virtio import device_state
 from vmsim.virtio.constants import (
     F_ACCESS_PLATFORM,
     F_RING_PACKED,
@@ -25,7 +23,6 @@ from vmsim.virtio.constants import (
     STATUS_FAILED,
     STATUS_FEATURES_OK,
 )
-from vmsim.virtio.state import VirtioState
 
 STATUS_BITS: Final = 0xFF & ~STATUS_DEVICE_NEEDS_RESET
 """What a driver may write into the status; the device alone sets DEVICE_NEEDS_RESET."""
@@ -248,20 +245,3 @@ class VirtioDevice:
         if self.status & STATUS_DRIVER_OK:
             self.isr |= ISR_CONFIG_CHANGE
             self.on_interrupt()
-
-    # -- migration
-
-    def save_state(self, memory: GuestMemory | None = None) -> VirtioState:
-        """The device as plain data; its rings must be stopped and ``base`` of each queue be true.
-
-        With ``memory``, a device whose rings the driver has broken there is saved as one that needs a reset.
-        """
-        return device_state.save_state(self, memory)
-
-    def load_state(self, state: VirtioState, memory: GuestMemory | None = None) -> None:
-        """Become what ``state`` says, checked field by field; no hook is called.
-
-        With ``memory`` the ring indices in guest memory are checked as well. StreamError, and the device is
-        unchanged, if a field is impossible.
-        """
-        device_state.load_state(self, state, memory)

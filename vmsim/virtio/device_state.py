@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmsim.errors import MemoryAccessError, StreamError
 from vmsim.limits import QUEUE_SIZE_MAX, VIRTIO_QUEUE_MAX
 from vmsim.memory import GuestMemory
@@ -15,11 +13,9 @@ from vmsim.virtio.constants import (
     STATUS_FAILED,
     STATUS_FEATURES_OK,
 )
+from vmsim.virtio.device import QueueConfig, VirtioDevice
 from vmsim.virtio.ring_types import ring_areas
 from vmsim.virtio.state import VirtioQueueState, VirtioState
-
-if TYPE_CHECKING:
-    from vmsim.virtio.device import QueueConfig, VirtioDevice
 
 
 def base_word(queue: VirtioQueueState, packed: bool) -> int:
@@ -31,7 +27,10 @@ def base_word(queue: VirtioQueueState, packed: bool) -> int:
 
 
 def save_state(device: VirtioDevice, memory: GuestMemory | None = None) -> VirtioState:
-    """The device as plain data."""
+    """The device as plain data; its rings must be stopped and ``base`` of each queue be true.
+
+    With ``memory``, a device whose rings the driver has broken there is saved as one that needs a reset.
+    """
     packed = bool(device.features_accepted & F_RING_PACKED)
     state = VirtioState(
         status=device.status,
@@ -72,8 +71,12 @@ def _save_queue(queue: QueueConfig, packed: bool) -> VirtioQueueState:
     return state
 
 
-def load_state(device: VirtioDevice, state: VirtioState, memory: GuestMemory | None) -> None:
-    """Check ``state``, then put it into ``device``."""
+def load_state(device: VirtioDevice, state: VirtioState, memory: GuestMemory | None = None) -> None:
+    """Become what ``state`` says, checked field by field; no hook is called.
+
+    With ``memory`` the ring indices in guest memory are checked as well. StreamError, and the device is
+    unchanged, if a field is impossible.
+    """
     used = [queue for queue in state.queues if queue.num]
     _check_device(device, state, used)
     packed = bool(state.guest_features & F_RING_PACKED)

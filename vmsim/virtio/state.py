@@ -1,7 +1,7 @@
 """The saved state of one virtio device: plain numbers, as QEMU's ``virtio_save`` transports them.
 
-:mod:`vmsim.virtio.vmstate` writes and reads these records as stream bytes; ``VirtioDevice.save_state`` and
-``load_state`` fill them in and check them.
+:mod:`vmsim.virtio.vmstate` writes and reads these records as stream bytes; :mod:`vmsim.virtio.device_state`
+fills them in and checks them.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from vmsim.migration.byteio import StreamOutput
 from vmsim.migration.vmio import VmWriter
 from vmsim.virtio.constants import F_RING_PACKED, F_RING_RESET, F_VERSION_1, RING_FEATURES
 from vmsim.virtio.device import VirtioDevice
+from vmsim.virtio.device_state import load_state, save_state
 from vmsim.virtio.mmio import REGISTERS, MmioRegisters
 from vmsim.virtio.vmstate import virtio_save
 
@@ -49,7 +50,7 @@ def memory():
 
 def save(device):
     """The state, written into a stream as well."""
-    state = device.save_state()
+    state = save_state(device)
     virtio_save(VmWriter(StreamOutput(Sink())), state)
     return state
 
@@ -62,7 +63,7 @@ def test_any_accesses(features, accesses):
         regs.read(offset, size)
         regs.write(offset, size, value)
     other, _ = make()
-    other.load_state(save(device))
+    load_state(other, save(device))
     assert [vars_of(queue) for queue in other.queues] == [vars_of(queue) for queue in device.queues]
     assert other.live == device.live
 
@@ -95,13 +96,13 @@ def test_rings_that_do_not_run_may_lie_anywhere():
     regs.write(0x84, 4, 0xFFFF)
     regs.write(QUEUE_READY, 4, 1)
     other, _ = make()
-    other.load_state(save(device), memory())
+    load_state(other, save(device), memory())
     assert other.queues[0].ready
     device.write_status(15)
     with pytest.raises(StreamError, match="not in guest memory"):
-        other.load_state(save(device), memory())
+        load_state(other, save(device), memory())
     device.needs_reset("they are not in memory")
-    other.load_state(save(device), memory())
+    load_state(other, save(device), memory())
     assert not other.live
 
 
@@ -115,4 +116,4 @@ def test_packed_positions_that_contradict_each_other(base):
     queue.last_avail_idx, queue.last_avail_wrap = base & 0x7FFF, base >> 15 & 1
     queue.used_idx, queue.used_wrap = base >> 16 & 0x7FFF, base >> 31
     with pytest.raises(StreamError, match="has -5 entries in use"):
-        make()[0].load_state(state)
+        load_state(make()[0], state)
