@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from vmsim.errors import UsageError, VmsimError
+from vmsim.machine.assembled import AssembledMachine
 from vmsim.machine.config import MachineConfig
 from vmsim.machine.parts import MachineBackend, Seams
 from vmsim.machine.roles import Destination
@@ -15,14 +16,11 @@ from vmsim.migration.destination import IncomingMigration
 from vmsim.migration.downtime import Clock
 from vmsim.schedule import Schedule
 
-if TYPE_CHECKING:
-    from vmsim.machine.machine import Machine
-
 UNTOLD: Final = (
     "the source could not be told that this machine runs: it stands still, in doubt; tell it there: "
     "settle(destination_runs=True)"
 )
-Build = Callable[[MachineConfig, str, Schedule, Seams, "MachineBackend | None"], "Machine"]
+Build = Callable[[MachineConfig, str, Schedule, Seams, "MachineBackend | None"], "AssembledMachine"]
 
 
 @dataclass(slots=True)
@@ -43,7 +41,7 @@ class Arrival:
     load_ns: int = 0
     """How long the machine took to load while nobody ran."""
 
-    def receive(self, channel: Channel) -> Machine:
+    def receive(self, channel: Channel) -> AssembledMachine:
         """The machine that comes through ``channel``, ready to run; MigrationError if none does."""
         channel = self.seams.channel(channel, "destination")
         try:

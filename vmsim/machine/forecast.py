@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from vmsim.machine.assembled import AssembledMachine
 from vmsim.migration.downtime import Forecast
 
 if TYPE_CHECKING:
-    from vmsim.machine.machine import Machine
     from vmsim.migration.downtime import Clock
 
 SAMPLE: Final = 256
@@ -42,7 +42,7 @@ STATE_BYTES: Final = 40
 """Of one inode in the back-end's state, about."""
 
 
-def forecast(machine: Machine, clock: Clock, *, ahead: bool = False) -> Forecast:
+def forecast(machine: AssembledMachine, clock: Clock, *, ahead: bool = False) -> Forecast:
     """What saving and loading ``machine`` is expected to take, by ``clock``; ``ahead``: state went ahead."""
     nodes = machine.kernel.state.nodes
     count = len(nodes)

@@ -1,57 +1,38 @@
-"""The machine: memory, device, back-end and guest put together; it boots, runs, saves and migrates."""
+"""The machine that a user has: it boots, runs programs, saves and migrates."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import Any, Unpack
 
 import msgspec
 
-from vmsim.errors import HostError, StateError, UsageError
+from vmsim.errors import HostError, StateError
 from vmsim.guest.config import GuestConfig
-from vmsim.guest.kernel import GuestKernel
 from vmsim.guest.posix import GuestFs
-from vmsim.host.directory import HeldDirectory, fixed
+from vmsim.host.directory import fixed
 from vmsim.host.files import FileReader, FileWriter
 from vmsim.host.processes import Command
-from vmsim.host.shm import SharedMemory
 from vmsim.machine import lines
 from vmsim.machine.arrival import Arrival
 from vmsim.machine.asked import Limits, parameters_of
+from vmsim.machine.assembled import IN_DOUBT, PAUSED, RUNNING, AssembledMachine
 from vmsim.machine.config import MachineConfig, memory_layout, parse_size
 from vmsim.machine.guest_facts import guest_facts
-from vmsim.machine.moving import IN_DOUBT, leave, move
-from vmsim.machine.parts import Backend, FrontDevice, MachineBackend, Seams
+from vmsim.machine.moving import leave, move
+from vmsim.machine.parts import MachineBackend, Seams
 from vmsim.machine.remote import seams_for
-from vmsim.machine.sections import GuestSection, ProgramsSection
 from vmsim.machine.told import MigrationTrace
-from vmsim.memory import DirtyLog, GuestMemory, Region
 from vmsim.migration.channel import Channel
 from vmsim.migration.report import MigrationParameters, MigrationStats, ProgressCallback
-from vmsim.migration.seams import Section
-from vmsim.migration.source import OutgoingMigration
 from vmsim.schedule import Schedule, Task
 from vmsim.sim.clock import wall_clock_ns
 from vmsim.sim.immediate import ImmediateSchedule
-from vmsim.vhost.dialects import DIALECTS
-from vmsim.virtio.constants import F_RING_PACKED, RING_FEATURES
-
-if TYPE_CHECKING:
-    from vmsim.machine.parts import DeviceSection
-
-RUNNING: Final = "running"
-PAUSED: Final = "paused"
-INCOMING: Final = "incoming"
-FINISHED: Final = "finished"
-CLOSED: Final = "closed"
-EXTERNAL: Final = "external"
 
 
-class Machine:
+class Machine(AssembledMachine):
     """One virtual machine with a virtio-fs device that shares the directory ``share``.
 
     ``memory`` is a size (``"64M"``, bytes) or a list of (guest-physical address, bytes) regions; ``ring`` is
@@ -67,13 +48,6 @@ class Machine:
 
     A machine is a context manager; ``close`` gives everything back.
     """
-
-    backend: MachineBackend
-    memory: GuestMemory
-    dirty: DirtyLog
-    device: FrontDevice
-    kernel: GuestKernel
-    section: DeviceSection
 
     def __init__(
         self, share: str | os.PathLike[str], *, memory: int | str | list[tuple[int, int]] = "64M",
@@ -110,68 +84,6 @@ class Machine:
             raise
         self.state = RUNNING
 
-    def _build(
-        self, config: MachineConfig, share: str, schedule: Schedule, seams: Seams,
-        backend: MachineBackend | None,
-    ) -> None:  # fmt: skip
-        """Make all parts; nothing runs yet."""
-        config.check()
-        if not Path(share).is_dir():
-            raise UsageError(f"{share} is not a directory", hint="give the directory to share with the guest")
-        self.state = INCOMING
-        self.config = config
-        self._directory = HeldDirectory(share)
-        self.share = share
-        """Absolute: what the program's working directory is later does not matter."""
-        self.schedule = schedule
-        self.seams = seams
-        self.programs: dict[str, bytes] = {}
-        """Plain data of guest programs by name; it travels with the machine."""
-        self.migration_stats: MigrationStats | None = None
-        """Of the migration that brought this machine here."""
-        self.arrival_notes: list[str] = []
-        self.arrived_requests = 0
-        """Requests of the guest that were in flight when it arrived here."""
-        self.outgoing: OutgoingMigration | None = None
-        self._memfds: list[SharedMemory] = []
-        self.owns_backend = backend is None
-        start = seams.start or Backend
-        try:
-            self.backend = backend or start(config, share, schedule, seams)
-        except BaseException:
-            self._directory.close()
-            raise
-        try:
-            self.memory = self._make_memory()
-            self.dirty = DirtyLog(self.memory)
-            self.device = self._make_device()
-            fence = self.backend.fence
-            self.kernel = GuestKernel(self.memory, self.device.registers, schedule, config.guest, fence)
-            self.device.virtio.on_interrupt = self._interrupt
-            self.section = self.backend.type.section(self.device)
-        except BaseException:
-            self._release()
-            raise
-
-    def _make_memory(self) -> GuestMemory:
-        regions = []
-        for number, (gpa, size) in enumerate(self.config.memory):
-            name = "mem" if number == 0 else f"mem{number}"
-            memfd = SharedMemory(f"vmsim-{name}", size, sealed=True)
-            self._memfds.append(memfd)
-            regions.append(Region(name, gpa, size, memfd.view, memfd.fd))
-        return GuestMemory(regions)
-
-    def _make_device(self) -> FrontDevice:
-        config = self.config
-        features = RING_FEATURES if config.ring == "packed" else RING_FEATURES & ~F_RING_PACKED
-        options = {
-            "tag": config.tag, "num_request_queues": config.queues, "queue_size": config.queue_size,
-            "notification": config.notification, "features": features, "migration": config.migration,
-            "migration_save": config.migration_save or None, "migration_load": config.migration_load or None,
-        }  # fmt: skip
-        return self.backend.type.device(options, self.memory, self.backend.host, DIALECTS[config.dialect])
-
     # Using it
 
     def mount(self, pid: int = 1) -> GuestFs:
@@ -186,56 +98,6 @@ class Machine:
         """Run ``program(fs)`` as an activity of the schedule; it goes on after a migration."""
         fs = self.mount(pid)
         return self.schedule.spawn(name, lambda: program(fs))
-
-    def pause(self) -> None:
-        """Stop the guest and the rings; StateError unless it runs."""
-        self._require_idle()
-        self.kernel.pause()
-        try:
-            self.device.pause()
-        except BaseException:
-            self.kernel.resume()
-            raise
-        self.state = PAUSED
-
-    def resume(self) -> None:
-        """Go on after ``pause``."""
-        self._require(PAUSED)
-        self.device.resume()
-        self.state = RUNNING
-        self.kernel.resume()
-
-    @property
-    def migration(self) -> str:
-        """Which kind of migration is allowed: none, external, internal. Settable while the machine runs.
-
-        ``save/load`` where these differ; setting it sets both.
-        """
-        return self.device.migration
-
-    @migration.setter
-    def migration(self, kind: str) -> None:
-        self.device.migration = kind
-        self.config.migration = kind
-        self.config.migration_save = self.config.migration_load = ""
-
-    @property
-    def migration_save(self) -> str:
-        """The kind that is checked when the machine is saved. Settable while it runs."""
-        return self.device.migration_save
-
-    @migration_save.setter
-    def migration_save(self, kind: str) -> None:
-        self.device.migration_save = self.config.migration_save = kind
-
-    @property
-    def migration_load(self) -> str:
-        """The kind that is checked when the machine is loaded: here it says so for its next destination."""
-        return self.device.migration_load
-
-    @migration_load.setter
-    def migration_load(self, kind: str) -> None:
-        self.device.migration_load = self.config.migration_load = kind
 
     # Migrating
 
@@ -258,7 +120,9 @@ class Machine:
             seams_for(seams, None, source=self.seams), options, migration,
             self.backend if self.keeps_backend else None, migration_load,
         )  # fmt: skip
-        return move(self, arrival, parameters_of(parameters, limits), progress)
+        other = move(self, arrival, parameters_of(parameters, limits), progress)
+        assert isinstance(other, Machine)
+        return other
 
     def send(
         self, channel: Channel | str, *, parameters: MigrationParameters | None = None,
@@ -317,6 +181,7 @@ class Machine:
             migration, backend, migration_load,
         )  # fmt: skip
         machine = arrival.receive(lines.incoming(channel, schedule))
+        assert isinstance(machine, Machine)
         if realtime_ns is None:
             realtime_ns = wall_clock_ns() - schedule.now_ns()
         machine.kernel.change_clock(realtime_ns)
@@ -354,43 +219,10 @@ class Machine:
             backend_command=backend_command,
         )  # fmt: skip
 
-    @classmethod
-    def built(
-        cls, config: MachineConfig, share: str, schedule: Schedule, seams: Seams,
-        backend: MachineBackend | None,
-    ) -> Machine:  # fmt: skip
-        """A machine for a stream to be loaded into: nothing has booted. A given ``backend`` comes later."""
-        machine = cls.__new__(cls)
-        machine._build(config, share, schedule, seams, backend)
-        if backend is None:
-            try:
-                machine.device.attach(machine.backend.connect())
-            except BaseException:
-                machine._release()
-                raise
-        machine.kernel.pause()
-        return machine
-
-    @property
-    def keeps_backend(self) -> bool:
-        """Whether the guest's session stays in its back-end when the machine moves, instead of moving too."""
-        kind = self.migration_load if self.state == INCOMING else self.migration_save
-        return kind == EXTERNAL or not self.backend.type.has_state(self.config.options)
-
     def preflight(self) -> list[Any]:
         """Would it survive a migration? The findings of the device, the worst first; the guest works on."""
         self._require(RUNNING, PAUSED)
         return self.backend.preflight()
-
-    def sections(self) -> list[Section]:
-        """All sections of a stream besides configuration and memory, in their order."""
-        return [GuestSection(self.kernel), ProgramsSection(self.programs), self.section]
-
-    def start_running(self) -> None:
-        """The last step of an incoming migration: the guest goes on."""
-        self.state = RUNNING
-        self.device.kick()
-        self.kernel.resume()
 
     def facts(self) -> dict[str, int]:
         """What the machine holds, in numbers: rings, requests in flight, and what its back-end says.
@@ -404,81 +236,3 @@ class Machine:
     def notes(self) -> list[str]:
         """What was worth saying when it arrived: its source was not told, or what its back-end found."""
         return self.arrival_notes + self.backend.notes()
-
-    # Ending
-
-    def finish(self, *, let_go: bool = True) -> None:
-        """The machine is elsewhere now: it never runs again. ``let_go`` of what it held, now or later."""
-        self.state = FINISHED
-        self.kernel.pause()
-        if let_go:
-            self.let_go()
-
-    def let_go(self) -> None:
-        """Of device and back-end, of a machine that is finished. May be called twice."""
-        self._detach()
-        if self.owns_backend and not self.keeps_backend:
-            self.backend.close()
-
-    def close(self) -> None:
-        """Give everything back; may be called twice. In a forked child it does nothing."""
-        if self.state == CLOSED or not self.kernel.birthplace.ours:
-            return  # a forked child's copy: what it holds is the parent's
-        finished = self.state == FINISHED
-        self.state = CLOSED
-        self._release(backend=not finished or not self.keeps_backend)
-
-    def _release(self, *, backend: bool = True) -> None:
-        if hasattr(self, "device"):
-            self._detach()
-        if backend and self.owns_backend:
-            self.backend.close()
-        self.release_memory()
-
-    def _detach(self) -> None:
-        self.device.close()
-        self.device.stop_log(self.dirty)
-        self.dirty.stop()
-
-    def _release_if_finished(self) -> None:
-        """What runs elsewhere needs no memory here, and its guest's functions say that they have moved."""
-        if self.state == FINISHED:
-            self.release_memory()
-
-    def release_memory(self) -> None:
-        """Unmap guest memory, even if somebody keeps this object."""
-        if hasattr(self, "kernel"):
-            self.kernel.close()
-        if hasattr(self, "memory"):
-            self.memory.close()
-        self._directory.close()
-        for memfd in self._memfds:
-            memfd.close()
-        self._memfds = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    # Inside
-
-    def _interrupt(self) -> None:
-        self.kernel.interrupt()
-
-    def _require_idle(self) -> None:
-        self._require(RUNNING)
-        if self.outgoing is not None:
-            raise StateError("a migration is under way", hint="wait for its end, or cancel() it")
-
-    def _require(self, *states: str) -> None:
-        if not self.kernel.birthplace.ours:
-            self.kernel.birthplace.refuse()
-        if self.state not in states:
-            raise StateError(
-                f"the machine is {self.state}, not {' or '.join(states)}",
-                hint="a finished machine lives on as the one that migrate() returned",
-            )

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from vmsim.errors import MigrationError, VmsimError
+from vmsim.machine.assembled import AssembledMachine
 from vmsim.machine.roles import Source
 from vmsim.machine.told import MigrationTrace
 from vmsim.migration.channel import Channel, MemoryChannel
@@ -15,20 +16,20 @@ from vmsim.migration.source import OutgoingMigration
 
 if TYPE_CHECKING:
     from vmsim.machine.arrival import Arrival
-    from vmsim.machine.machine import Machine
 
 IN_DOUBT: Final = "in doubt"
 
 
 def move(
-    machine: Machine, arrival: Arrival, parameters: MigrationParameters, progress: ProgressCallback | None
-) -> Machine:
+    machine: AssembledMachine, arrival: Arrival, parameters: MigrationParameters,
+    progress: ProgressCallback | None,
+) -> AssembledMachine:  # fmt: skip
     """Migrate into the machine that ``arrival`` makes; errors are those of ``Machine.migrate``."""
     there, here = MemoryChannel.pair(machine.schedule)
     arrival.clock = parameters.clock
     task = machine.schedule.spawn("incoming migration", lambda: arrival.receive(here))
 
-    def arrived() -> Machine | None:
+    def arrived() -> AssembledMachine | None:
         machine.schedule.wait(lambda: task.done, "the end of the incoming migration")
         try:
             found = task.result()
@@ -68,7 +69,7 @@ def move(
 
 
 def leave(
-    machine: Machine, channel: Channel, told: MigrationTrace, parameters: MigrationParameters,
+    machine: AssembledMachine, channel: Channel, told: MigrationTrace, parameters: MigrationParameters,
     rid: Callable[[], object] = lambda: None, runs: Callable[[], bool] | None = None,
 ) -> OutgoingMigration:  # fmt: skip
     """Send ``machine`` through ``channel``; the migration, committed.
@@ -98,7 +99,7 @@ def leave(
     return outgoing
 
 
-def hand_over(machine: Machine, other: Machine) -> None:
+def hand_over(machine: AssembledMachine, other: AssembledMachine) -> None:
     """Committed: programs go on with ``other``, and memory is not needed here any more."""
     other.kernel.adopt(machine.kernel)
     if other.backend is machine.backend:

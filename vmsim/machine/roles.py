@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from vmsim.errors import HostError, MigrationError, VmsimError
 from vmsim.host.shm import data_ranges, write_pages
+from vmsim.machine.assembled import AssembledMachine
 from vmsim.machine.forecast import forecast
 from vmsim.machine.sections import GuestSection, early_guest, take_early_guest
 from vmsim.memory import Region
@@ -19,9 +20,6 @@ from vmsim.migration.downtime import Clock, Forecast
 from vmsim.migration.ram import DataFinder, PageWriter, Run
 from vmsim.migration.seams import Section
 from vmsim.migration.vmio import VmReader, VmWriter
-
-if TYPE_CHECKING:
-    from vmsim.machine.machine import Machine
 
 MACHINE_TYPE: Final = "vmsim-1"
 NO_BACKEND: Final = "the guest goes on with a back-end that keeps its session, and there is none"
@@ -33,7 +31,7 @@ class Source:
     machine_type = MACHINE_TYPE
 
     def __init__(
-        self, machine: Machine, clock: Clock, rid: Callable[[], object] = lambda: None, *,
+        self, machine: AssembledMachine, clock: Clock, rid: Callable[[], object] = lambda: None, *,
         beside: bool = False,
     ) -> None:  # fmt: skip
         """``rid`` returns once the destination of a failed migration has let go of everything.
@@ -145,7 +143,7 @@ class Source:
 class Destination:
     """A machine that is being loaded."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: AssembledMachine) -> None:
         self.machine = machine
         self.memory = machine.memory
 
@@ -181,7 +179,7 @@ class Destination:
         machine.device.resume(kick=False)
 
     def run(self) -> None:
-        """Committed; the guest goes on once its programs have moved over (``Machine.start_running``)."""
+        """Committed; the guest goes on once its programs have moved over (``start_running``)."""
 
     def discard(self) -> None:
         """Let go of everything."""
@@ -191,7 +189,7 @@ class Destination:
 class _Wrapped:
     """A section with something that happens before or after."""
 
-    def __init__(self, machine: Machine, section: Section) -> None:
+    def __init__(self, machine: AssembledMachine, section: Section) -> None:
         self._machine = machine
         self._section = section
         self.idstr = section.idstr
@@ -228,7 +226,7 @@ class _Taking(_Wrapped):
         super().load(src, version_id)
 
 
-def _take_backend(machine: Machine) -> None:
+def _take_backend(machine: AssembledMachine) -> None:
     """Connect to a back-end that keeps its session, once nobody else is connected to it.
 
     HostError if it does not take another connection: many back-ends end with their first one.

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 
 from vmsim.machine.arrival import Arrival
+from vmsim.machine.assembled import EXTERNAL
 from vmsim.machine.config import MachineConfig
-from vmsim.machine.machine import EXTERNAL, Machine
+from vmsim.machine.machine import Machine
 from vmsim.machine.parts import Backend, MachineBackend, Seams, ServingDevice, find_device
 from vmsim.migration.channel import Channel
 from vmsim.schedule import Schedule

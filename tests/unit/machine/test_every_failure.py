@@ -12,7 +12,7 @@ import pytest
 from tests.support.leaks import no_leaks
 from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life
 from vmsim.machine import Seams
-from vmsim.machine.machine import FINISHED, RUNNING
+from vmsim.machine.assembled import FINISHED, RUNNING
 from vmsim.sim.faults import Fault, Step
 
 FAULTS = ("fail", "lose", "cut")

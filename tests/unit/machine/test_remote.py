@@ -14,7 +14,7 @@ from vmsim.errors import HostError, MigrationBlocked, MigrationCancelled, Migrat
 from vmsim.host.processes import SERVE, BackendProcess
 from vmsim.host.vhost_user.transport import VhostUserTransport
 from vmsim.machine import Machine, MachineConfig, RemoteBackend, Seams
-from vmsim.machine.machine import FINISHED, RUNNING
+from vmsim.machine.assembled import FINISHED, RUNNING
 from vmsim.machine.remote import command_options, device_words
 from vmsim.migration.report import MigrationParameters
 from vmsim.sim.immediate import ImmediateSchedule

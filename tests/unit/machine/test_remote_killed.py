@@ -12,7 +12,7 @@ from tests.support.machine_rig import FEW_KINDS, Life, make
 from tests.support.remote_rig import Side, nothing_left
 from vmsim.errors import MigrationError, StallError
 from vmsim.host.waits import FdWaits
-from vmsim.machine.machine import RUNNING
+from vmsim.machine.assembled import RUNNING
 from vmsim.sim.immediate import ImmediateSchedule
 
 KILLED = "the back-end was killed by SIGKILL"

@@ -8,7 +8,7 @@ from tests.support.leaks import no_leaks
 from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life
 from vmsim.errors import MigrationError
 from vmsim.machine import Seams
-from vmsim.machine.machine import RUNNING
+from vmsim.machine.assembled import RUNNING
 from vmsim.sim.faults import Fault, Step
 
 REFUSED = Fault("vhost destination *", "GET_FEATURES", 1, "fail")
