@@ -392,7 +392,8 @@ class VhostBackend:
 
     def _set_vring_kick(self, payload: p.Number) -> None:
         ring = self._notifier("SET_VRING_KICK", payload)
-        ring.has_kick = self._used = True
+        ring.expect_kicks()
+        self._used = True
         # A state transfer that nobody checked is not going to be: the device starts without it.
         self.transfer.abandon()
 
@@ -418,7 +419,7 @@ class VhostBackend:
             give(self._link, self._take_fd())
 
     def _vring_kick(self, payload: p.VringState) -> None:
-        self._ring(payload.ring).has_kick = True
+        self._ring(payload.ring).expect_kicks()
         self.kicked(payload.ring)
 
     # -- status

@@ -1,7 +1,6 @@
-"""One ring of a vhost back-end: its two state bits, its working loop, its draining.
+"""One ring of a vhost back-end: its working loop, its draining. Its states: :mod:`vmsim.vhost.ring_states`.
 
-A ring is started or stopped, and enabled or disabled, independently (vhost-user "Ring states"). Work is done
-while it is both started and enabled; enabling is remembered while it is stopped.
+Work is done while the ring is both started and enabled.
 """
 
 from __future__ import annotations
@@ -17,6 +16,20 @@ from vmsim.schedule import Schedule
 from vmsim.vhost.constants import VHOST_VRING_F_LOG
 from vmsim.vhost.messages import SPEC, MessageError
 from vmsim.vhost.payloads import VringAddr
+from vmsim.vhost.ring_states import (
+    FAIL,
+    KICKABLE,
+    NOTIFIER,
+    ON,
+    SERVED,
+    START,
+    STARTED,
+    STOP,
+    STOPPED,
+    TAKE_UP,
+    WORKING,
+    after,
+)
 from vmsim.vhost.seams import BackendDevice, BackendLink
 from vmsim.vhost.tracking import Tracking, track
 from vmsim.virtio.chain import Chain
@@ -33,9 +46,9 @@ class BackendRing:
     """
 
     __slots__ = (
-        "_backlog", "_busy", "_cut", "_device", "_features", "_fence", "_fresh", "_handle", "_inflight",
-        "_log", "_memory", "_outstanding", "_policy", "_schedule", "_tracking", "_trusted", "addr", "base",
-        "broken", "enabled", "has_kick", "index", "link", "live", "num", "others", "ring", "started",
+        "_backlog", "_busy", "_cut", "_device", "_features", "_fence", "_handle", "_inflight", "_log",
+        "_memory", "_outstanding", "_policy", "_schedule", "_tracking", "_trusted", "addr", "base", "broken",
+        "enabled", "index", "link", "live", "num", "others", "ring", "state",
     )
 
     def __init__(
@@ -48,10 +61,10 @@ class BackendRing:
         self.num = 0
         self.addr: VringAddr | None = None
         self.base = 0
-        self.has_kick = False
-        self.started = False
+        self.state = STOPPED
         self.enabled = False
         self.broken = ""
+        """Why the ring is not served any more."""
         self.ring: DeviceRing | None = None
         self.live: DeviceRing | None = None
         self._device = device
@@ -72,8 +85,6 @@ class BackendRing:
         self._busy = False
         self._cut = False
         """The last turn was over before the ring was empty and kicks were asked for again."""
-        self._fresh = False
-        """Started, but not worked on yet: what was parked has not been taken up."""
 
     # -- configuration, by messages
 
@@ -91,7 +102,7 @@ class BackendRing:
 
     def set_addr(self, addr: VringAddr) -> None:
         """SET_VRING_ADDR; on a started ring only the log flag may change."""
-        if self.started and self.addr is not None and addr[2:5] != self.addr[2:5]:
+        if self.state in ON and self.addr is not None and addr[2:5] != self.addr[2:5]:
             raise MessageError(f"SET_VRING_ADDR: ring {self.index} moves while it is started", spec=SPEC)
         self._locate(addr)
         self.addr = addr
@@ -133,11 +144,11 @@ class BackendRing:
         So is one that is to be disabled: a kick may be under way that the front-end drops next, and whoever
         goes on with this ring would wait for another one.
         """
-        if not enabled and self.live is not None and not self._fresh:
+        if not enabled and self.live is not None and self.state is WORKING:
             self.kicked()
         self.enabled = enabled
         self._update()
-        if self.started:
+        if self.state in ON:
             self.kicked()
 
     # -- work
@@ -145,7 +156,7 @@ class BackendRing:
     def kicked(self) -> None:
         """The driver says that there is work; the first kick starts the ring."""
         ring = self.live
-        if ring is None or self._fresh:
+        if ring is None or self.state is STARTED:
             self._first_kick()
             if self._backlog:
                 return  # its turn is over
@@ -251,13 +262,11 @@ class BackendRing:
                 self._backlog.extend(parked)
                 self.kicked()
                 raise
-            if not self._fresh:
+            if self.state is not STARTED:
                 state = ring.save()
                 self._device.keep_parked(self.index, state if state.in_flight else None)
             self.base = ring.base_word()
-        self.started = self.has_kick = self._fresh = False
-        self._drop_ring()
-        self.broken = ""
+        self._stopped()
         return self.base
 
     def reset(self) -> None:
@@ -266,12 +275,13 @@ class BackendRing:
             self._schedule.wait(lambda: not self._busy, f"ring {self.index} to finish a request")
         self._device.parked(self.index)
         self._outstanding.clear()
-        self.started = self.enabled = self.has_kick = self._fresh = False
-        self._drop_ring()
-        self.broken = ""
+        self.enabled = False
+        self._stopped()
         self.base = 0
 
-    def _drop_ring(self) -> None:
+    def _stopped(self) -> None:
+        self.state = after(self.state, STOP)
+        self.broken = ""
         if self._tracking is not None:
             self._tracking.detach()
         self._backlog.clear()
@@ -284,30 +294,39 @@ class BackendRing:
             self._inflight[:] = bytes(len(self._inflight))
 
     @property
+    def started(self) -> bool:
+        """In the specification's sense, broken or not."""
+        return self.state in ON
+
+    @property
     def running(self) -> bool:
         """Whether the ring may touch guest memory: it was started, or will be by the next kick."""
-        return self.started or self.has_kick
+        return self.state is not STOPPED
+
+    def expect_kicks(self) -> None:
+        """SET_VRING_KICK, or the message that kicks in its place."""
+        self.state = after(self.state, NOTIFIER)
 
     def _first_kick(self) -> None:
         """Start the ring; once it is enabled as well, go on with what was parked."""
-        if not self.has_kick or self.broken:
+        if self.state is not KICKABLE and self.state is not STARTED:
             return
         try:
-            if not self.started:
+            if self.state is KICKABLE:
                 self.ring = self._make()
                 self.ring.set_base_word(self.base)
                 if self._inflight is not None:
                     self._tracking = track(self.ring, self._inflight)
-                self.started = self._fresh = True
+                self.state = after(self.state, START)
                 self._update()
-            if self.live is not None and self._fresh and not self._busy:
+            if self.live is not None and self.state is STARTED and not self._busy:
                 self._take_up(self.live)
         except Exception as error:
             self._fail(contained(error))
 
     def _take_up(self, ring: DeviceRing) -> None:
         """Handle what was in flight when this ring stopped, or its former back-end died."""
-        self._fresh = False
+        self.state = after(self.state, TAKE_UP)
         chains, recovered = self._resume(ring)
         self._backlog.extend(chains)
         self._go_on(ring)
@@ -375,15 +394,15 @@ class BackendRing:
         return desc, driver, device
 
     def _require_stopped(self, message: str) -> None:
-        if self.started:
+        if self.state in ON:
             raise MessageError(f"{message}: ring {self.index} is started", spec=SPEC)
 
     def _update(self) -> None:
-        usable = self.started and self.enabled and not self.broken
-        self.live = self.ring if usable else None
+        self.live = self.ring if self.enabled and self.state in SERVED else None
 
     def _fail(self, error: VmsimError) -> None:
         """Stop working on the ring and tell the front-end; only a reset brings it back."""
+        self.state = after(self.state, FAIL)
         self.broken = str(error)  # not the error, whose frames would keep guest memory mapped
         self.live = None
         if self.link is not None:

@@ -258,7 +258,7 @@ class _Link:
         found = False
         for number in self.polled:
             ring = self._backend.rings[number]
-            if ring.has_kick and ring.addr is not None and ring.num:
+            if ring.running and ring.addr is not None and ring.num:
                 found = True
                 self._backend.kicked(number)
         return found
