@@ -30,11 +30,12 @@ def listing(vm):
 
 
 TRANSPORTS = pytest.mark.parametrize("transport", [None, "vhost-user"])
-RELATIVE = pytest.mark.parametrize("share", [".", "../mine", "./"])
 
 
-@RELATIVE
-@TRANSPORTS
+# What a name means is settled before a back-end is started: one name is enough for those in processes.
+@pytest.mark.parametrize(
+    ("transport", "share"), [(None, "."), (None, "../mine"), (None, "./"), ("vhost-user", "../mine")]
+)
 def test_migrating_after_a_change_of_directory(places, transport, share):
     vm = Machine(share, memory="8M", transport=transport)
     for elsewhere in (places / "private", places, "/"):
