@@ -30,7 +30,7 @@ SANS_IO = (
     "vmsim/wire", "vmsim/virtio", "vmsim/fuse", "vmsim/vhost", "vmsim/migration", "vmsim/memory", "devices",
 )
 NO_IO = {
-    "asyncio", "cffi", "ctypes", "mmap", "multiprocessing", "ptrace", "random", "secrets", "select",
+    "_cffi_backend", "asyncio", "cffi", "ctypes", "mmap", "multiprocessing", "ptrace", "random", "secrets", "select",
     "selectors", "socket", "subprocess", "threading", "time",
 }
 OS_NAMES_ALLOWED = re.compile(
@@ -38,7 +38,7 @@ OS_NAMES_ALLOWED = re.compile(
 )
 """Of ``os`` and ``fcntl``: constants and what touches no operating system."""
 
-IMPORT_NAMES = {"pyelftools": "elftools", "python-ptrace": "ptrace"}
+IMPORT_NAMES = {"cffi": "_cffi_backend", "pyelftools": "elftools", "python-ptrace": "ptrace"}
 """Packages whose modules are called otherwise."""
 NATIVE_GUESTS = {"capstone", "pyelftools", "python-ptrace"}
 """What the CPU, decoder and loader of native guests are going to use."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from cffi import FFI
-
 from vmsim.errors import HostError, UsageError
-from vmsim.host.fs.libc import CAPGET, CAPSET, ffi, syscall
+from vmsim.host.fs.libc import CAPGET, CAPSET, ffi, libc, syscall
 
 NAMES: Final = (
     "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
@@ -28,10 +26,7 @@ CAP_VERSION_3: Final = 0x20080522
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 
-_own = FFI()
-_own.cdef("int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);")
-_libc: Any = _own.dlopen(None)
-_capabilities = syscall("void *header, void *data")
+_capabilities = syscall("capabilities")
 
 
 def changed(kept: frozenset[str], changes: str) -> frozenset[str]:
@@ -53,8 +48,8 @@ def limit(kept: frozenset[str]) -> None:
     """
     mask = sum(1 << NAMES.index(name) for name in kept)
     for number in range(64):  # those of kernels to come as well; what is refused could not be gained either
-        _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
-    _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+        libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
+    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header: Any = ffi.new("unsigned int[2]", [CAP_VERSION_3, 0])
     data: Any = ffi.new("unsigned int[6]")
     if _capabilities(CAPGET, header, data):
@@ -64,5 +59,5 @@ def limit(kept: frozenset[str]) -> None:
         data[3 * word], data[3 * word + 1], data[3 * word + 2] = permitted, permitted, 0
     if _capabilities(CAPSET, header, data):
         raise HostError("dropping capabilities", errno=ffi.errno)
-    if _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise HostError("giving up new privileges", errno=_own.errno)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise HostError("giving up new privileges", errno=ffi.errno)

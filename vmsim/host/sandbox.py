@@ -29,15 +29,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import BuiltinImporter, FrozenImporter
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import msgspec
-from cffi import FFI
 
 from vmsim.errors import HostError, UsageError
 from vmsim.host import capabilities
 from vmsim.host.fs import LinuxFs
-from vmsim.host.fs.libc import AT_FDCWD, syscall
+from vmsim.host.fs.libc import AT_FDCWD, ffi, libc, syscall
 
 KINDS: Final = ("namespace", "chroot", "none")
 
@@ -58,16 +57,8 @@ PROC: Final = b"/proc/self"
 SEEN: Final = (b"mountinfo", b"status")
 """What of /proc/self is looked at in the sandbox, beside its fd."""
 
-_ffi = FFI()
-_ffi.cdef("""
-int unshare(int flags);
-int mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data);
-int umount2(const char *target, int flags);
-int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
-""")
-_libc: Any = _ffi.dlopen(None)
-_pivot_root = syscall("const char *new_root, const char *put_old")
-_open_tree = syscall("int dir_fd, const char *path, unsigned flags")
+_pivot_root = syscall("pivot_root")
+_open_tree = syscall("open_tree")
 
 
 class IdMap(NamedTuple):
@@ -219,11 +210,11 @@ def _reap() -> None:
 @contextlib.contextmanager
 def _reaping() -> Iterator[None]:
     """Within this, grandchildren become our children when their parent ends."""
-    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
     finally:
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def _wait_told(told_r: int) -> _Told:
@@ -309,17 +300,17 @@ def _tell(told_w: int, told: _Told) -> None:
 
 def _check(result: int, what: str, hint: str = OTHERWISE) -> None:
     if result:
-        raise HostError(f"sandbox: {what}", errno=_ffi.errno, hint=hint)
+        raise HostError(f"sandbox: {what}", errno=ffi.errno, hint=hint)
 
 
 def _enter_namespaces(sandbox: Sandbox, told_w: int, go_r: int) -> int:
     """Enter all but the process namespace, which the next child is in; a descriptor of the share."""
     if sandbox.own_users:
-        _check(_libc.unshare(CLONE_NEWUSER), "a user namespace")
+        _check(libc.unshare(CLONE_NEWUSER), "a user namespace")
         _tell(told_w, _Told())
         if not os.read(go_r, 1):
             os._exit(1)
-    _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC), "namespaces")
+    _check(libc.unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC), "namespaces")
     # Opened here: other mount namespaces' cannot be bound, and other ids may not get there.
     share_fd = os.open(sandbox.share, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for maps, become in ((sandbox.gid_maps, os.setresgid), (sandbox.uid_maps, os.setresuid)):
@@ -348,7 +339,7 @@ def _change_root(share_fd: int) -> Confined:
     os.chdir(b"/proc")
     # The old root comes to lie on top of the new one, and is taken away from there.
     _check(_pivot_root(PIVOT_ROOT, b".", b"."), "changing the root")
-    _check(_libc.umount2(b".", MNT_DETACH), "letting go of the old root")
+    _check(libc.umount2(b".", MNT_DETACH), "letting go of the old root")
     os.chdir(b"/")
     return Confined(f"/{name.decode()}", PROC)
 
@@ -356,8 +347,8 @@ def _change_root(share_fd: int) -> Confined:
 def _mount(
     source: bytes | None, target: bytes, flags: int, what: str, kind: bytes | None = None, data: bytes = b""
 ) -> None:
-    null = _ffi.NULL
-    _check(_libc.mount(source or null, target, kind or null, flags, data or null), what)
+    null = ffi.NULL
+    _check(libc.mount(source or null, target, kind or null, flags, data or null), what)
 
 
 def _chroot(share: str) -> Confined:

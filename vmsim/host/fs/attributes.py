@@ -40,7 +40,7 @@ _attr_order: Callable[[tuple[int, ...]], tuple[int, ...]] = operator.itemgetter(
 _fstat = libc.fstat
 _statx = libc.statx
 
-_faccessat2 = syscall("int dir_fd, const char *path, int mask, int flags")
+_faccessat2 = syscall("faccessat2")
 
 
 class LinuxAttributes:

@@ -17,9 +17,9 @@ CAP_FSETID: Final = 1 << 4
 CAP_SETGID: Final = 1 << 6
 CAP_SETUID: Final = 1 << 7
 
-_set_ids = syscall("int real, int effective, int saved")
-_set_groups = syscall("size_t count, const unsigned int *groups")
-_capabilities = syscall("void *header, void *data")
+_set_ids = syscall("setresid")
+_set_groups = syscall("setgroups")
+_capabilities = syscall("capabilities")
 
 
 class LinuxCredentials:

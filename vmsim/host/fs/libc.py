@@ -1,7 +1,6 @@
 """The libc functions that :mod:`os` lacks, through cffi's ABI mode.
 
-Each system call without a libc function gets a prototype of ``syscall`` of its own: a fixed one is much
-cheaper to call than the variadic one, and the calling conventions of x86-64 and arm64 are the same for both.
+``tools/libc_declarations.py`` declares them and makes ``libc_ffi.py``.
 """
 
 from __future__ import annotations
@@ -9,22 +8,7 @@ from __future__ import annotations
 import platform
 from typing import Any, Final, NoReturn
 
-from cffi import FFI
-
-FUNCTIONS: Final = """
-int fstat(int fd, void *buf);
-int statx(int dir_fd, const char *path, int flags, unsigned mask, void *buf);
-ssize_t getdents64(int fd, void *buf, size_t size);
-int renameat2(int dir_fd, const char *name, int new_dir_fd, const char *new_name, unsigned flags);
-int linkat(int dir_fd, const char *path, int new_dir_fd, const char *name, int flags);
-int mknodat(int dir_fd, const char *name, unsigned mode, unsigned long rdev);
-int fchownat(int dir_fd, const char *path, unsigned uid, unsigned gid, int flags);
-int utimensat(int dir_fd, const char *path, const void *times, int flags);
-int name_to_handle_at(int dir_fd, const char *path, void *handle, int *mount_id, int flags);
-int open_by_handle_at(int mount_fd, void *handle, int flags);
-int fallocate(int fd, int mode, long offset, long length);
-int syncfs(int fd);
-"""
+from vmsim.host.fs.libc_ffi import ffi as ffi
 
 AT_FDCWD: Final = -100
 AT_SYMLINK_FOLLOW: Final = 0x400
@@ -40,23 +24,12 @@ SETGROUPS: Final = 159 if _ARM64 else 116
 CAPGET: Final = 90 if _ARM64 else 125
 CAPSET: Final = 91 if _ARM64 else 126
 
-ffi: Final = FFI()
-ffi.cdef(FUNCTIONS)
 libc: Final[Any] = ffi.dlopen(None)
 
 
-def syscall(prototype: str) -> Any:
-    """The ``syscall`` function with the given parameters after the call's number."""
-    own = FFI()
-    own.cdef(f"long syscall(long number, {prototype});")
-    library: Any = own.dlopen(None)
-    call = library.syscall
-    # The library must live as long as its function does; the FFI instance keeps both.
-    _KEPT.append((own, library))
-    return call
-
-
-_KEPT: Final[list[tuple[Any, Any]]] = []
+def syscall(kind: str) -> Any:
+    """``syscall`` with the parameters that ``kind`` has in the declarations, after the call's number."""
+    return ffi.cast(kind, libc.syscall)
 
 
 def fail(call: str) -> NoReturn:

@@ -30,8 +30,8 @@ OPEN_TREE_CLONE: Final = 1
 ESCAPED: Final = (b"/", b"/ (deleted)")
 
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
-_openat2 = syscall("int dir_fd, const char *path, void *how, size_t size")
-_open_tree = syscall("int dir_fd, const char *path, unsigned flags")
+_openat2 = syscall("openat2")
+_open_tree = syscall("open_tree")
 
 
 class LinuxReaching(LinuxMaking):
