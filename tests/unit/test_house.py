@@ -30,8 +30,8 @@ SANS_IO = (
     "vmsim/wire", "vmsim/virtio", "vmsim/fuse", "vmsim/vhost", "vmsim/migration", "vmsim/memory", "devices",
 )
 NO_IO = {
-    "_cffi_backend", "asyncio", "cffi", "ctypes", "mmap", "multiprocessing", "ptrace", "random", "secrets", "select",
-    "selectors", "socket", "subprocess", "threading", "time",
+    "_cffi_backend", "asyncio", "cffi", "ctypes", "mmap", "multiprocessing", "ptrace", "random", "secrets",
+    "select", "selectors", "socket", "subprocess", "threading", "time",
 }
 OS_NAMES_ALLOWED = re.compile(
     r"[A-Z][A-Z0-9_]*$|strerror$|fsencode$|fsdecode$|makedev$|major$|minor$|path$|PathLike$|stat_result$"
