@@ -19,10 +19,18 @@ FAILED = 1
 MISUSED = 2
 
 
-COMMANDS: Final = (
-    "check", "diff", "docs", "doctor", "inspect", "migrate", "restore", "serve", "shell",
-)  # fmt: skip
-"""Each in the module of its name, which is imported when the command is used: back-ends start quickly."""
+COMMANDS: Final = {
+    "check": "Test a vhost-user-fs back-end as a front-end and as a guest.",
+    "diff": "Say what changed between two streams, saved machines or states.",
+    "docs": "Show a page of the documentation.",
+    "doctor": "Say what this host can do for vmsim, and what is lost without it.",
+    "inspect": "Say what is in a migration stream, a saved machine or a state.",
+    "migrate": "Migrate a machine live while its guest works, and check everything.",
+    "restore": "Continue a machine that was saved by vmsim migrate --save.",
+    "serve": "Serve a directory to QEMU and others over vhost-user.",
+    "shell": "A shell in a guest whose root is a directory.",
+}
+"""What each is about; the module of its name is imported when it is used: back-ends start quickly."""
 
 
 class Commands(click.Group):
@@ -38,6 +46,11 @@ class Commands(click.Group):
             return None
         found: click.Command = getattr(import_module(f"vmsim.cli.{cmd_name}"), cmd_name)
         return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does, without importing them all."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
