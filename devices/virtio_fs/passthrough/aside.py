@@ -208,6 +208,10 @@ class AsideHost:
         """Calls on ``fd`` may not be made by the loop."""
         self._slow[fd] = key
 
+    def hangs(self, fd: int) -> bool:
+        """Whether that was said of ``fd``."""
+        return fd in self._slow
+
     def hold(self, fd: int) -> None:
         """Whatever closes ``fd`` before the present run has ended, it stays open until then."""
         run = self.run

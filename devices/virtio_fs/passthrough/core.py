@@ -262,6 +262,13 @@ class Core(FileSystem):
         except PermissionError:
             pass
 
+    def close_file(self, fd: int) -> None:
+        """Close a descriptor of a file, perhaps its last."""
+        self.host.close(fd)
+
+    def check_emptying(self, inode: Inode) -> None:
+        """TryAgain if the content of ``inode`` should rather go where nobody waits for it."""
+
     def guest_attr(self, attr: HostAttr) -> HostAttr:
         """The attributes with the guest's ids."""
         uid = self.uids.to_guest(attr[UID])

@@ -66,6 +66,8 @@ class FileOps(LockOps):
             raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EBADF, "not a regular file")
         self.handles.check_room()
         wanted = self.effective_flags(flags)
+        if wanted & os.O_TRUNC:
+            self.check_emptying(inode)
         fd, effective = self.open_inode(inode, wanted, flags)
         if wanted & os.O_TRUNC and self._truncation_kills(ctx, open_flags):
             try:
@@ -215,7 +217,7 @@ class FileOps(LockOps):
         self.handles.remove(handle)
         self.end_handle_locks(handle)
         if handle.fd >= 0:
-            self.host.close(handle.fd)
+            self.close_file(handle.fd)
         self.retry_stale()
 
     # -- the rest --------------------------------------------------------------------------------

@@ -59,10 +59,10 @@ class PassthroughFs(NameOps, DirOps, XattrOps, RestoreOps, SlowOps):
         for waiter in self.waits.clear():
             waiter.done(OSError(errno.ECONNABORTED, "the session ended"))
         for owner in owners:
-            self.host.close(owner.fd)
+            self.close_file(owner.fd)
         for handle in self.handles:
             if handle.fd >= 0:
-                self.host.close(handle.fd)
+                self.close_file(handle.fd)
         self.handles.clear()
         self.fds.clear()
         for mount in self.inodes.mounts.values():

@@ -227,7 +227,7 @@ class LockOps(AttrOps):
         """Drop the POSIX locks of an owner on an inode."""
         own = self.locks.drop(inode.id, lock_owner)
         if own is not None:
-            self.host.close(own.fd)
+            self.close_file(own.fd)
             self.waits.freed(inode.id, own.ranges[0].start, own.ranges[-1].end)
             self.retry_stale()
 

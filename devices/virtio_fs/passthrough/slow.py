@@ -1,23 +1,28 @@
 """Which requests may make the host sleep for long, and how they are served aside.
 
 File systems of FAST answer from memory or a disk of this machine, so their calls are made at once; only what
-writes a disk or allocates there has no bound (WRITES). Everything of all others (NFS, FUSE, 9p, /proc) may
-wait for somebody who does not answer any more.
+writes a disk, and what allocates or frees space by the gigabyte, has no bound (LONG). Everything of all
+others (NFS, FUSE, 9p, /proc) may wait for somebody who does not answer any more.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from vmsim.fuse import opcodes as op
+from vmsim.fuse.abi import flags as f
+from vmsim.fuse.filesystem import TryAgain
 from vmsim.fuse.request import Request
 from vmsim.limits import FUSE_ALLOCATE_MAX
 
 from .aside import AsideHost, Pool
-from .core import Core
+from .core import NLINK
 from .inodes import Inode, Mount
+from .reach import Reach
 
 MEMORY: Final = frozenset({b"tmpfs", b"ramfs", b"devtmpfs", b"rootfs"})
 FAST: Final = MEMORY | {
@@ -27,8 +32,12 @@ FAST: Final = MEMORY | {
 }  # fmt: skip
 """Their server is this kernel."""
 
-WRITES: Final = frozenset({op.FSYNC, op.FSYNCDIR, op.SYNCFS, op.FALLOCATE})
-"""What may take long on a disk."""
+CLOSING: Final = "closing"
+"""What is waited for where a large file is freed."""
+
+BLOCKS: Final = 2
+SECTORS_MAX: Final = FUSE_ALLOCATE_MAX >> 9
+"""Of a file that is freed without leaving the loop."""
 
 INLINE: Final = frozenset(
     {op.GETLK, op.SETLK, op.SETLKW, op.RELEASE, op.RELEASEDIR, op.POLL, op.NOTIFY_REPLY}
@@ -39,13 +48,14 @@ NODEIDS: Final = frozenset({"nodeid_out", "oldnodeid", "newdir"})
 """Arguments that name a node besides the header's."""
 
 
-class SlowOps(Core):
+class SlowOps(Reach):
     """Knows the mounts that may hang, and serves what concerns them aside."""
 
     def use_pool(self, pool: Pool, on_slow: Callable[[], None]) -> None:
         """From now on; ``on_slow`` is told when there is a mount that may hang."""
         self.pool = pool
         self._on_slow = on_slow
+        self.fds.close_with(self.close_file)
         self.find_slow_mounts()
 
     def find_slow_mounts(self) -> None:
@@ -83,7 +93,6 @@ class SlowOps(Core):
             host = self.aside = AsideHost(self.host, self.pool)
             self.host = host
             self._fstat = self.host.fstat
-            self.fds.close_with(self.host.close)
             self.inodes.close_with(self.host.close)
             for fd in {self.root.fd, *(mount.fd for mount in self.inodes.mounts.values() if mount.slow)}:
                 if self.root.mount.slow and fd >= 0:
@@ -102,7 +111,8 @@ class SlowOps(Core):
         mount = inode.mount
         if mount.slow:
             return mount
-        if number in WRITES and not mount.memory and (number != op.FALLOCATE or self._is_long(request)):
+        is_long = LONG.get(number)
+        if is_long is not None and is_long(self, request, inode):
             return mount
         if not self.slow_names:
             return None
@@ -117,10 +127,59 @@ class SlowOps(Core):
     def _names(self, directory: Inode, names: list[bytes]) -> bool:
         return any((directory.mount.mnt_id, name) in self.slow_names for name in names)
 
-    @staticmethod
-    def _is_long(request: Request) -> bool:
+    # -- what takes long on a fast file system ----------------------------------------------------
+
+    def _is_disk(self, request: Request, inode: Inode) -> bool:
+        return not inode.mount.memory
+
+    def _allocates(self, request: Request, inode: Inode) -> bool:
         _, _, length, mode, _ = request.args
         return length > FUSE_ALLOCATE_MAX or bool(mode & ~1)
+
+    def _cuts(self, request: Request, inode: Inode) -> bool:
+        return bool(request.args[0] & f.FATTR_SIZE) and self.is_large(inode)
+
+    def _empties(self, request: Request, inode: Inode) -> bool:
+        return bool(request.args[0] & os.O_TRUNC) and self.is_large(inode)
+
+    def _empties_name(self, request: Request, inode: Inode) -> bool:
+        return bool(request.args[0] & os.O_TRUNC) and self._is_large_name(inode, request.names[0])
+
+    def _removes(self, request: Request, inode: Inode) -> bool:
+        return self._is_large_name(inode, request.names[0])
+
+    def _replaces(self, request: Request, inode: Inode) -> bool:
+        directory = self.inodes.get(request.args[0])
+        return directory is not None and self._is_large_name(directory, request.names[1])
+
+    def is_large(self, inode: Inode) -> bool:
+        """Whether freeing its space takes long."""
+        if not stat.S_ISREG(inode.mode):
+            return False
+        try:
+            return bool(self._fstat(self.path_fd(inode))[BLOCKS] > SECTORS_MAX)
+        except OSError:
+            return False  # whoever asks is told
+
+    def _is_large_name(self, directory: Inode, name: bytes) -> bool:
+        """The same of a name, whose removal frees it at once where nobody knows the file."""
+        try:
+            return bool(self.host.identify_name(self.path_fd(directory), name)[0][BLOCKS] > SECTORS_MAX)
+        except OSError:
+            return False
+
+    def check_emptying(self, inode: Inode) -> None:
+        """TryAgain in the loop, which finds it in LONG."""
+        if self.pool is not None and (self.aside is None or self.aside.run is None) and self.is_large(inode):
+            raise TryAgain(errno.EAGAIN, "its content takes long to free")
+
+    def close_file(self, fd: int) -> None:
+        """Close a descriptor, elsewhere if it may be the last of a large file that has no name."""
+        if self.pool is not None and not (self.aside is not None and self.aside.hangs(fd)):
+            attr = self._fstat(fd)
+            if not attr[NLINK] and attr[BLOCKS] > SECTORS_MAX:
+                self._use_aside().may_hang(fd, CLOSING)
+        self.host.close(fd)
 
     def start_aside(
         self, request: Request, key: Hashable, serve: Callable[[], Any], done: Callable[[Any], object]
@@ -146,3 +205,12 @@ class SlowOps(Core):
         """Go on with the requests whose calls have ended."""
         if self.aside is not None:
             self.aside.join()
+
+
+LONG: Final[dict[int, Callable[[SlowOps, Request, Inode], bool]]] = {
+    op.FSYNC: SlowOps._is_disk, op.FSYNCDIR: SlowOps._is_disk, op.SYNCFS: SlowOps._is_disk,
+    op.FALLOCATE: SlowOps._allocates, op.SETATTR: SlowOps._cuts, op.OPEN: SlowOps._empties,
+    op.CREATE: SlowOps._empties_name, op.UNLINK: SlowOps._removes, op.RENAME: SlowOps._replaces,
+    op.RENAME2: SlowOps._replaces,
+}  # fmt: skip
+"""What may take long though the file system is FAST, and when."""

@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from devices.virtio_fs.backend import VirtioFsBackend
+from devices.virtio_fs.passthrough import slow
 from tests.support.backend_rig import Driver
 from tests.support.slow_mount import CONTENT, SlowMount
 from vmsim.fuse import opcodes as op
@@ -17,7 +18,7 @@ from vmsim.fuse.abi import flags as f
 from vmsim.fuse.client import decode
 from vmsim.host.fs import LinuxFs
 from vmsim.host.workers import Workers
-from vmsim.limits import WORKERS_PER_KEY
+from vmsim.limits import FUSE_ALLOCATE_MAX, WORKERS_PER_KEY
 
 WAIT_S = 30
 
@@ -255,3 +256,92 @@ def test_a_plain_share_needs_no_thread(share):
     finally:
         served.backend.close()
         served.pool.close()
+
+
+LARGE, SMALL = b"large", b"small"
+
+
+FREEING = {
+    "SETATTR": lambda d, node, fh, name: d.send(op.SETATTR, node, attributes(f.FATTR_SIZE, size=1)),
+    "SETATTR by handle": lambda d, node, fh, name: d.send(
+        op.SETATTR, node, (f.FATTR_SIZE | f.FATTR_FH, 0, fh, 1, *[0] * 12)
+    ),
+    "OPEN": lambda d, node, fh, name: d.send(op.OPEN, node, (os.O_WRONLY | os.O_TRUNC, 0)),
+    "CREATE": lambda d, node, fh, name: d.send(
+        op.CREATE, 1, (os.O_WRONLY | os.O_TRUNC, 0o600, 0, 0), (name,)
+    ),
+    "UNLINK": lambda d, node, fh, name: d.send(op.UNLINK, 1, (), (name,)),
+    "RENAME": lambda d, node, fh, name: d.send(op.RENAME, 1, (1,), (b"a", name)),
+    "RENAME2": lambda d, node, fh, name: d.send(op.RENAME2, 1, (1, 0, 0), (b"a", name)),
+}  # fmt: skip
+"""Requests that free the space of a file."""
+
+
+@pytest.fixture(params=["disk", "memory"])
+def plain(request, share, monkeypatch):
+    """A share where what is larger than 32 KiB counts as large, on a disk and in memory."""
+    monkeypatch.setattr(slow, "SECTORS_MAX", 64)
+    if request.param == "memory":
+        monkeypatch.setattr(slow, "MEMORY", slow.FAST)
+    for name, size in ((LARGE, 1 << 16), (SMALL, 1 << 12)):
+        (share / os.fsdecode(name)).write_bytes(b"x" * size)
+        os.sync()
+    served = Served(share)
+    yield served
+    served.until(lambda: not served.pool.pending, "the end of all calls")
+    served.backend.close()
+    served.until(lambda: not served.pool.pending, "the end of all closes")
+    served.pool.close()
+
+
+@pytest.mark.parametrize("name", FREEING)
+def test_who_frees_much_space_holds_up_nobody(plain, name):
+    """Gigabytes take a file system seconds to free: that is done aside, what is small at once."""
+    share = os.fsdecode(plain.backend.fs.share)
+    for file in (SMALL, LARGE):
+        if not os.path.exists(f"{share}/a"):
+            os.link(f"{share}/small", f"{share}/a")  # for the second RENAME
+        node = plain.send(op.LOOKUP, 1, (), (file,)).nodeid
+        fh = plain.answered(op.OPEN, node, (os.O_RDWR, 0)).fh
+        chain = FREEING[name](plain, node, fh, file)
+        assert hasattr(chain, "reply") == (file is LARGE), f"{name} of {file}: {chain}"
+        if file is LARGE:
+            unique = plain.unique
+            plain.until(lambda it=chain: it in [done for done, _ in plain.done], f"the answer to {name}")
+            plain.reply_to(op.BY_NAME[name.split()[0]].number, chain, unique)
+    size = plain.send(op.GETATTR, node, (0, 0, 0))
+    assert size.size <= 1 or size.nlink == 0
+
+
+def test_long_allocations_leave_the_loop_on_every_file_system(plain):
+    node = plain.send(op.LOOKUP, 1, (), (SMALL,)).nodeid
+    fh = plain.send(op.OPEN, node, (os.O_RDWR, 0)).fh
+    for length, mode, aside in ((4096, 0, False), (FUSE_ALLOCATE_MAX + 1, 1, True), (4096, 3, True)):
+        chain = plain.send(op.FALLOCATE, node, (fh, 0, length, mode, 0))
+        assert hasattr(chain, "reply") == aside, f"{length} bytes, mode {mode}: {chain}"
+        plain.until(lambda: not plain.pool.pending, "the end of the call")
+
+
+@pytest.mark.parametrize("last", ["RELEASE", "FORGET"])
+def test_the_last_user_of_a_large_file_does_not_free_it_in_the_loop(plain, last):
+    """Without a name the space goes with the last descriptor, whoever has it."""
+    node = plain.send(op.LOOKUP, 1, (), (LARGE,)).nodeid
+    fh = plain.send(op.OPEN, node, (os.O_RDWR, 0)).fh
+    plain.send(op.UNLINK, 1, (), (LARGE,))
+    plain.until(lambda: not plain.pool.pending, "the end of the UNLINK")
+    calls, submit = [], plain.pool.submit
+
+    def counted(key, call, done):
+        calls.append(key)
+        submit(key, call, done)
+
+    plain.pool.submit = counted
+    ends = {
+        "RELEASE": lambda: plain.send(op.RELEASE, node, (fh, 0, 0, 0)),
+        "FORGET": lambda: plain.backend.handle(0, plain.chain(op.FORGET, node, (1,)), None),
+    }
+    end = ends.pop(last)
+    ends.popitem()[1]()
+    calls.clear()
+    end()
+    assert len(calls) == 1, calls
