@@ -143,7 +143,7 @@ class Life:
         self.ring.set_addr(VringAddr(1, 0, DESC, DEVICE, DRIVER, 0))
         fresh = 0x8000_8000 if self.features & F_RING_PACKED else 0
         self.ring.set_base(fresh if base is None else base)
-        self.ring.has_kick = True
+        self.ring.expect_kicks()
         self.ring.set_enabled(True)
         if base is None:
             self.memory.write(DESC, bytes(BUFFERS - DESC))
@@ -241,6 +241,6 @@ class Life:
             with suppress(VmsimError):
                 self.ring.stop()
                 self.ring.set_base(reader.number() & 0xFFFFFFFF)
-                self.ring.has_kick = True
+                self.ring.expect_kicks()
         else:
             self.ring.kicked()

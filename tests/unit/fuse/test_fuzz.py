@@ -84,7 +84,7 @@ def requests(draw):
 
 
 @given(st.lists(st.tuples(requests(), st.integers(0, 400), sizes, sizes), min_size=1, max_size=6))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_damaged_requests(steps):
     rig = Rig(OPTIONS)
     rig.create(data=b"hello")

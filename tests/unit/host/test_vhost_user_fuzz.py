@@ -84,7 +84,7 @@ raw = st.one_of(
 
 
 @lasting
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(raw, st.integers(0, 3)), max_size=12))
 def test_bytes(sequence):
     files = [os.open("/dev/null", os.O_RDWR), *os.pipe()]
@@ -102,7 +102,7 @@ def test_bytes(sequence):
 @pytest.mark.parametrize("dialect", ["upstream", "rfc2023"])
 def test_messages(dialect):
     @lasting
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(steps(DIALECTS[dialect].messages), max_size=30))
     def check(sequence):
         ram = SharedMemory("r", 1 << 20)

@@ -50,7 +50,7 @@ def refusal(data: bytes) -> str:
     return ""
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(BLOBS)
 def test_states_that_cannot_be(state):
     data = encoded(state)
@@ -69,7 +69,7 @@ WRONG = st.one_of(
 """Records, index, field and what it becomes."""
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(WRONG, st.sampled_from(["", "next_inode", "next_handle"]), IDS)
 def test_a_sound_state_with_one_thing_wrong(wrong, number, value):
     state = small()

@@ -183,7 +183,7 @@ def many_threads() -> None:
             sum(range(1000))
             time.sleep(0.001)
 
-    for _ in range(20):
+    for _ in range(8):
         threading.Thread(target=work, daemon=True).start()
     sys.setswitchinterval(1e-5)
 

@@ -211,7 +211,7 @@ def lives(name, features):
     machine = type(name, (Lives,), {"features": features})
     case = machine.TestCase
     case.settings = settings(
-        max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
     )
     return case
 

@@ -137,7 +137,7 @@ def test_twice_as_many_take_at_most_twice_the_work(loaded, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_meanwhile_is_what_stays_and_a_little(loaded, kind):
     """Beside what the guest has afterwards: six times the state, or as many bytes for each element."""
-    count = 4000
+    count = 2000
     data, (peak, left) = loaded(kind, count, peak_bytes)
     most = max(6 * len(data), ELEMENT_BYTES * count)
     assert peak - left < most, f"{len(data)} bytes: {peak} at most, {left} stay"
