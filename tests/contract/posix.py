@@ -11,9 +11,9 @@ its mount of another one. Results and errnos must be equal.
 from __future__ import annotations
 
 from tests.contract import posix_content, posix_names
-from tests.support.posix_both import Both
+from tests.support.posix_both import Both, tree
 
-__all__ = ["CHECKS", "Both"]
+__all__ = ["CHECKS", "Both", "tree"]
 
 CHECKS = [
     value

@@ -117,6 +117,24 @@ class Both:
         return data
 
 
+def tree(root):
+    """What a directory of the host holds, by path, without what may differ."""
+    found = {}
+    for folder, folders, files in os.walk(root):
+        for path in (os.path.join(folder, name) for name in (*folders, *files)):
+            st = os.lstat(path)
+            content = b""
+            if stat.S_ISLNK(st.st_mode):
+                content = os.readlink(path)
+            elif stat.S_ISREG(st.st_mode):
+                with open(path, "rb") as file:
+                    content = file.read()
+            names = os.listxattr(path, follow_symlinks=False)
+            attributes = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+            found[os.path.relpath(path, root)] = (*plain(st), content, attributes)
+    return found
+
+
 def expect_equal(both, name, *args, **kwargs):
     """A call that fails alike on both sides."""
     guest, host = both.results(name, args, kwargs)

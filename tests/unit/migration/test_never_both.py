@@ -1,7 +1,7 @@
 """Never both, never neither: the line between the two ends breaks at every byte, in every way.
 
 A small machine, so that *every* byte of both directions can be tried;
-tests/unit/machine/test_broken_lines.py does the same to whole machines at fewer places.
+tests/unit/machine/test_tunnels.py does the same to whole machines at fewer places.
 """
 
 from __future__ import annotations
