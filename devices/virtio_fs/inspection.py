@@ -413,6 +413,7 @@ def _extension_tree(extension: ext.Extension, offset: int) -> Node:
         ("unlinked", [(f.id, {"mode": f"{f.mode:#o}", "uid": f.uid, "gid": f.gid, "size": f.size,
                               "bytes": sum(len(data) for _, data in f.extents)})
                       for f in extension.anonymous]),
+        ("told", [(t.id, {"ino": t.ino, "ctime_ns": t.ctime_ns}) for t in extension.told]),
         ("raw_names", [(r.id, {"parent": r.parent, "name": _name(r.name)}) for r in extension.raw_names]),
         ("losses", [(loss.id, {"reason": loss.reason}) for loss in extension.losses]),
     )  # fmt: skip

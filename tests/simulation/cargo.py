@@ -71,9 +71,10 @@ class Cargo:
         fs.flock(self.flocked, fcntl.LOCK_EX)
         fs.lseek(self.fd, OFFSET, os.SEEK_SET)
         self.waits = self._numbers.choice(WAITS) if wait else ""
-        self._may_ask = False
+        self._may_ask = self._ready = False
         if not wait:
             self._task = machine.spawn("last moment", self._ask, pid=OTHER)
+            self._schedule.wait(lambda: self._ready, "the open file of the last moment")
             return
         if self.waits == "open":
             os.close(os.open(self._path + ".leased", os.O_CREAT | os.O_WRONLY, 0o644))

@@ -15,6 +15,7 @@ import pytest
 from devices.virtio_fs.backend import VirtioFsBackend
 from devices.virtio_fs.device import VirtioFsDevice
 from devices.virtio_fs.passthrough.locks import LockOps
+from devices.virtio_fs.state.restore import Load
 from tests.simulation.cargo import WAITS
 from tests.simulation.voyage import Voyage
 from vmsim.guest.kernel import GuestKernel
@@ -74,6 +75,16 @@ def loses_offsets(monkeypatch):
     monkeypatch.setattr(GuestKernel, "restore", forgetful)
 
 
+def loses_access(monkeypatch):
+    """Files that are open for appending or writing are open for reading afterwards."""
+    restore = Load._handle
+
+    def reading(load, record, flags, asked):
+        restore(load, record, flags & ~os.O_ACCMODE, asked)
+
+    monkeypatch.setattr(Load, "_handle", reading)
+
+
 def voyages(folder, count):
     """Runs the first seeds: (voyage, what it raised)."""
     for seed in range(count):
@@ -87,7 +98,9 @@ def voyages(folder, count):
         yield voyage, raised
 
 
-DEFECTS = (loses_pages, loses_locks, loses_flocks, loses_waiting, loses_requests, loses_offsets)
+DEFECTS = (
+    loses_pages, loses_locks, loses_flocks, loses_waiting, loses_requests, loses_offsets, loses_access,
+)  # fmt: skip
 
 
 @pytest.mark.sim

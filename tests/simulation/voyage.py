@@ -14,7 +14,9 @@ import os
 import random
 from typing import Any, Final, NamedTuple
 
-from tests.simulation.cargo import Cargo, VoyageSchedule
+from tests.simulation.cargo import OTHER, Cargo, VoyageSchedule
+from tests.support.exhibits import KINDS, exhibit
+from tests.support.inventory import changes, inventory
 from tests.support.machine_rig import HANDLES_ALLOWED
 from vmsim.errors import MigrationError, StateError
 from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
@@ -33,6 +35,11 @@ STEPS: Final = 15
 REALTIME_NS: Final = 1_700_000_000_000_000_000
 FORGET_TURNS: Final = 100
 ROOM_FOR_TWO: Final = 16
+CURATOR: Final = 7
+EXHIBITS: Final = 3
+"""Kinds of files of a voyage, each named and unlinked."""
+ROOT_CTIME: Final = ("node 1: ctime", "node 1: ctimensec")
+"""Unlinked files of some kinds have a name in the share for a moment when they are made anew."""
 REPRO: Final = "VMSIM_SEEDS={seed} tools/test tests/simulation/test_voyages.py"
 
 
@@ -213,6 +220,7 @@ class Voyage:
         self.hops: list[str] = []
         self._seams = seams or (lambda where: Seams())
         self._names = 0
+        self.exhibits: list[int] = []
 
     def run(self) -> None:
         """All legs; the share must be empty."""
@@ -228,6 +236,8 @@ class Voyage:
         try:
             for pid, folder in ((1, "/one"), (2, "/two")):
                 self.programs[pid] = (folder, Campaign(self.seed * 2 + pid, repro=self.repro))
+            kinds = sorted(self.numbers.sample(KINDS, EXHIBITS), key=KINDS.index)
+            self.exhibits = exhibit(machine.mount(CURATOR), "/exhibits", kinds)
             for leg in range(self.plan.legs):
                 machine = self._leg(machine)
                 self._check(machine)
@@ -271,11 +281,15 @@ class Voyage:
         if leg:
             machine.migration = "internal"
         cargo.load(machine, wait=not leg % 2)
+        # A request that waits may hold up those that follow in its ring: then nobody can look.
+        before = None if cargo.waits else inventory(machine, without=(OTHER,))
         left = len(self.hops)
         machine = self._hop(machine, "go" if leg < 2 else "")
         if self.hops[left].endswith("went"):
             cargo.arrived(sum(self.parked.values()))
         cargo.check(machine)
+        if before is not None:
+            self._check_files(before, machine)
         cargo.unload(machine)
         return machine
 
@@ -345,6 +359,7 @@ class Voyage:
         if self.plan.arguments["migration"] != "internal" or self.plan.keeps_handles:
             return machine
         path = f"{self.share}.{leg}.vmsim"
+        before = inventory(machine)
         machine.save(path, keep_running=False)
         machine.close()
         self.hops.append("file")
@@ -353,9 +368,15 @@ class Voyage:
         )
         os.unlink(path)
         self.trouble = self._latest
+        self._check_files(before, machine)
         return machine
 
     # Looking
+
+    def _check_files(self, before: dict[str, Any], machine: Machine) -> None:
+        """Each file that the guest knows is what it was before the hop, attribute by attribute."""
+        found = [line for line in changes(before, inventory(machine)) if not line.startswith(ROOT_CTIME)]
+        assert not found, "\n".join(["files are not what they were:", *found])
 
     def _check(self, machine: Machine) -> None:
         """Everything is as the models say, as the guest sees it."""
@@ -374,6 +395,9 @@ class Voyage:
         for pid, (folder, campaign) in self.programs.items():
             campaign.check_tree(OsFiles(self.share + folder))
             campaign.close(Below(machine.mount(pid), folder))
+        curator = machine.mount(CURATOR)
+        for fd in self.exhibits:
+            curator.close(fd)
         machine.mount().drop_caches()
         for _ in range(FORGET_TURNS):
             machine.kernel.arm_interrupts()  # nobody waits for FORGETs

@@ -47,7 +47,7 @@ class AttrOps(LookupOps):
                 fd = self.path_fd(inode)
         attr = self._fstat(fd)
         if self.translates:
-            attr = self.guest_attr(attr)
+            attr = self.guest_attr(nodeid, attr)
         return (self.validity_s, 0, 0, *attr)
 
     def _fd_of(self, nodeid: int, fh: int | None) -> int:
@@ -110,6 +110,10 @@ class AttrOps(LookupOps):
             mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, attributes_mask,
             atime, atimensec, btime, btimensec, ctime, ctimensec, mtime, mtimensec, *devices,
         ) = self.host.statx(self._fd_of(nodeid, fh), flags, mask & STATX_ASKED)  # fmt: skip
+        if self.told:
+            ino = self.told.number(nodeid, ino)
+            ctime, ctimensec = self.told.ctime(nodeid, ctime, ctimensec)
+            btime, btimensec = self.told.birth(nodeid, btime, btimensec)
         return (
             self.validity_s, 0, 0, b"", mask & STATX_ASKED, blksize, attributes, nlink,
             self.uids.to_guest(uid), self.gids.to_guest(gid), mode, 0, ino, size, blocks, attributes_mask,

@@ -28,6 +28,7 @@ from .handles import Handle, HandleTable
 from .host_calls import HostAttr, HostFs
 from .idmap import IdMap
 from .inodes import OK, ROOT_ID, Inode, InodeTable, Mount, pack_handle, unpack_handle, unusable
+from .told import Told, ToldTable
 from .watch import TreeWatch
 from .xattrmap import XattrMap
 
@@ -66,7 +67,9 @@ class Core(FileSystem):
         self.watch: TreeWatch | None = None
         self.uids = IdMap(self.options.translate_uid)
         self.gids = IdMap(self.options.translate_gid)
-        self.translates = not (self.uids.identity and self.gids.identity)
+        self.told = ToldTable()
+        self.translates = self._maps_ids()
+        """Whether the guest is told other attributes than the host's."""
         self.xattr_map = XattrMap(self.options.xattrmap)
         self.mapped_capability = self._map_capability()
         self.by_handle = self._use_handles()
@@ -269,8 +272,18 @@ class Core(FileSystem):
     def check_emptying(self, inode: Inode) -> None:
         """TryAgain if the content of ``inode`` should rather go where nobody waits for it."""
 
-    def guest_attr(self, attr: HostAttr) -> HostAttr:
-        """The attributes with the guest's ids."""
+    def _maps_ids(self) -> bool:
+        return not (self.uids.identity and self.gids.identity)
+
+    def tell(self, nodeid: int, told: Told) -> None:
+        """Tell the guest these facts of an inode, whatever the host says."""
+        self.told.add(nodeid, told)
+        self.translates = True
+
+    def guest_attr(self, nodeid: int, attr: HostAttr) -> HostAttr:
+        """The attributes as the guest knows them: with its ids, and what it was told before a migration."""
+        if self.told:
+            attr = self.told.attr(nodeid, attr)
         uid = self.uids.to_guest(attr[UID])
         gid = self.gids.to_guest(attr[UID + 1])
         return (*attr[:UID], uid, gid, *attr[UID + 2 :])

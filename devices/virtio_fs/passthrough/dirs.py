@@ -41,6 +41,8 @@ class DirOps(FileOps):
             ino, after, kind, name = entry
             if name == b".." and nodeid == ROOT_ID:
                 ino = handle.inode.ino
+            if self.told:
+                ino = self.told.number(0, ino)
             return sink.add(ino, after, kind, name)
 
         self._each(handle, offset, take)

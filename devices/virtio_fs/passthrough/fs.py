@@ -72,6 +72,8 @@ class PassthroughFs(NameOps, DirOps, XattrOps, RestoreOps, SlowOps):
             for inode in self.inodes.items()[1:]:
                 self.watch.forgotten(inode)
         self.inodes.clear()
+        self.told.clear()
+        self.translates = self._maps_ids()
         self.root.nlookup = 1
         self._negotiate(NegotiatedState())
 

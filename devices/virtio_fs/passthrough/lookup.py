@@ -58,7 +58,7 @@ class LookupOps(Reach):
             if self.watch is not None:
                 self.watch.named(inode, parent, name)
         if self.translates:
-            attr = self.guest_attr(attr)
+            attr = self.guest_attr(inode.id, attr)
         if self.submounts and inode.mount is not parent.mount:
             attr = (*attr[:15], ATTR_SUBMOUNT)
         validity = self.validity_s
@@ -122,6 +122,7 @@ class LookupOps(Reach):
         """The guest does not know this inode any more."""
         self.fds.discard(inode)
         self.inodes.remove(inode)
+        self.told.by_id.pop(inode.id, None)
         if self.watch is not None:
             self.watch.forgotten(inode)
 

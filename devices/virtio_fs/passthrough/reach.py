@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from vmsim.limits import PATH_MAX
@@ -23,6 +24,17 @@ NOT_THERE: Final = frozenset(
 NO_MORE_FDS: Final = (errno.EMFILE, errno.ENFILE)
 DT_UNKNOWN: Final = 0
 DT_DIR: Final = 4
+
+
+LISTING: Final = os.O_RDONLY | os.O_DIRECTORY
+
+
+def open_listing(open_with: Callable[[int], int]) -> int:
+    """Open a directory to read it for ourselves: its access time stays, where that is ours to say."""
+    try:
+        return open_with(LISTING | os.O_NOATIME)
+    except PermissionError:
+        return open_with(LISTING)
 
 
 class Reach(Core):
@@ -173,9 +185,9 @@ class Reach(Core):
             path = todo.pop()
             try:
                 if path:
-                    dir_fd = self.open_at(base_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+                    dir_fd = open_listing(partial(self.open_at, base_fd, path))
                 else:
-                    dir_fd = self.host.reopen(base_fd, os.O_RDONLY | os.O_DIRECTORY)
+                    dir_fd = open_listing(partial(self.host.reopen, base_fd))
             except OSError:
                 continue
             try:

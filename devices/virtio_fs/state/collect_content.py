@@ -46,16 +46,22 @@ def capture(
     """
     host = fs.host
     fd = fs.path_fd(inode)
-    _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, rdev, _, _ = host.fstat(fd)
+    attr = fs.told.attr(inode.id, host.fstat(fd))
+    ino, size, blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid, rdev, _, _ = attr
+    birth, birth_ns = fs.told.birth(inode.id, *host.birth(fd))
     record = Anonymous(
-        inode.id, mode & 0xFFFF, uid, gid, rdev, 0, atime * SECOND + atime_ns, mtime * SECOND + mtime_ns
-    )
+        inode.id, mode & 0xFFFF, uid, gid, rdev, 0, atime * SECOND + atime_ns, mtime * SECOND + mtime_ns,
+        ino=ino, ctime_ns=ctime * SECOND + ctime_ns, birth_ns=birth * SECOND + birth_ns, blocks=blocks,
+    )  # fmt: skip
     if stat.S_ISLNK(mode):
         record.target = host.readlink(fd)
     elif stat.S_ISREG(mode):
         record.size = size
         with _Readable(fs, inode) as source:
             record.extents = _read_extents(host, source, size, budget, contents=contents)
+            record.flags = inode_flags(host, source)
+    elif stat.S_ISDIR(mode):
+        with _Readable(fs, inode) as source:
             record.flags = inode_flags(host, source)
     record.xattrs = _xattrs(host, fd)
     return record

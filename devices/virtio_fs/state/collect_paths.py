@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from vmsim.limits import PATH_MAX
 
 from ..passthrough.inodes import pack_handle, unpack_handle
+from ..passthrough.reach import LISTING, open_listing
 from .records import FileHandle
 
 if TYPE_CHECKING:
@@ -247,7 +249,7 @@ class PathFinder:
             here = stack.pop()
             below: list[Parent] = []
             try:
-                with self.opened(here, os.O_RDONLY | os.O_DIRECTORY) as fd:
+                with self.opened(here, LISTING) as fd:
                     for name in self._names(fd, numbers):
                         met = self._meet(here, fd, name, wanted, below)
                         if met is not None:
@@ -294,14 +296,17 @@ class Opened:
         """Open ``names`` beneath ``anchor_fd``, in as few steps as PATH_MAX allows."""
         host = self._host
         if not names:
-            return host.reopen(anchor_fd, flags)
+            return self._open_last(partial(host.reopen, anchor_fd), flags)
         here = anchor_fd
         try:
             while True:
                 path = names.pop(0)
                 while names and len(path) + len(names[0]) + 1 < PATH_MAX:
                     path += b"/" + names.pop(0)
-                below = host.open_beneath(here, path, flags if not names else os.O_PATH | os.O_DIRECTORY)
+                if names:
+                    below = host.open_beneath(here, path, os.O_PATH | os.O_DIRECTORY)
+                else:
+                    below = self._open_last(partial(host.open_beneath, here, path), flags)
                 if here != anchor_fd:
                     host.close(here)
                 here = below
@@ -311,6 +316,10 @@ class Opened:
             if here != anchor_fd:
                 host.close(here)
             raise
+
+    @staticmethod
+    def _open_last(open_with: Callable[[int], int], flags: int) -> int:
+        return open_listing(open_with) if flags == LISTING else open_with(flags)
 
     def __enter__(self) -> int:
         return self._fd

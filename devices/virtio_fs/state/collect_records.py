@@ -12,7 +12,7 @@ from vmsim.fuse.session import Session
 from . import blob, extension
 from .collect_content import ContentBudget, TooLarge, capture
 from .collect_paths import Missing, Parent, reason_of
-from .extension import Extension, Flock, HandleExtra, Loss, ModeInfo, PosixLock, RawName
+from .extension import Extension, Flock, HandleExtra, Loss, ModeInfo, PosixLock, RawName, ToldOf
 from .negotiation import options_of
 from .postcard import is_utf8
 from .records import FILE_HANDLE, INVALID, PATH, ROOT, HandleRecord, InodeRecord, StateBlob
@@ -60,6 +60,7 @@ class RecordBuilder:
             state.handles = self._handles()
             self._count_children()
             self._add_locks()
+            self._add_told()
             if self._options.mode == "file-handles":
                 state.mount_paths = self._mount_paths()
         state.inodes = self._records
@@ -174,6 +175,14 @@ class RecordBuilder:
         self.extra.locks = [PosixLock(*lock) for lock in locks.held()]
         self.extra.flocks = [Flock(*lock) for lock in locks.held_flocks()]
         self.extra.waiting = self._session.waiting()
+
+    def _add_told(self) -> None:
+        told = self._fs.told
+        made_again = {file.id for file in self.extra.anonymous}
+        self.extra.told = [
+            ToldOf(nodeid, *facts) for nodeid, facts in sorted(told.by_id.items()) if nodeid not in made_again
+        ]
+        self.extra.numbers = sorted(told.numbers)
 
     def _mount_paths(self) -> dict[int, bytes]:
         """Where each mount that a handle refers to is, relative to the share (``.``: the share's own)."""

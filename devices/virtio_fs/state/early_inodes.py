@@ -9,8 +9,8 @@ without all this.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,6 +19,7 @@ from vmsim.errors import StreamError
 from vmsim.limits import EARLY_STATE_MAX, NAME_MAX
 
 from ..passthrough.inodes import Inode, pack_handle
+from ..passthrough.reach import open_listing
 from . import blob
 from .early import EarlyPiece
 from .extension import Extension
@@ -192,7 +193,7 @@ class EarlyInodes:
         """Inode numbers by name: one look at the directory instead of one at each file in it."""
         host = self._fs.host
         numbers: dict[bytes | None, int] = {}
-        fd = host.reopen(dir_fd, os.O_RDONLY | os.O_DIRECTORY)
+        fd = open_listing(partial(host.reopen, dir_fd))
         try:
             while len(numbers) < most and (entries := host.getdents(fd, -1)):
                 numbers |= {name: ino for ino, _, _, name in entries}

@@ -91,7 +91,8 @@ class Flock(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=
 class Anonymous(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """An unlinked file that the guest still uses: attributes, and the data that is no hole.
 
-    ``flags`` are those of FS_IOC_GETFLAGS.
+    ``flags`` are those of FS_IOC_GETFLAGS. ``ino``, ``ctime_ns`` and ``birth_ns`` are what the guest was told
+    (0: unknown), ``blocks`` its sectors.
     """
 
     id: Word
@@ -106,6 +107,20 @@ class Anonymous(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     extents: Annotated[list[Extent], msgspec.Meta(max_length=STATE_EXTENTS_MAX)] = []
     target: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] = b""
     flags: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
+    ino: Word = 0
+    ctime_ns: int = 0
+    birth_ns: int = 0
+    blocks: Size = 0
+
+
+class ToldOf(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """What the guest is told of an inode that an earlier migration made anew (:mod:`..passthrough.told`)."""
+
+    id: Word
+    ino: Word
+    since_ns: int
+    ctime_ns: int
+    birth_ns: int
 
 
 class RawName(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -149,6 +164,8 @@ class Extension(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     raw_names: Annotated[list[RawName], msgspec.Meta(max_length=STATE_INODES_MAX)] = []
     losses: Annotated[list[Loss], msgspec.Meta(max_length=STATE_INODES_MAX)] = []
     stale: Annotated[list[Word], msgspec.Meta(max_length=STATE_INODES_MAX)] = []
+    told: Annotated[list[ToldOf], msgspec.Meta(max_length=STATE_UNLINKED_MAX)] = []
+    numbers: Annotated[list[Word], msgspec.Meta(max_length=STATE_UNLINKED_MAX)] = []
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -18,9 +18,10 @@ from vmsim.errors import MigrationError, StateError, StreamError
 from vmsim.fuse.init import InitOptions, check_restored
 from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.fuse.session import Session
-from vmsim.limits import REPORT_LINES_MAX, STATE_BLOB_MAX
+from vmsim.limits import REPORT_LINES_MAX, STATE_BLOB_MAX, STATE_UNLINKED_MAX
 
 from ..passthrough.lock_table import HeldLock
+from ..passthrough.told import Told
 from . import blob, extension
 from .collect_paths import PathFinder, reason_of
 from .early_inodes import Changed, EarlyInodes, EarlyRun
@@ -229,6 +230,8 @@ class Load:
         self._session.restore(negotiated)
         self._handles(plan.handles, extra)
         restorer.finish()
+        if extra is not None:
+            self._tell(extra)
         fs.handles.next_id = plan.next_handle
         self._drop_unknown(plan)
         if extra is not None:
@@ -292,6 +295,18 @@ class Load:
             ) from None
         finally:
             restorer.close()
+
+    def _tell(self, extra: Extension) -> None:
+        """What earlier migrations left the guest to be told."""
+        told, inodes = self._fs.told, self._fs.inodes
+        told.numbers.update(extra.numbers[: STATE_UNLINKED_MAX - len(told.numbers)])
+        for entry in extra.told:
+            nodeid, *facts = msgspec.structs.astuple(entry)
+            inode = inodes.get(nodeid)
+            if inode is not None and not inode.state:
+                self._fs.tell(nodeid, Told(*facts))
+        if told:
+            self._fs.translates = True
 
     def _anonymous(self, restorer: InodeRestorer, record: InodeRecord, file: Anonymous) -> None:
         restorer.anonymous(record, file)

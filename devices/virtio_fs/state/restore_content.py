@@ -7,7 +7,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from .collect_content import inode_flags
+from ..passthrough.attrs import UTIME_OMIT
+from .collect_content import ContentBudget, inode_flags
 from .extension import Anonymous
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ NO_TMPFILE = (
 )  # fmt: skip
 """What O_TMPFILE and writing into it answer where the share has none, may not be written, or is full."""
 FS_IOC_SETFLAGS = 0x40086602
+FALLOC_FL_KEEP_SIZE = 1
+SECTOR, BLOCK = 512, 4096
+BLOCKS, MTIME, MTIME_NS = 2, 4, 7
 SETTABLE = 0x80 | 0x40 | 0x8 | 0x1 | 0x4 | 0x2 | 0x800000
 """NOATIME, NODUMP, SYNC, SECRM, COMPR, UNRM, NOCOW: what a file without a name may have."""
 
@@ -106,10 +110,12 @@ def _other(fs: PassthroughFs, file: Anonymous) -> int:
     """A directory, symlink, fifo, socket or device that has lost its name."""
     host = fs.host
     root_fd = fs.path_fd(fs.root)
+    attr = host.fstat(root_fd)
     name = _make(host, root_fd, file)
     remove = host.rmdir if stat.S_ISDIR(file.mode) else host.unlink
+    kind = os.O_RDONLY | os.O_DIRECTORY if stat.S_ISDIR(file.mode) else os.O_PATH
     try:
-        fd = host.open_beneath(root_fd, name, os.O_PATH)
+        fd = host.open_beneath(root_fd, name, kind)
     except BaseException:
         remove(root_fd, name)
         raise
@@ -118,6 +124,7 @@ def _other(fs: PassthroughFs, file: Anonymous) -> int:
     except BaseException:
         host.close(fd)
         raise
+    _done(lambda: host.utimens(root_fd, (0, UTIME_OMIT), (attr[MTIME], attr[MTIME_NS])))
     return fd
 
 
@@ -138,11 +145,14 @@ def _make(host: HostFs, root_fd: int, file: Anonymous) -> bytes:
     raise OSError(errno.EEXIST, "no free name for an unlinked file")
 
 
-def set_attributes(host: HostFs, fd: int, file: Anonymous, notes: list[str]) -> None:
-    """Owner, extended attributes, mode, inode flags and times; what could not be set is told in ``notes``.
+def set_attributes(
+    host: HostFs, fd: int, file: Anonymous, budget: ContentBudget, notes: list[str]
+) -> None:
+    """Owner, extended attributes, mode, inode flags, space, times; ``notes`` tell what could not be set.
 
     The owner comes first, since chown clears suid and sgid bits; the mode after the ACLs, which change it. An
-    ACL that the share's root handed down to every new file is none of this one's.
+    ACL that the share's root handed down to every new file is none of this one's. ``budget`` bounds the space
+    that is allocated for no data.
     """
     lacking = []
     attr = host.fstat(fd)
@@ -157,8 +167,10 @@ def set_attributes(host: HostFs, fd: int, file: Anonymous, notes: list[str]) -> 
             lacking.append(os.fsdecode(name))
     if not stat.S_ISLNK(file.mode) and not _done(lambda: host.chmod(fd, file.mode & 0o7777)):
         lacking.append("mode")
-    if stat.S_ISREG(file.mode) and not _same_flags(host, fd, file.flags):
+    if stat.S_IFMT(file.mode) in (stat.S_IFREG, stat.S_IFDIR) and not _same_flags(host, fd, file.flags):
         lacking.append("inode flags")
+    if stat.S_ISREG(file.mode) and not _same_space(host, fd, file, budget):
+        lacking.append("preallocated space")
     times = divmod(file.atime_ns, SECOND), divmod(file.mtime_ns, SECOND)
     if not _done(lambda: host.utimens(fd, *times)):
         lacking.append("times")
@@ -180,6 +192,23 @@ def _same_flags(host: HostFs, fd: int, flags: int) -> bool:
         return True
     wanted = (found & ~SETTABLE | flags & SETTABLE).to_bytes(4, "little")
     return _done(lambda: host.ioctl(fd, FS_IOC_SETFLAGS, wanted, 0))
+
+
+def _same_space(host: HostFs, fd: int, file: Anonymous, budget: ContentBudget) -> bool:
+    """Allocate what the file had beyond its data, where it had no holes; whether it has as much now.
+
+    What the file system counts besides the data, for attributes say, it counts again.
+    """
+    space = file.blocks * SECTOR
+    have = host.fstat(fd)[BLOCKS] * SECTOR
+    if space <= have or space < file.size:
+        return True
+    data = sum(-(-len(data) // BLOCK) * BLOCK for _, data in file.extents)
+    wanted = space - max(0, have - data)
+    if wanted > budget.left:
+        return False
+    budget.left -= wanted
+    return _done(lambda: host.fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, wanted))
 
 
 def _done(call: object) -> bool:

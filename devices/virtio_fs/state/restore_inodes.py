@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..passthrough.core import BIRTH
 from ..passthrough.inodes import INVALID, NOWHERE, PINNED, STALE, Inode, Mount, pack_handle
+from ..passthrough.told import CTIME, CTIME_NS, SECOND, Told
+from .collect_content import ContentBudget
 from .extension import Anonymous
 from .records import FILE_HANDLE, FULL_PATH, PATH, ROOT, FileHandle, InodeRecord
 from .restore_content import recreate, set_attributes
@@ -49,6 +51,7 @@ class InodeRestorer:
         self._proof: Proof | None = None
         self._mounts: dict[tuple[int, int], Mount] = {}
         self._made: list[Anonymous] = []
+        self._space = ContentBudget()
         self.unproven: dict[tuple[int, int, int], list[Inode]] = {}
         """Inodes opened by handle of which it is not known that they are in the share."""
 
@@ -231,4 +234,8 @@ class InodeRestorer:
         for file in self._made:
             inode = self._inode_of(file.id)
             if inode is not None and inode.fd >= 0:
-                set_attributes(self._host, inode.fd, file, self._notes)
+                set_attributes(self._host, inode.fd, file, self._space, self._notes)
+                if file.ino:
+                    attr = self._host.fstat(inode.fd)
+                    since_ns = attr[CTIME] * SECOND + attr[CTIME_NS]
+                    self._fs.tell(file.id, Told(file.ino, since_ns, file.ctime_ns, file.birth_ns))

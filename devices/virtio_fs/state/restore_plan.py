@@ -306,6 +306,7 @@ def _check_references(extension: Extension, ids: set[int], fhs: set[int]) -> Non
     nodes: dict[str, list[int]] = {
         "anonymous": [file.id for file in extension.anonymous],
         "raw_names": [entry.id for entry in extension.raw_names],
+        "told": [entry.id for entry in extension.told],
     }
     for name, keys in nodes.items():
         if len(set(keys)) != len(keys) or not ids.issuperset(keys):

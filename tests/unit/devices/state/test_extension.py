@@ -143,6 +143,8 @@ MANY = {
     "raw_names": (limits.STATE_INODES_MAX, ext.RawName(5, 1, b"x")),
     "losses": (limits.STATE_INODES_MAX, ext.Loss(5, "")),
     "stale": (limits.STATE_INODES_MAX, 5),
+    "told": (limits.STATE_UNLINKED_MAX, ext.ToldOf(5, 1, 2, 3, 4)),
+    "numbers": (limits.STATE_UNLINKED_MAX, 5),
 }
 
 
