@@ -5,7 +5,8 @@ It is started by :mod:`vmsim.host.kept` as a script of its own, with nothing but
     keeper.py OWNER FOLDER CWD FED WORD...
 
 and descriptor 3, a socket on which it tells, one line a message, ``started PID`` or ``failed ERRNO``, then
-``ended STATUS UNREAD`` (as ``Popen.returncode``; bytes of its input), and at last ``done``. When that
+``ended STATUS UNREAD`` (as ``Popen.returncode``; bytes of its input), and at last ``done``. A byte that comes
+is the number of a signal for the command: an owner that has changed its ids may not send it itself. When that
 socket is shut down, or the process OWNER has ended, however that happened, it kills what is left of the
 command's process group and removes FOLDER ("" if there is none). The command runs in CWD ("": as it is
 here), with fresh signals and in a session of its own. With FED "1" descriptor 0 is a socket, whose bytes
@@ -93,10 +94,21 @@ class Keeper:
             sleeps = self.watch >= 0 and (self.child_watch >= 0 or self.ended)
             ready = dict(self.poll.poll(None if sleeps else LOOK_MS))
             self.look()
-            if CONTROL in ready and not os.read(CONTROL, 1):
-                return
+            if CONTROL in ready:
+                asked = os.read(CONTROL, 1)
+                if not asked:
+                    return
+                self.signal(asked[0])
             if any(fd in ready for fd in self.feed):
                 self.pass_on()
+
+    def signal(self, number: int) -> None:
+        """Send the command a signal that the owner may not send any more."""
+        if not self.ended:
+            try:
+                os.killpg(self.child, number)
+            except (ProcessLookupError, PermissionError):
+                pass
 
     def look(self) -> None:
         """Tell how the command ended. It is not reaped yet: so nobody else gets the id that we may kill."""

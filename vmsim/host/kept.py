@@ -102,12 +102,18 @@ class KeptProcess:
     def send_signal(self, number: int) -> None:
         """Send it, and all that it started, a signal, if it runs.
 
-        Its id is its own until it is let go: its keeper does not reap it before.
+        Its id is its own until it is let go: its keeper does not reap it before. A program that has changed
+        its ids may not send it: then the keeper does, which still has those that the command was started with.
         """
         self.check_owner()
         if self.status is None and self.held:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.killpg(self.pid, number)
+            except ProcessLookupError:
+                pass
+            except PermissionError:
+                with contextlib.suppress(OSError):
+                    self._control.send(bytes((number,)))
 
     def let_go(self) -> None:
         """Kill what is left of it, and remove its folder; may be called twice."""
