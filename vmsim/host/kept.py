@@ -103,7 +103,7 @@ class KeptProcess:
         """Send it, and all that it started, a signal, if it runs.
 
         Its id is its own until it is let go: its keeper does not reap it before. A program that has changed
-        its ids may not send it: then the keeper does, which still has those that the command was started with.
+        its ids may not send it: then the keeper does, which has those that the command was started with.
         """
         self.check_owner()
         if self.status is None and self.held:

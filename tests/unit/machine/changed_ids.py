@@ -38,6 +38,17 @@ def attempt(name: str, call: Callable[[], Any]) -> Any:
     return result
 
 
+def moved(number: int, vm: Machine) -> Machine:
+    """The machine after a migration, or where it is after one that failed."""
+    return attempt(f"migration {number}", lambda: vm.migrate(progress=lambda report: change_ids())) or vm
+
+
+def use(vm: Machine, fd: int) -> None:
+    assert attempt("writing", lambda: vm.mount().write(fd, b"1")) == 1
+    with vm.mount().as_user(1000, 1000):
+        attempt("somebody else", lambda: vm.mount().stat("/f"))
+
+
 def main() -> None:
     share, temporary = f"{FOLDER}/share", f"{FOLDER}/temporary"
     for folder in (share, temporary):
@@ -52,16 +63,13 @@ def main() -> None:
     if MOMENT == "before":
         change_ids()
     for number in range(2):
-        there = attempt(f"migration {number}", lambda: vm.migrate(progress=lambda report: change_ids()))
-        vm = there or vm
-        assert attempt("writing", lambda: vm.mount().write(fd, b"1")) == 1
-        with vm.mount().as_user(1000, 1000):
-            attempt("somebody else", lambda: vm.mount().stat("/f"))
+        vm = moved(number, vm)
+        use(vm, fd)
     assert os.getuid() == NOBODY
     vm.save(f"{temporary}/saved")
     os.unlink(f"{temporary}/saved")
     vm.close()
-    del vm, there
+    del vm
     gc.collect()
     children = ""
     for task in os.listdir("/proc/self/task"):
