@@ -61,3 +61,37 @@ def test_without_a_command(tmp_path):
     done = run_pytest(tmp_path, "--vmsim-cases", "rings")
     assert done.returncode == 4
     assert "--vmsim-cases needs --vhost-user-start" in done.stdout + done.stderr
+
+
+def test_in_another_working_directory(tmp_path):
+    """The command was said where pytest was started; tests go elsewhere, and so may a conftest."""
+    start = tmp_path / "start"
+    start.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m vmsim.cli serve "$@"\n')
+    start.chmod(0o755)
+    (tmp_path / "conftest.py").write_text("import os\ndef pytest_sessionstart(session): os.chdir('/')\n")
+    (tmp_path / "test_elsewhere.py").write_text(ELSEWHERE)
+    command = "./start --socket-path={socket} --shared-dir={dir} --sandbox=none {options}"
+    done = run_pytest(
+        tmp_path, "--vhost-user-start", command, "--vmsim-cases", "messages.queue-num", "--basetemp=basetemp"
+    )
+    assert outcomes(done) == {
+        "messages.queue-num": "passed", "test_it_goes_elsewhere": "passed",
+    }, done.stdout + done.stderr  # fmt: skip
+
+
+ELSEWHERE = '''
+import os
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+
+def test_it_goes_elsewhere(migrating_pair, tmp_path, monkeypatch):
+    migrating_pair.fs.mkdir("made")
+    monkeypatch.chdir(tmp_path)
+    assert migrating_pair.migrate().listdir("/") == ["made"]
+    assert os.listdir(".") == []
+'''

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
+import socket
 import sys
+import threading
 
 import pytest
 
 from vmsim.errors import HostError, VmsimError
+from vmsim.host.channels import SocketChannel
 from vmsim.host.directory import fixed
 from vmsim.machine import Machine
 from vmsim.machine.parts import Seams
@@ -127,3 +131,29 @@ def test_no_working_directory_at_all(places):
 def test_absolute_paths_stay_as_they_are_written():
     assert fixed("/a/../b//c/") == "/a/../b//c/"
     assert fixed("a/..") == os.path.join(os.getcwd(), "a/..")
+
+
+@TRANSPORTS
+def test_a_change_of_directory_while_the_machine_moves(places, transport):
+    """At every report of a migration the program is somewhere else."""
+    vm = Machine("../mine", memory="8M", transport=transport)
+    elsewhere = itertools.cycle((places / "private", places, "/"))
+    for _ in range(2):
+        vm = vm.migrate(progress=lambda report: os.chdir(next(elsewhere)))
+        assert listing(vm) == ["of-mine"]
+    vm.close()
+
+
+def test_a_change_of_directory_while_a_stream_comes(places):
+    """``share`` is said before the stream comes, and what it names then is what counts."""
+    ours, theirs = socket.socketpair()
+    got = []
+    receive = threading.Thread(target=lambda: got.append(Machine.receive(SocketChannel(theirs), "../mine")))
+    vm = Machine("../mine", memory="8M")
+    receive.start()
+    elsewhere = itertools.cycle((places / "private", "/"))
+    vm.send(SocketChannel(ours), progress=lambda report: os.chdir(next(elsewhere)))
+    receive.join()
+    vm.close()
+    assert listing(got[0]) == ["of-mine"]
+    got[0].close()
