@@ -114,7 +114,7 @@ class SteadyHostFs:
             for place in places:
                 real[place] = self._real(words[place])
             result = method(*real, **named)
-            for place in touched:
+            for place in touched if result != 0 else ():  # a write of nothing changes nothing
                 host.touch(host.fds[words[place]].file, content=content)
             return result if convert is None else convert(self, words, result)
 
