@@ -18,6 +18,7 @@ from devices.virtio_fs.passthrough.locks import LockOps
 from devices.virtio_fs.state.restore import Load
 from tests.simulation.cargo import WAITS
 from tests.simulation.voyage import Voyage
+from tests.support.leaks import no_leaks
 from vmsim.guest.kernel import GuestKernel
 from vmsim.memory import DirtyLog
 
@@ -109,11 +110,12 @@ def test_voyages_find_what_is_lost(defect, tmp_path, monkeypatch):
     """At least nine of ten, and they say how to see it again."""
     defect(monkeypatch)
     missed = []
-    for voyage, raised in voyages(tmp_path, 20):
-        if raised is None:
-            missed.append(str(voyage.plan))
-        else:
-            assert f"VMSIM_SEEDS={voyage.seed} tools/test" in "".join(raised.__notes__)
+    with no_leaks():
+        for voyage, raised in voyages(tmp_path, 20):
+            if raised is None:
+                missed.append(str(voyage.plan))
+            else:
+                assert f"VMSIM_SEEDS={voyage.seed} tools/test" in "".join(raised.__notes__)
     assert len(missed) <= 2, missed
 
 

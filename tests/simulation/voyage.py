@@ -221,6 +221,8 @@ class Voyage:
         self._seams = seams or (lambda where: Seams())
         self._names = 0
         self.exhibits: list[int] = []
+        self.newest: Machine | None = None
+        """Whoever fails after a hop does so with a machine that ``run`` does not know yet."""
 
     def run(self) -> None:
         """All legs; the share must be empty."""
@@ -253,6 +255,8 @@ class Voyage:
         finally:
             self.schedule.close()
             machine.close()
+            if self.newest is not None:
+                self.newest.close()
             self.cargo.close()
 
     # Legs
@@ -313,6 +317,7 @@ class Voyage:
                 raise
             self.hops.append(f"{kind}: failed, {error.side} {error.step}")
         else:
+            self.newest = machine
             self.trouble = there
             self.hops.append(f"{kind}: went")
         finally:
@@ -363,7 +368,7 @@ class Voyage:
         machine.save(path, keep_running=False)
         machine.close()
         self.hops.append("file")
-        machine = Machine.restore(
+        self.newest = machine = Machine.restore(
             path, share=self.share, schedule=self.schedule, seams=self._wrappers(), realtime_ns=REALTIME_NS
         )
         os.unlink(path)
