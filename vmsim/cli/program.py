@@ -100,8 +100,21 @@ def run(arguments: Sequence[str]) -> int:
             status = cli.main(words, prog_name="vmsim", standalone_mode=False, obj=invocation)
     except BaseException as error:
         problem = error.__cause__ if isinstance(error, click.Abort) and error.__cause__ else error
-        return _told(problem, invocation)
+        return _told(_interruption(problem) or problem, invocation)
     return status if isinstance(status, int) else 0
+
+
+def _interruption(error: BaseException) -> Interrupted | None:
+    """The signal that came first, if ``error`` is what clearing up after it, or click, made of it."""
+    left, seen = [error], set()
+    while left:
+        each = left.pop()
+        if isinstance(each, Interrupted):
+            return each
+        if id(each) not in seen:
+            seen.add(id(each))
+            left += filter(None, (each.__context__, each.__cause__))
+    return None
 
 
 def _told(error: BaseException, invocation: Invocation) -> int:

@@ -12,7 +12,9 @@ import time
 import pytest
 
 from tests.support.waiting import until
+from vmsim.cli import program
 from vmsim.cli.interrupts import Interrupted, interruptible, undisturbed
+from vmsim.errors import UsageError
 
 LISTENING = ["env", "--default-signal=INT,TERM,HUP"]
 """Before a command: a shell's background jobs, and what they start, ignore SIGINT otherwise."""
@@ -56,6 +58,19 @@ def test_the_first_signal_is_told_and_the_others_ignored():
         interrupted()
     assert caught.value.status == 143
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_what_clearing_up_says_does_not_hide_the_signal(monkeypatch, capsys):
+    def invoked(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            raise UsageError("it cannot be cleared up")
+
+    monkeypatch.setattr(program.cli, "main", invoked)
+    assert program.run([]) == 143
+    assert "interrupted by SIGTERM" in capsys.readouterr().err
 
 
 class Destroyed:
