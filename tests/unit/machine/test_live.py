@@ -12,6 +12,7 @@ from tests.support.leaks import no_leaks
 from tests.support.machine_rig import ALL_KINDS, FEW_KINDS, Kind, Life, make
 from vmsim.errors import MigrationCancelled, MigrationError, StateError
 from vmsim.guest.config import GuestConfig
+from vmsim.machine import Machine, Seams
 from vmsim.machine.assembled import FINISHED, RUNNING
 from vmsim.migration.report import MigrationParameters
 from vmsim.sim.seeded import SeededSchedule
@@ -390,4 +391,23 @@ def test_memory_of_several_regions_with_holes(tmp_path):
         assert [(r.gpa, r.size_bytes) for r in vm.memory.regions] == regions
         life.check(vm)
         life.finish(vm)
+        vm.close()
+
+
+def test_an_interrupt_before_the_first_byte_ends_the_migration(tmp_path):
+    """Nothing has been sent, nobody has closed anything: the destination must not wait for what never comes."""
+    at = []
+
+    def interrupted(channel, side):
+        if side == "source":
+            at.append(side)
+            raise KeyboardInterrupt
+        return channel
+
+    with no_leaks():
+        vm = Machine(tmp_path, memory="8M", seams=Seams(channel=interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            vm.migrate()
+        assert at == ["source"]
+        assert vm.mount().listdir("/") == []
         vm.close()

@@ -148,9 +148,17 @@ def test_a_change_of_directory_while_a_stream_comes(places):
     """``share`` is said before the stream comes, and what it names then is what counts."""
     ours, theirs = socket.socketpair()
     got = []
-    receive = threading.Thread(target=lambda: got.append(Machine.receive(SocketChannel(theirs), "../mine")))
+    said = threading.Event()
+
+    class Coming(SocketChannel):
+        def read(self, *arguments):
+            said.set()
+            return super().read(*arguments)
+
+    receive = threading.Thread(target=lambda: got.append(Machine.receive(Coming(theirs), "../mine")))
     vm = Machine("../mine", memory="8M")
     receive.start()
+    assert said.wait(60), "nobody receives after 60 s"
     elsewhere = itertools.cycle((places / "private", "/"))
     vm.send(SocketChannel(ours), progress=lambda report: os.chdir(next(elsewhere)))
     receive.join()
