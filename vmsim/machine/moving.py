@@ -51,7 +51,7 @@ def move(
         outgoing = leave(machine, there, told, parameters, make_an_end, runs)
     except BaseException:
         if machine.state != IN_DOUBT:
-            there.close()  # an interrupt may come before the migration takes care of it, and who reads would wait
+            there.close()  # interrupted before the migration could take care of it, it has a reader who waits
             make_an_end()
             with suppress(VmsimError):
                 task.result()  # a bug there is told, not what it led to here

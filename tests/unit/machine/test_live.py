@@ -395,7 +395,7 @@ def test_memory_of_several_regions_with_holes(tmp_path):
 
 
 def test_an_interrupt_before_the_first_byte_ends_the_migration(tmp_path):
-    """Nothing has been sent, nobody has closed anything: the destination must not wait for what never comes."""
+    """Nobody has closed anything yet: the destination must not wait for what never comes."""
     at = []
 
     def interrupted(channel, side):
