@@ -12,6 +12,7 @@ import os
 import queue
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
@@ -125,11 +126,15 @@ class Workers:
 
     def wait(self, limit_ns: int) -> bool:
         """Wait for a result at most so long, and hand it over; whether there was one."""
-        if not self._finished:
-            poll = select.poll()
-            poll.register(self.fd, select.POLLIN)
-            poll.poll(limit_ns / 1e6)
-        return self.join()
+        deadline = time.monotonic_ns() + limit_ns
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        # A thread signals after it has left its result: the signal may come when that was handed over before.
+        while not self.join():
+            left_ns = deadline - time.monotonic_ns()
+            if left_ns <= 0 or not poll.poll(left_ns / 1e6):
+                return self.join()
+        return True
 
     def wake(self) -> None:
         """Make ``fd`` readable, as if there were results."""

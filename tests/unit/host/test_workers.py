@@ -77,6 +77,16 @@ def test_whoever_fails_with_a_result_loses_nobody_elses(workers):
     assert landed.results == [True]
 
 
+def test_a_late_signal_is_no_result(workers):
+    landed = Landed()
+    gate = threading.Event()
+    workers.submit("key", lambda _: gate.wait(20), landed)
+    workers.wake()
+    threading.Timer(0.05, gate.set).start()
+    assert workers.wait(WAIT_NS)
+    assert landed.results == [True]
+
+
 def test_a_key_that_hangs_leaves_threads_to_the_others(workers):
     gate = threading.Event()
     hanging, other = Landed(), Landed()
