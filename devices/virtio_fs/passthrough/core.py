@@ -25,16 +25,13 @@ from ..options import FsOptions
 from .aside import AsideHost, Pool
 from .fdcache import FdCache
 from .handles import Handle, HandleTable
-from .host_calls import HostAttr, HostFs
+from .host_calls import MODE, NLINK, UID, HostAttr, HostFs
 from .idmap import IdMap
 from .inodes import OK, ROOT_ID, Inode, InodeTable, Mount, pack_handle, unpack_handle, unusable
 from .told import Told, ToldTable
 from .watch import TreeWatch
 from .xattrmap import XattrMap
 
-NLINK: Final = 10
-MODE: Final = 9
-UID: Final = 11
 RESERVED_FDS: Final = 128
 """Descriptors left for everything else in this process."""
 

@@ -17,12 +17,26 @@ DirEntry       (ino, position after it, DT_ type, name)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 HostAttr: TypeAlias = tuple[int, ...]
 Identity: TypeAlias = tuple[HostAttr, int, int, bool]
 HostStatx: TypeAlias = tuple[int, ...]
 DirEntry: TypeAlias = tuple[int, int, int, bytes]
+
+INO: Final = 0
+BLOCKS: Final = 2
+MTIME: Final = 4
+CTIME: Final = 5
+MTIME_NS: Final = 7
+CTIME_NS: Final = 8
+MODE: Final = 9
+NLINK: Final = 10
+UID: Final = 11
+"""Positions in HostAttr; BLOCKS in sectors of 512 bytes, the gid behind UID."""
+
+SECOND: Final = 1_000_000_000
+"""Nanoseconds: times are pairs of seconds and the rest."""
 
 
 class Reaching(Protocol):

@@ -9,8 +9,7 @@ from typing import Final
 from vmsim.fuse.abi.flags import ATTR_SUBMOUNT
 from vmsim.fuse.filesystem import Context, EntryReply
 
-from .core import MODE
-from .host_calls import HostAttr
+from .host_calls import MODE, HostAttr
 from .inodes import HOT, ROOT_ID, Inode, Mount
 from .reach import Reach
 

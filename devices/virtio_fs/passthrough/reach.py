@@ -15,7 +15,8 @@ from typing import Final
 
 from vmsim.limits import PATH_MAX
 
-from .core import BIRTH, MODE, Core
+from .core import BIRTH, Core
+from .host_calls import MODE
 from .inodes import HOT, OK, Inode, unpack_handle, unusable
 
 NOT_THERE: Final = frozenset(

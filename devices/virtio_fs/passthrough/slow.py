@@ -20,7 +20,7 @@ from vmsim.fuse.request import Request
 from vmsim.limits import FUSE_ALLOCATE_MAX
 
 from .aside import AsideHost, Pool
-from .core import NLINK
+from .host_calls import BLOCKS, NLINK
 from .inodes import Inode, Mount
 from .reach import Reach
 
@@ -35,7 +35,6 @@ FAST: Final = MEMORY | {
 CLOSING: Final = "closing"
 """What is waited for where a large file is freed."""
 
-BLOCKS: Final = 2
 SECTORS_MAX: Final = FUSE_ALLOCATE_MAX >> 9
 """Of a file that is freed without leaving the loop."""
 

@@ -14,11 +14,9 @@ from typing import Final, NamedTuple
 
 from vmsim.limits import STATE_UNLINKED_MAX
 
-from .host_calls import HostAttr
+from .host_calls import CTIME, CTIME_NS, INO, SECOND, HostAttr
 
-SECOND: Final = 1_000_000_000
 OTHER: Final = 1 << 63
-INO, CTIME, CTIME_NS = 0, 5, 8
 
 
 class Told(NamedTuple):

@@ -14,7 +14,8 @@ from vmsim.fuse.abi.flags import SETXATTR_ACL_KILL_SGID
 from vmsim.fuse.filesystem import Context
 from vmsim.limits import FUSE_REPLY_BUFFER_MAX, XATTR_SIZE_MAX
 
-from .core import MODE, Core
+from .core import Core
+from .host_calls import MODE
 from .reach import Reach
 
 ACL_PREFIX: Final = b"system.posix_acl_"

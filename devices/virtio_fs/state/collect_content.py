@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmsim.limits import NAME_MAX, STATE_EXTENTS_MAX, UNLINKED_CONTENT_MAX, XATTR_SIZE_MAX
 
+from ..passthrough.host_calls import SECOND
 from .extension import Anonymous
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 FS_IOC_GETFLAGS = 0x80086601
-SECOND = 1_000_000_000
 
 
 class TooLarge(Exception):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from vmsim.limits import PATH_MAX
 
+from ..passthrough.host_calls import NLINK
 from ..passthrough.inodes import pack_handle, unpack_handle
 from ..passthrough.reach import LISTING, open_listing
 from .records import FileHandle
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from ..passthrough.host_calls import HostFs
     from ..passthrough.inodes import Inode
 
-NLINK = 10
-"""Position of nlink in the attributes of an inode (fuse_attr)."""
-
-MODE = 9
 DELETED = b" (deleted)"
 DT_UNKNOWN, DT_DIR = 0, 4
 

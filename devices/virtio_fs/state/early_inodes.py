@@ -18,6 +18,7 @@ import msgspec
 from vmsim.errors import StreamError
 from vmsim.limits import EARLY_STATE_MAX, NAME_MAX
 
+from ..passthrough.host_calls import CTIME, CTIME_NS, MTIME, MTIME_NS, SECOND
 from ..passthrough.inodes import Inode, pack_handle
 from ..passthrough.reach import open_listing
 from . import blob
@@ -37,8 +38,6 @@ RECENT_NS: Final = 2_000_000_000
 """A change of a directory may hide behind a time stamp that is not older than this when it is read."""
 OTHERS: Final = 4096
 """Names of others that are read in a directory beside those that are looked for, before these are tried."""
-MTIME, CTIME, MTIME_NS, CTIME_NS = 4, 5, 7, 8
-"""Positions in the attributes of an inode (fuse_attr)."""
 
 Stamp = tuple[int, int, int, int]
 
@@ -142,7 +141,7 @@ class EarlyInodes:
             attr = host.fstat(fd)
         finally:
             host.close(fd)
-        return divmod(attr[CTIME] * 1_000_000_000 + attr[CTIME_NS] - RECENT_NS, 1_000_000_000)
+        return divmod(attr[CTIME] * SECOND + attr[CTIME_NS] - RECENT_NS, SECOND)
 
     def look_again(self) -> None:
         """Drop what is not where it was found any more, and all beneath it."""

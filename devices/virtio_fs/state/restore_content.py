@@ -8,6 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from ..passthrough.attrs import UTIME_OMIT
+from ..passthrough.host_calls import BLOCKS, MTIME, MTIME_NS, SECOND, UID
 from .collect_content import ContentBudget, inode_flags
 from .extension import Anonymous
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
     from ..passthrough.host_calls import HostFs
 
-SECOND = 1_000_000_000
 NAMES_TRIED = 100
 NO_TMPFILE = (
     errno.EOPNOTSUPP, errno.EISDIR, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EINVAL,
@@ -25,7 +25,6 @@ NO_TMPFILE = (
 FS_IOC_SETFLAGS = 0x40086602
 FALLOC_FL_KEEP_SIZE = 1
 SECTOR, BLOCK = 512, 4096
-BLOCKS, MTIME, MTIME_NS = 2, 4, 7
 SETTABLE = 0x80 | 0x40 | 0x8 | 0x1 | 0x4 | 0x2 | 0x800000
 """NOATIME, NODUMP, SYNC, SECRM, COMPR, UNRM, NOCOW: what a file without a name may have."""
 
@@ -156,7 +155,8 @@ def set_attributes(
     """
     lacking = []
     attr = host.fstat(fd)
-    if (attr[11], attr[12]) != (file.uid, file.gid) and not _done(lambda: host.chown(fd, file.uid, file.gid)):
+    owner = file.uid, file.gid
+    if (attr[UID], attr[UID + 1]) != owner and not _done(lambda: host.chown(fd, *owner)):
         lacking.append("owner")
     wanted = {name for name, _ in file.xattrs}
     for name in _names(host, fd) - wanted:

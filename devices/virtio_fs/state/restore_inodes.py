@@ -8,8 +8,9 @@ import stat
 from typing import TYPE_CHECKING
 
 from ..passthrough.core import BIRTH
+from ..passthrough.host_calls import CTIME, CTIME_NS, MODE, NLINK, SECOND
 from ..passthrough.inodes import INVALID, NOWHERE, PINNED, STALE, Inode, Mount, pack_handle
-from ..passthrough.told import CTIME, CTIME_NS, SECOND, Told
+from ..passthrough.told import Told
 from .collect_content import ContentBudget
 from .extension import Anonymous
 from .records import FILE_HANDLE, FULL_PATH, PATH, ROOT, FileHandle, InodeRecord
@@ -19,8 +20,6 @@ from .restore_proof import Proof, Way
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
 
-MODE = 9
-NLINK = 10
 BIRTH_EVIDENCE = pack_handle(BIRTH, b"")
 """Asks for evidence of this sort, where the file system has no file handles."""
 OUTSIDE = "its file handle leads out of the shared directory"
