@@ -20,7 +20,7 @@ UNTOLD: Final = (
     "the source could not be told that this machine runs: it stands still, in doubt; tell it there: "
     "settle(destination_runs=True)"
 )
-Build = Callable[[MachineConfig, str, Schedule, Seams, "MachineBackend | None"], "AssembledMachine"]
+Build = Callable[[MachineConfig, str, Schedule, Seams, MachineBackend | None], AssembledMachine]
 
 
 @dataclass(slots=True)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from vmsim.errors import StateError, UsageError
 from vmsim.guest.kernel import GuestKernel
 from vmsim.host.directory import HeldDirectory
 from vmsim.host.shm import SharedMemory
 from vmsim.machine.config import MachineConfig
-from vmsim.machine.parts import Backend, FrontDevice, MachineBackend, Seams
+from vmsim.machine.parts import Backend, DeviceSection, FrontDevice, MachineBackend, Seams
 from vmsim.machine.sections import GuestSection, ProgramsSection
 from vmsim.memory import DirtyLog, GuestMemory, Region
 from vmsim.migration.report import MigrationStats
@@ -24,9 +24,6 @@ from vmsim.migration.source import OutgoingMigration
 from vmsim.schedule import Schedule
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.virtio.constants import F_RING_PACKED, RING_FEATURES
-
-if TYPE_CHECKING:
-    from vmsim.machine.parts import DeviceSection
 
 RUNNING: Final = "running"
 PAUSED: Final = "paused"

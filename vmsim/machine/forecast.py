@@ -7,15 +7,12 @@ and a table says what the other steps cost compared with that.
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from vmsim.machine.assembled import AssembledMachine
-from vmsim.migration.downtime import Forecast
-
-if TYPE_CHECKING:
-    from vmsim.migration.downtime import Clock
+from vmsim.migration.downtime import Clock, Forecast
 
 SAMPLE: Final = 256
 """Inodes of the guest that are encoded to see how long one takes."""

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
 
 from vmsim.errors import MigrationError, VmsimError
-from vmsim.machine.assembled import AssembledMachine
+from vmsim.machine.arrival import Arrival
+from vmsim.machine.assembled import IN_DOUBT, AssembledMachine
 from vmsim.machine.roles import Source
 from vmsim.machine.told import MigrationTrace
 from vmsim.migration.channel import Channel, MemoryChannel
 from vmsim.migration.report import MigrationParameters, ProgressCallback
 from vmsim.migration.source import OutgoingMigration
-
-if TYPE_CHECKING:
-    from vmsim.machine.arrival import Arrival
-
-IN_DOUBT: Final = "in doubt"
 
 
 def move(
