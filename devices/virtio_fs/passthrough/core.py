@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from vmsim.errors import UsageError
@@ -276,6 +276,11 @@ class Core(FileSystem):
         """Tell the guest these facts of an inode, whatever the host says."""
         self.told.add(nodeid, told)
         self.translates = True
+
+    def reserve_numbers(self, numbers: Sequence[int]) -> None:
+        """Numbers that the guest was told of files which it may still know."""
+        self.told.reserve(numbers)
+        self.translates = self._maps_ids() or bool(self.told)
 
     def guest_attr(self, nodeid: int, attr: HostAttr) -> HostAttr:
         """The attributes as the guest knows them: with its ids, and what it was told before a migration."""

@@ -121,7 +121,7 @@ class LookupOps(Reach):
         """The guest does not know this inode any more."""
         self.fds.discard(inode)
         self.inodes.remove(inode)
-        self.told.by_id.pop(inode.id, None)
+        self.told.forget(inode.id)
         if self.watch is not None:
             self.watch.forgotten(inode)
 

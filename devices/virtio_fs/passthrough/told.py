@@ -10,6 +10,7 @@ that other file has the number with its highest bit flipped, here and wherever t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from vmsim.limits import STATE_UNLINKED_MAX
@@ -50,6 +51,14 @@ class ToldTable:
         if told.ino in self.numbers or len(self.numbers) < STATE_UNLINKED_MAX:
             self.numbers.add(told.ino)
             self.by_id[nodeid] = told
+
+    def reserve(self, numbers: Sequence[int]) -> None:
+        """Numbers that were told of files before: whatever else the host gives them to shows others."""
+        self.numbers.update(numbers[: STATE_UNLINKED_MAX - len(self.numbers)])
+
+    def forget(self, nodeid: int) -> None:
+        """The guest does not know the file any more; its number stays told."""
+        self.by_id.pop(nodeid, None)
 
     def number(self, nodeid: int, ino: int) -> int:
         """The number that the guest is told of a file; ``nodeid`` 0: of one that it need not know."""

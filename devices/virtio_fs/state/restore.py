@@ -18,7 +18,7 @@ from vmsim.errors import MigrationError, StateError, StreamError
 from vmsim.fuse.init import InitOptions, check_restored
 from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.fuse.session import Session
-from vmsim.limits import REPORT_LINES_MAX, STATE_BLOB_MAX, STATE_UNLINKED_MAX
+from vmsim.limits import REPORT_LINES_MAX, STATE_BLOB_MAX
 
 from ..passthrough.lock_table import HeldLock
 from ..passthrough.told import Told
@@ -298,15 +298,13 @@ class Load:
 
     def _tell(self, extra: Extension) -> None:
         """What earlier migrations left the guest to be told."""
-        told, inodes = self._fs.told, self._fs.inodes
-        told.numbers.update(extra.numbers[: STATE_UNLINKED_MAX - len(told.numbers)])
+        inodes = self._fs.inodes
+        self._fs.reserve_numbers(extra.numbers)
         for entry in extra.told:
             nodeid, *facts = msgspec.structs.astuple(entry)
             inode = inodes.get(nodeid)
             if inode is not None and not inode.state:
                 self._fs.tell(nodeid, Told(*facts))
-        if told:
-            self._fs.translates = True
 
     def _anonymous(self, restorer: InodeRestorer, record: InodeRecord, file: Anonymous) -> None:
         restorer.anonymous(record, file)
