@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 PATIENCE_S = 60
@@ -30,3 +31,11 @@ def until(
             why = "what it comes from has ended" if gone else f"nothing after {limit_s:g} s"
             raise AssertionError(f"waiting for {what}: {why}; instead: {there!r}")
         time.sleep(LOOK_S)
+
+
+def state_of(pid: int) -> str:
+    """The letter that the kernel gives a process: S sleeps, Z has ended, D cannot be interrupted; "gone"."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"

@@ -8,11 +8,10 @@ import pty
 import subprocess
 import sys
 import termios
-from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import until
+from tests.support.waiting import state_of, until
 from vmsim.cli.shell.command import COMMANDS, ShellError
 from vmsim.cli.shell.words import Statement, Word, expanded, protected, statements
 
@@ -286,11 +285,6 @@ def read_until(fd, mark):
     return data
 
 
-def waits(pid):
-    """Whether a process sleeps, as it does until the next key is typed."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
-
-
 def test_typing(share):
     """At a terminal: prompt, completion with the tab key, Ctrl-C for the line, Ctrl-D for the end."""
     leader, follower = pty.openpty()
@@ -308,7 +302,7 @@ def test_typing(share):
         os.write(leader, b"abandoned line")
         read_until(leader, b"abandoned line")
         # A signal between what the terminal shows and the wait for a key is seen at the next key only.
-        until(lambda: waits(process.pid), "the shell to wait for a key")
+        until(lambda: state_of(process.pid) == "S", "the shell to wait for a key")
         os.write(leader, b"\x03")
         read_until(leader, b"guest:/$ ")
         os.write(leader, b"cd docs\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import until
+from tests.support.waiting import state_of, until
 from vmsim.errors import HostError, UsageError
 from vmsim.host.processes import BackendProcess, words_of
 
@@ -41,11 +41,7 @@ def wait_for_end(pid: int) -> None:
 
 
 def gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state == "Z"
+    return state_of(pid) in ("Z", "gone")
 
 
 def test_words() -> None:

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.support.slow_mount import SlowMount
-from tests.support.waiting import until
+from tests.support.waiting import state_of, until
 from vmsim.check.device import Device
 from vmsim.check.frontend import Frontend
 from vmsim.fuse import opcodes as op
@@ -43,14 +43,6 @@ def device(process):
     yield device
     front.probe.close()
     device.close()
-
-
-def state_of(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as line:
-            return line.read().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "gone"
 
 
 def test_messages_and_other_files(device, mount):
