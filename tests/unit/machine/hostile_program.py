@@ -272,8 +272,14 @@ def sockets() -> None:
                     vm.send(f"unix:{path}")
                     break
                 except VmsimError as error:
-                    if getattr(error, "errno", 0) != 111:  # it does not listen yet
-                        raise
+                    number = getattr(error, "errno", 0)
+                    if number == errno.ECONNREFUSED:  # it does not listen yet
+                        continue
+                    thread.join()
+                    # Who only finds the connection closed does not know why; the other end does.
+                    if number in (errno.EPIPE, errno.ECONNRESET) and got and isinstance(got[0], VmsimError):
+                        raise got[0] from error
+                    raise
         finally:
             thread.join()
     if isinstance(got[0], VmsimError):
