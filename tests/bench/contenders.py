@@ -24,7 +24,7 @@ from vmsim.host.waits import FdWaits
 from vmsim.machine import RemoteBackend
 from vmsim.machine.config import MachineConfig
 from vmsim.machine.parts import Seams
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 INPROC: Final = "in-process"
 SERVED: Final = "serve"

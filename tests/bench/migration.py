@@ -16,8 +16,8 @@ from tests.bench.measure import Figure, Plan, Spread, clock, quiet
 from tests.bench.memory_use import resident
 from vmsim import Machine
 from vmsim.host.shm import SharedMemory
-from vmsim.sim.clock import MonotonicClock
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.clock import MonotonicClock
+from vmsim.schedule.immediate import ImmediateSchedule
 
 AIM = 3.0
 PIECE = 1 << 20

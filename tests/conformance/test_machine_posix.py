@@ -17,8 +17,8 @@ import pytest
 from tests.contract import filesystem, posix
 from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
 from vmsim.machine import Machine
-from vmsim.sim.immediate import ImmediateSchedule
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
+from vmsim.schedule.seeded import SeededSchedule
 
 CACHED = {"cache": "writethrough", "cache_pages": 32, "dentries": 64}
 BACK = {"cache": "writeback", "cache_pages": 32, "dentries": 64}

@@ -18,7 +18,7 @@ from vmsim.machine import Machine
 from vmsim.machine.assembled import RUNNING
 from vmsim.migration.channel import ChannelBase
 from vmsim.migration.report import MigrationParameters
-from vmsim.sim.faults import Fault
+from vmsim.wrappers.faults import Fault
 
 RFC = Kind("split", "rfc2023", "find-paths", None)
 UPSTREAM = Kind("packed", "upstream", "find-paths", None)

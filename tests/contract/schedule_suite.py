@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from vmsim.errors import StallError, StateError
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.tasks import LOOK_NS, TaskKilled, TurnTaking
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.tasks import LOOK_NS, TaskKilled, TurnTaking
 
 Make = Callable[[], TurnTaking]
 

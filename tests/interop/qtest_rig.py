@@ -22,8 +22,8 @@ from vmsim.guest.posix import GuestFs
 from vmsim.host.fence import full_fence
 from vmsim.host.shm import map_shared, release
 from vmsim.memory import GuestMemory, Region
-from vmsim.sim.clock import wall_clock_ns
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.clock import wall_clock_ns
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.virtio.constants import DEVICE_ID_FS
 from vmsim.virtio.mmio import MAGIC
 

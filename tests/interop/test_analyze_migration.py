@@ -15,8 +15,8 @@ from vmsim.host.files import FileWriter
 from vmsim.migration.report import MigrationParameters
 from vmsim.migration.source import OutgoingMigration
 from vmsim.migration.vmio import VmWriter
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.virtio.state import VirtioQueueState, VirtioState
 from vmsim.virtio.vmstate import virtio_save
 

@@ -13,7 +13,7 @@ from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine, Seams
 from vmsim.machine.remote import started
 from vmsim.migration.report import MigrationParameters
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.vhost.messages import Reply
 from vmsim.vhost.payloads import Number
 from vmsim.virtio.constants import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1

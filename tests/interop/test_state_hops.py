@@ -21,7 +21,7 @@ from vmsim.guest.config import GuestConfig
 from vmsim.machine import Backend, Machine, Seams
 from vmsim.machine.remote import started
 from vmsim.migration.report import Progress
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.virtio.constants import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 
 pytestmark = pytest.mark.interop

@@ -7,7 +7,7 @@ from typing import Any
 
 from vmsim.host.processes import SERVE, BackendProcess
 from vmsim.machine import Machine, RemoteBackend
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 SANDBOX = ["--sandbox=none", "--seccomp=none"]
 """A container allows no namespaces. What the guest's facade asks for stays in the share."""

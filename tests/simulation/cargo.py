@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from tests.support.machine_rig import host_lock
 from vmsim.host.lease import Lease
-from vmsim.sim.seeded import SeededSchedule
-from vmsim.sim.tasks import SimTask
+from vmsim.schedule.seeded import SeededSchedule
+from vmsim.schedule.tasks import SimTask
 
 HOLDER, OTHER = 5, 6
 HELD: Final = "/held"

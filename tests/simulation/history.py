@@ -10,10 +10,10 @@ import sys
 
 from tests.simulation.voyage import Voyage
 from vmsim.machine import Seams
-from vmsim.sim.faults import Fault
-from vmsim.sim.steady import SteadyHost
-from vmsim.sim.traced import TracedChannel, TracedDevice, TracedHostFs, TracedTransport
 from vmsim.trace import Tracer, render
+from vmsim.wrappers.deterministic_host import DeterministicHost
+from vmsim.wrappers.faults import Fault
+from vmsim.wrappers.traced import TracedChannel, TracedDevice, TracedHostFs, TracedTransport
 
 
 def record(seed, share, fault=None):
@@ -32,7 +32,7 @@ def record(seed, share, fault=None):
         )
 
     voyage = Voyage(seed, share, seams=seams, trace=tracer.source("sim"), fault=fault)
-    host = SteadyHost(voyage.schedule.now_ns)
+    host = DeterministicHost(voyage.schedule.now_ns)
     tracer.now_ns = voyage.schedule.now_ns
     voyage.run()
     tracer.check()

@@ -1,7 +1,7 @@
 """Same seed, same history, event for event: machines, requests, messages, system calls, faults, turns.
 
 What only the host decides (numbers of inodes, times, ...) is made steady at its seam, see
-:mod:`vmsim.sim.steady`; the histories themselves are compared as they are.
+:mod:`vmsim.wrappers.deterministic_host`; the histories themselves are compared as they are.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.history import record
-from vmsim.sim.faults import Fault
 from vmsim.trace import KINDS, render
 from vmsim.trace.events import kind_of
+from vmsim.wrappers.faults import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULT = Fault("channel *", "*", 9, "fail")

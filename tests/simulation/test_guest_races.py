@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.guest_rig import GuestRig
 from vmsim.fuse import opcodes as op
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.seeded import SeededSchedule
 
 PAGE = 4096
 

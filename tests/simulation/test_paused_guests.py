@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.guest_rig import GuestRig
 from vmsim.machine import Machine
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.seeded import SeededSchedule
 
 CALLS = {
     "close": lambda fs: fs.close(0),

@@ -1,9 +1,9 @@
 """One seed, one voyage: a guest works, its machine moves on again and again, an oracle compares everything.
 
 Several programs run at once in one guest: two that do random file operations in folders of their own and
-compare every answer with a model (:mod:`vmsim.sim.fsx`), and two that fight for a lock around a counter. The
-machine meanwhile migrates from one kind of machine to the next, is cancelled, loses its channel, rests in a
-file. Everything, the machine's make included, is drawn from the seed, under the seeded schedule.
+compare every answer with a model (:mod:`vmsim.workload.campaign`), and two that fight for a lock around a
+counter. The machine meanwhile migrates from one kind of machine to the next, is cancelled, loses its channel,
+rests in a file. Everything, the machine's make included, is drawn from the seed, under the seeded schedule.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from vmsim.errors import MigrationError, StateError
 from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
 from vmsim.machine import Machine, Seams
 from vmsim.migration.report import MigrationParameters
-from vmsim.sim.faults import Fault, FaultPlan, FaultyChannel, FaultyTransport
-from vmsim.sim.fileapi import OsFiles
-from vmsim.sim.fsx import Campaign
 from vmsim.trace import NOWHERE, Source
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_NOTIFICATION_DATA
+from vmsim.workload.campaign import Campaign
+from vmsim.workload.fileapi import OsFiles
+from vmsim.wrappers.faults import Fault, FaultPlan, FaultyChannel, FaultyTransport
 
 TURNS_MAX: Final = 2_000_000
 MIB: Final = 1 << 20

@@ -12,7 +12,7 @@ from vmsim.guest.config import GuestConfig
 from vmsim.guest.kernel import GuestKernel
 from vmsim.host.fs.linux import LinuxFs
 from vmsim.memory import DirtyLog, GuestMemory, Region
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.virtio.constants import DEVICE_ID_FS, RING_FEATURES
 from vmsim.virtio.device import VirtioDevice
 from vmsim.virtio.mmio import MmioRegisters

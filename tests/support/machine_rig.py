@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from vmsim.errors import MigrationError, VmsimError
 from vmsim.host.fs import LinuxFs
 from vmsim.machine import Machine, Seams
-from vmsim.sim.faults import Fault, FaultPlan, FaultyChannel, FaultyHostFs, FaultyTransport
-from vmsim.sim.immediate import ImmediateSchedule
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
+from vmsim.schedule.seeded import SeededSchedule
+from vmsim.wrappers.faults import Fault, FaultPlan, FaultyChannel, FaultyHostFs, FaultyTransport
 
 MEMORY = "2M"
 HANDLES_ALLOWED = LinuxFs().handles_allowed()

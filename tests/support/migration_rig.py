@@ -14,8 +14,8 @@ from vmsim.migration.downtime import Forecast
 from vmsim.migration.report import MigrationParameters
 from vmsim.migration.source import OutgoingMigration
 from vmsim.migration.vmio import VmReader, VmWriter
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.immediate import ImmediateSchedule
 
 PAGES = (40, 8)  # of the two regions, with a hole between them
 

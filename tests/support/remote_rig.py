@@ -12,7 +12,7 @@ from typing import Any
 from tests.support.leaks import no_leaks
 from vmsim.host.processes import BackendProcess
 from vmsim.machine import RemoteBackend, Seams
-from vmsim.sim.faults import Fault, FaultyTransport
+from vmsim.wrappers.faults import Fault, FaultyTransport
 
 
 def children() -> set[int]:

@@ -9,7 +9,7 @@ from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.server import VhostUserServer
 from vmsim.host.vhost_user.transport import VhostUserTransport
 from vmsim.host.waits import FdWaits
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 
 class SocketRig(Rig):

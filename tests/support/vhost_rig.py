@@ -10,7 +10,7 @@ from vmsim.errors import PeerError, StateError
 from vmsim.host.services import HostServices
 from vmsim.host.shm import SharedMemory
 from vmsim.memory import GuestMemory, Region
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.vhost.backend import BackendOptions, VhostBackend
 from vmsim.vhost.dialects import dialect_by_name
 from vmsim.vhost.frontend import FrontendOptions

@@ -16,7 +16,7 @@ from vmsim.errors import InternalFault, VmsimError
 from vmsim.host.fs import LinuxFs
 from vmsim.host.services import HostServices
 from vmsim.host.shm import SharedMemory
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.vhost.backend import IMPLEMENTED, BackendOptions, VhostBackend
 from vmsim.vhost.constants import HEADER_BYTES, VHOST_USER_F_PROTOCOL_FEATURES
 from vmsim.vhost.dialects import DIALECTS

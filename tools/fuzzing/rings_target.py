@@ -16,7 +16,7 @@ from vmsim.errors import GuestViolation, StallError, UsageError, VmsimError
 from vmsim.host.fs import LinuxFs
 from vmsim.host.shm import SharedMemory
 from vmsim.memory import GuestMemory, Region
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.vhost.backend_ring import BackendRing
 from vmsim.vhost.payloads import VringAddr
 from vmsim.virtio.constants import (

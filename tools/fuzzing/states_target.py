@@ -27,7 +27,7 @@ from vmsim.host.fs import LinuxFs
 from vmsim.inspect.opening import read_capture
 from vmsim.inspect.source import MemoryBytes
 from vmsim.migration.channel import MemoryChannel
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.virtio.chain import ParkedChain
 from vmsim.virtio.rings import RingState
 

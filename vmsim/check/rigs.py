@@ -24,7 +24,7 @@ from vmsim.host.waits import FdWaits
 from vmsim.machine import Machine
 from vmsim.machine.parts import Seams
 from vmsim.machine.remote import RemoteBackend
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 SLICE_NS: Final = 100_000_000
 """Between two looks at the process while nothing happens."""

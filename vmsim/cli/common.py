@@ -80,14 +80,6 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
-def size_text(count: int) -> str:
-    """``64M``: a size as an option takes it."""
-    for shift, unit in ((30, "G"), (20, "M"), (10, "K")):
-        if count and count % (1 << shift) == 0:
-            return f"{count >> shift}{unit}"
-    return str(count)
-
-
 def human_ns(duration_ns: float) -> str:
     """``1.25 ms``."""
     for unit, scale in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):

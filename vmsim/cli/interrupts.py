@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
@@ -100,17 +100,3 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def clearing_up(stack: ExitStack, before: Callable[[], None]) -> Iterator[None]:
-    """At the end call ``before()`` and close ``stack``, undisturbed, whatever happened."""
-    try:
-        try:
-            yield
-        finally:
-            before()
-            with undisturbed():
-                stack.close()
-    finally:
-        stack.close()  # if the signal came just before we were undisturbed

@@ -8,11 +8,12 @@ import click
 import msgspec
 
 from vmsim.cli.common import Invocation, print_json, report_console
-from vmsim.cli.job import Job, JobOptions
+from vmsim.cli.interrupts import undisturbed
 from vmsim.cli.options import choice_of, limit_options, limits_of, machine_options
 from vmsim.cli.show import show_job
 from vmsim.cli.tracing import traced_seams, tracer_for
 from vmsim.cli.watch import ConsoleWatcher
+from vmsim.workload.job import Job, JobOptions
 
 
 @click.command()
@@ -59,7 +60,7 @@ def migrate(
             job.seams = lambda where: traced_seams(tracer, where)
             job.schedule.trace = tracer.source("schedule")
         try:
-            report = job.run()
+            report = job.run(undisturbed)
         except BaseException:
             invocation.facts.update(job.so_far())
             raise

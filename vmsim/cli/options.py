@@ -1,4 +1,4 @@
-"""Options that several commands share, and the machine that they describe."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -6,74 +6,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
 from vmsim.cli.common import DurationType, SizeType
-from vmsim.errors import UsageError
-from vmsim.host.processes import words_of
 from vmsim.machine.config import DIALECTS, MIGRATIONS, RINGS
 from vmsim.machine.remote import TRANSPORTS
 from vmsim.migration.report import OVER_LIMIT
+from vmsim.workload.choices import LimitChoice, MachineChoice
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class LimitChoice(msgspec.Struct, frozen=True):
-    """What the options say about one migration; times in nanoseconds, None: not said."""
-
-    downtime_limit: int | None = None
-    over_limit: str = "go-on"
-    bandwidth: int | None = None
-    max_rounds: int = 30
-    cancel_after: int | None = None
-
-
-class MachineChoice(msgspec.Struct, frozen=True):
-    """What the options say about a machine; see ``Machine``."""
-
-    dialect: str = "upstream"
-    ring: str = "split"
-    transport: str = "inproc"
-    backend: str | None = None
-    migration: str = "internal"
-    migration_save: str | None = None
-    migration_load: str | None = None
-    migration_mode: str = "find-paths"
-    migration_on_error: str = "abort"
-    migration_verify_handles: bool = False
-    migration_confirm_paths: bool = False
-    memory: int = 64 << 20
-    queues: int = 1
-
-    def check(self) -> None:
-        """UsageError for what contradicts itself."""
-        check_backend(self.transport, self.backend)
-
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of ``Machine``."""
-        self.check()
-        options = {
-            "migration_mode": self.migration_mode,
-            "migration_on_error": self.migration_on_error,
-            "migration_verify_handles": self.migration_verify_handles,
-            "migration_confirm_paths": self.migration_confirm_paths,
-        }
-        return {
-            "memory": self.memory, "ring": self.ring, "queues": self.queues, "dialect": self.dialect,
-            "migration": self.migration, "migration_save": self.migration_save or "",
-            "migration_load": self.migration_load or "", "options": options,
-            "transport": self.transport, "backend_command": self.backend,
-        }  # fmt: skip
-
-
-def check_backend(transport: str, backend: str | None) -> None:
-    """UsageError for a command that cannot start a back-end, or that nobody would use."""
-    if backend is None:
-        return
-    if transport == "inproc":
-        hint = "with --backend, use --transport vhost-user"
-        raise UsageError("--backend starts processes of their own", hint=hint)
-    words_of(backend, "socket", "dir")
 
 
 def backend_options(command: F) -> F:

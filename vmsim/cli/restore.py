@@ -6,14 +6,16 @@ import click
 import msgspec
 
 from vmsim.cli.common import Invocation, print_json, report_console
-from vmsim.cli.continuing import ContinuedJob
-from vmsim.cli.options import backend_options, check_backend
+from vmsim.cli.interrupts import undisturbed
+from vmsim.cli.options import backend_options
 from vmsim.cli.show import show_continued
 from vmsim.cli.tracing import traced_seams, tracer_for
 from vmsim.cli.watch import ConsoleWatcher
 from vmsim.errors import VmsimError
 from vmsim.machine.config import MIGRATIONS
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
+from vmsim.workload.choices import check_backend
+from vmsim.workload.continued import ContinuedJob
 
 
 @click.command()
@@ -50,7 +52,7 @@ def restore(
             job.schedule = ImmediateSchedule()
             job.seams = traced_seams(tracer_for(trace, job.schedule), "vm")
         try:
-            report = job.run()
+            report = job.run(undisturbed)
         except BaseException as error:
             invocation.facts.update(job.so_far())
             if isinstance(error, VmsimError) and not error.hint:

@@ -30,7 +30,7 @@ from vmsim.host.vhost_user.service import Service
 from vmsim.host.waits import SPIN_NS, FdWaits
 from vmsim.host.workers import Workers
 from vmsim.machine.parts import DeviceType, Seams, find_device
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.vhost import constants as c
 from vmsim.vhost.backend import IMPLEMENTED, BackendOptions, VhostBackend
 from vmsim.vhost.dialects import DIALECTS

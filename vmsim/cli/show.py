@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vmsim.cli.common import human_bytes, human_ns, printable
-from vmsim.cli.continuing import ContinuedReport
-from vmsim.cli.report import Hop, JobReport, Stage, Standstill
 from vmsim.migration.downtime import PARTS
+from vmsim.workload.continued import ContinuedReport
+from vmsim.workload.report import Hop, JobReport, Standstill
+from vmsim.workload.stages import Stage
 
 DISCREPANCIES_SHOWN: Final = 40
 HOPS_SHOWN: Final = 12

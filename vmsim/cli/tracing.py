@@ -7,9 +7,9 @@ import sys
 from vmsim.errors import UsageError
 from vmsim.machine import Seams
 from vmsim.schedule import Schedule
-from vmsim.sim.traced import TracedChannel, TracedDevice, TracedHostFs, TracedTransport
 from vmsim.trace import Tracer, render
 from vmsim.trace.events import KINDS
+from vmsim.wrappers.traced import TracedChannel, TracedDevice, TracedHostFs, TracedTransport
 
 
 def tracer_for(patterns: str, schedule: Schedule) -> Tracer:

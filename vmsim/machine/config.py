@@ -116,6 +116,14 @@ def parse_size(size: int | str) -> int:
     return int(match[1]) << SHIFTS[match[2].upper()]
 
 
+def size_text(count: int) -> str:
+    """``64M``: a size as an option takes it."""
+    for shift, unit in ((30, "G"), (20, "M"), (10, "K")):
+        if count and count % (1 << shift) == 0:
+            return f"{count >> shift}{unit}"
+    return str(count)
+
+
 def memory_layout(size_bytes: int) -> list[tuple[int, int]]:
     """The usual regions for ``size_bytes`` of memory: up to 3 GiB below 4 GiB, the rest above."""
     size_bytes = (size_bytes + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE

@@ -8,7 +8,7 @@ from vmsim.host.files import incoming_channel, outgoing_channel
 from vmsim.host.waits import FdWaits
 from vmsim.migration.channel import Channel
 from vmsim.schedule import Schedule
-from vmsim.sim.tasks import TurnTaking
+from vmsim.schedule.tasks import TurnTaking
 
 NOT_WIRED: Final = (None, None)
 

@@ -28,8 +28,8 @@ from vmsim.machine.told import MigrationTrace
 from vmsim.migration.channel import Channel
 from vmsim.migration.report import MigrationParameters, MigrationStats, ProgressCallback
 from vmsim.schedule import Schedule, Task
-from vmsim.sim.clock import wall_clock_ns
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.clock import wall_clock_ns
+from vmsim.schedule.immediate import ImmediateSchedule
 
 
 class Machine(AssembledMachine):

@@ -15,7 +15,7 @@ from vmsim.machine.machine import Machine
 from vmsim.machine.parts import Backend, MachineBackend, Seams, ServingDevice, find_device
 from vmsim.migration.channel import Channel
 from vmsim.schedule import Schedule
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 NO_SHARE = os.sep
 """A directory that is there; nobody opens it."""

@@ -1,7 +1,7 @@
 """Every event that a run can show: one class per kind, its fields the facts.
 
 The kind is the tag of the class; subscribers choose by glob (``virtio.ring.*``). To add a kind add a class
-here and emit it from a wrapper at a seam (:mod:`vmsim.sim.traced`) or from whoever composes the machine.
+here and emit it from a wrapper at a seam (:mod:`vmsim.wrappers.traced`) or from whoever composes the machine.
 """
 
 from __future__ import annotations

@@ -9,15 +9,15 @@ import random
 import pytest
 
 from vmsim.cli import job as job_module
-from vmsim.cli.job import Job, JobOptions
-from vmsim.cli.options import MachineChoice
-from vmsim.cli.report import JobReport
 from vmsim.errors import MigrationError
 from vmsim.machine import Seams
 from vmsim.migration.downtime import PARTS
-from vmsim.sim.faults import Fault, FaultPlan, FaultyChannel
-from vmsim.sim.workload import Workload
-from vmsim.sim.workload_record import WorkloadError
+from vmsim.workload.choices import MachineChoice
+from vmsim.workload.job import Job, JobOptions
+from vmsim.workload.record import WorkloadError
+from vmsim.workload.report import JobReport
+from vmsim.workload.writer import Workload
+from vmsim.wrappers.faults import Fault, FaultPlan, FaultyChannel
 
 QUICK = ("--inodes", "5")
 

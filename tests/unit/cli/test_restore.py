@@ -10,10 +10,10 @@ import sys
 import msgspec
 import pytest
 
-from vmsim.cli import job
-from vmsim.cli.continuing import Note
 from vmsim.errors import StreamError
-from vmsim.sim.workload_checks import Discrepancy
+from vmsim.workload import job
+from vmsim.workload.checks import Discrepancy
+from vmsim.workload.continued import Note
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from vmsim.errors import UsageError
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import FOPEN_DIRECT_IO
 from vmsim.memory import PAGE_SIZE
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.immediate import ImmediateSchedule
 
 SECOND = 1_000_000_000
 WRITEBACK = {"cache": "writeback", "cache_pages": 16, "dentries": 64}

@@ -16,7 +16,7 @@ from vmsim.host.channels import CommandReader, CommandWriter, SocketChannel
 from vmsim.host.files import FileReader, FileWriter, incoming_channel, outgoing_channel
 from vmsim.host.waits import FdWaits
 from vmsim.migration.errors import ChannelError
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 
 def unix_pair():

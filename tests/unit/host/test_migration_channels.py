@@ -14,7 +14,7 @@ from vmsim.host.waits import FdWaits
 from vmsim.migration.destination import IncomingMigration
 from vmsim.migration.report import MigrationInDoubt, MigrationParameters
 from vmsim.migration.source import OutgoingMigration
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 
 def filled() -> Machine:

@@ -18,7 +18,7 @@ from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.channel import ChannelClient, ChannelServer
 from vmsim.host.vhost_user.server import VhostUserServer
 from vmsim.host.waits import FdWaits
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.vhost.backend import IMPLEMENTED, BackendOptions, VhostBackend
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.vhost.messages import HEADER, encode_request

@@ -5,8 +5,8 @@ import time
 
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.immediate import ImmediateSchedule
 
 CACHED = GuestConfig(cache="writeback", dentries=64)
 

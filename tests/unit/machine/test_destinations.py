@@ -14,8 +14,8 @@ from vmsim.errors import MigrationError
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine
 from vmsim.machine.assembled import RUNNING
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.immediate import ImmediateSchedule
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from vmsim.guest import groups
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.kernel import GuestKernel
 from vmsim.migration.report import MigrationParameters
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.seeded import SeededSchedule
 
 FILES = 300
 AHEAD = MigrationParameters(early_inodes=1)

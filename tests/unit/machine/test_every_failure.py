@@ -13,7 +13,7 @@ from tests.support.leaks import no_leaks
 from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life
 from vmsim.machine import Seams
 from vmsim.machine.assembled import FINISHED, RUNNING
-from vmsim.sim.faults import Fault, Step
+from vmsim.wrappers.faults import Fault, Step
 
 FAULTS = ("fail", "lose", "cut")
 CHANNEL_AND_MESSAGES = ("vhost source", "vhost destination", "channel source", "channel destination")

@@ -15,7 +15,7 @@ from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine, Seams
 from vmsim.machine.assembled import FINISHED, RUNNING
 from vmsim.migration.report import MigrationParameters
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.seeded import SeededSchedule
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1
 
 BOTH = F_EVENT_IDX | F_INDIRECT_DESC

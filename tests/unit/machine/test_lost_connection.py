@@ -10,9 +10,9 @@ import pytest
 from tests.simulation.voyage import Trouble
 from vmsim.errors import MigrationError
 from vmsim.machine import Machine, Seams
-from vmsim.sim.faults import Fault
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.seeded import SeededSchedule
 from vmsim.trace import NOWHERE
+from vmsim.wrappers.faults import Fault
 
 MESSAGES = "[A-Z]*"
 """Not kicks, which are lost with the connection."""

@@ -14,7 +14,7 @@ from vmsim.cli.program import run
 from vmsim.errors import MigrationBlocked, MigrationError, UsageError
 from vmsim.machine import Machine
 from vmsim.machine.assembled import RUNNING
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.seeded import SeededSchedule
 
 KINDS = ("none", "external", "internal")
 

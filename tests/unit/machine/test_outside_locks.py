@@ -12,7 +12,7 @@ import pytest
 
 from vmsim.errors import StallError
 from vmsim.machine import Machine
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.seeded import SeededSchedule
 
 HOLDER = """
 import fcntl, sys, time

@@ -24,8 +24,8 @@ from vmsim.machine.assembled import FINISHED, RUNNING
 from vmsim.migration.channel import MemoryChannel
 from vmsim.migration.errors import ChannelError
 from vmsim.migration.report import MigrationInDoubt, MigrationParameters
-from vmsim.sim.faults import Fault, FaultPlan, FaultyChannel
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.seeded import SeededSchedule
+from vmsim.wrappers.faults import Fault, FaultPlan, FaultyChannel
 
 ROOT = Path(__file__).resolve().parents[3]
 OTHER = Path(__file__).with_name("other_process.py")

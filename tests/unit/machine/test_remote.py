@@ -17,8 +17,8 @@ from vmsim.machine import Machine, MachineConfig, RemoteBackend, Seams
 from vmsim.machine.assembled import FINISHED, RUNNING
 from vmsim.machine.remote import command_options, device_words
 from vmsim.migration.report import MigrationParameters
-from vmsim.sim.immediate import ImmediateSchedule
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
+from vmsim.schedule.seeded import SeededSchedule
 from vmsim.vhost import payloads as p
 from vmsim.vhost.constants import F_DEVICE_STATE, NO_FD
 from vmsim.vhost.messages import Reply, Request

@@ -12,8 +12,7 @@ from vmsim.cli import run as run_command
 from vmsim.cli.tracing import traced_seams, tracer_for
 from vmsim.errors import MigrationError, UsageError
 from vmsim.machine import Machine
-from vmsim.sim.faults import Fault, FaultPlan, FaultyChannel
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.seeded import SeededSchedule
 from vmsim.trace import Tracer, render
 from vmsim.trace.events import (
     FuseReply,
@@ -29,6 +28,7 @@ from vmsim.trace.events import (
     RingViolated,
     kind_of,
 )
+from vmsim.wrappers.faults import Fault, FaultPlan, FaultyChannel
 
 PHASES = ["setup", "precopy", "stop", "device", "ready", "done"]
 

@@ -9,7 +9,7 @@ from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life
 from vmsim.errors import MigrationError
 from vmsim.machine import Seams
 from vmsim.machine.assembled import RUNNING
-from vmsim.sim.faults import Fault, Step
+from vmsim.wrappers.faults import Fault, Step
 
 REFUSED = Fault("vhost destination *", "GET_FEATURES", 1, "fail")
 LATE = Fault("channel source", "read", 1, "cut")

@@ -9,7 +9,7 @@ from vmsim.limits import EARLY_PIECE_MAX
 from vmsim.migration.destination import IncomingMigration
 from vmsim.migration.report import MigrationParameters
 from vmsim.migration.source import OutgoingMigration
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 PIECES = [("vmsim/guest", b""), ("vmsim/guest", b"first"), ("bus@0/timer", b"x" * 100_000), ("nobody", b"z")]
 

@@ -5,7 +5,7 @@ import pytest
 from tests.contract.channel import DUPLEX_CHECKS
 from vmsim.errors import StallError
 from vmsim.migration.channel import MemoryChannel
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 
 @pytest.mark.parametrize("check", DUPLEX_CHECKS)

@@ -10,7 +10,7 @@ from vmsim.migration.channel import MemoryChannel
 from vmsim.migration.errors import ChannelError
 from vmsim.migration.report import MigrationInDoubt, MigrationParameters
 from vmsim.migration.source import OutgoingMigration
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 
 def filled() -> Machine:

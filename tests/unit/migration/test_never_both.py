@@ -13,8 +13,8 @@ from tests.support.migration_rig import Machine, Run, make_memory
 from vmsim.errors import MigrationError, StateError, VmsimError
 from vmsim.migration.report import MigrationInDoubt
 from vmsim.migration.returnpath import FAILED, READY, RESUME_ACK, SHUT, ReturnMessage, encode
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.immediate import ImmediateSchedule
 
 ANSWERS = 16
 """Bytes of READY and of the acknowledgement."""

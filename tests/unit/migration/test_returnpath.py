@@ -11,7 +11,7 @@ from vmsim.errors import MigrationError
 from vmsim.migration.byteio import StreamInput
 from vmsim.migration.channel import MemoryChannel
 from vmsim.migration.returnpath import FAILED, READY, REASON_MAX, SHUT, ReturnMessage, encode, receive
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 
 
 def travelled(data: bytes) -> ReturnMessage:

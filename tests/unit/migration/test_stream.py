@@ -19,8 +19,8 @@ from vmsim.migration.errors import BadFooter, BadMagic, UnexpectedRecord, Unknow
 from vmsim.migration.report import MigrationParameters
 from vmsim.migration.source import OutgoingMigration
 from vmsim.migration.stream import StreamReader, StreamWriter, encode_description
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.immediate import ImmediateSchedule
 
 GOLDEN = sorted((Path(__file__).parents[2] / "golden").glob("*.bin"))
 

@@ -10,7 +10,7 @@ from tests.support.vhost_rig import BASIC, EchoDevice
 from vmsim.errors import StateError
 from vmsim.memory import GuestMemory, Region
 from vmsim.schedule import Schedule
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.vhost.backend_ring import BackendRing
 from vmsim.vhost.messages import MessageError
 from vmsim.vhost.payloads import VringAddr

@@ -4,7 +4,7 @@ import pytest
 
 from tests.contract.transport import CHECKS
 from tests.support.vhost_rig import PACKED, EchoDevice, Rig
-from vmsim.sim.seeded import SeededSchedule
+from vmsim.schedule.seeded import SeededSchedule
 from vmsim.virtio.constants import F_EVENT_IDX, F_VERSION_1
 
 

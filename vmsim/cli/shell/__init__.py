@@ -14,15 +14,16 @@ from click.core import ParameterSource
 
 from vmsim.cli.common import error_hint, error_line, printable
 from vmsim.cli.interrupts import Interrupted, only_this_line
-from vmsim.cli.options import check_backend, choice_of, machine_options
-from vmsim.cli.share import existing
+from vmsim.cli.options import choice_of, machine_options
 from vmsim.cli.shell import changes, completion, descriptors, files, machine
 from vmsim.cli.shell.command import COMMANDS, Session, ShellError, ShellExit
 from vmsim.cli.shell.words import Statement, expanded, statements
 from vmsim.cli.tracing import traced_seams, tracer_for
 from vmsim.errors import UsageError, VmsimError
 from vmsim.machine import Machine
-from vmsim.sim.immediate import ImmediateSchedule
+from vmsim.schedule.immediate import ImmediateSchedule
+from vmsim.workload.choices import check_backend
+from vmsim.workload.share import existing
 
 __all__ = ["run_line", "shell"]
 

@@ -10,31 +10,30 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, Final
 
 import msgspec
 
-from vmsim.cli.common import size_text
-from vmsim.cli.continuing import NOTE, Note
-from vmsim.cli.interrupts import clearing_up
-from vmsim.cli.options import LimitChoice, MachineChoice
-from vmsim.cli.programs import Contender, Work, Worker, check
-from vmsim.cli.report import Hop, HopWatch, JobReport, Stages, Standstill, Watcher
-from vmsim.cli.share import Scratch, check_target, existing, make_small_tree, refused
 from vmsim.errors import MigrationBlocked, UsageError
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.posix import GuestFs
 from vmsim.machine import Machine, Seams
-from vmsim.machine.config import MEMORY_MAX
+from vmsim.machine.config import MEMORY_MAX, size_text
 from vmsim.machine.guest_facts import left_to_guest
 from vmsim.migration.report import MigrationParameters
 from vmsim.schedule import Task
-from vmsim.sim.reader import Reader
-from vmsim.sim.seeded import SeededSchedule
-from vmsim.sim.workload import Workload
-from vmsim.sim.workload_checks import Discrepancy
+from vmsim.schedule.seeded import SeededSchedule
 from vmsim.virtio.constants import F_RING_PACKED
+from vmsim.workload.checks import Discrepancy
+from vmsim.workload.choices import LimitChoice, MachineChoice
+from vmsim.workload.continued import NOTE, Note
+from vmsim.workload.programs import Contender, Work, Worker, check
+from vmsim.workload.reader import Reader
+from vmsim.workload.report import Hop, HopWatch, JobReport, Standstill
+from vmsim.workload.share import Scratch, check_target, existing, make_small_tree, refused
+from vmsim.workload.stages import Stages, Undisturbed, Watcher, clearing_up
+from vmsim.workload.writer import Workload
 
 WARM_UP_STEPS: Final = 60
 STEPS_BETWEEN_HOPS: Final = 40
@@ -124,9 +123,9 @@ class Job:
         self._machine: Machine | None = None
         self._saved: str | None = None
 
-    def run(self) -> JobReport:
+    def run(self, undisturbed: Undisturbed = nullcontext) -> JobReport:
         """Do all stages; VmsimError or OSError if one cannot be done."""
-        with clearing_up(self._stack, self.stages.end):
+        with clearing_up(self._stack, self.stages.end, undisturbed):
             return self._run()
 
     def so_far(self) -> dict[str, Any]:

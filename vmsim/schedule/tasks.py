@@ -14,7 +14,7 @@ from typing import Final
 import greenlet
 
 from vmsim.errors import StallError, StateError
-from vmsim.sim.clock import Clock
+from vmsim.schedule.clock import Clock
 
 MAIN: Final = "main"
 KILLS_MAX: Final = 100

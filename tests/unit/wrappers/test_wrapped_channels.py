@@ -8,11 +8,11 @@ import pytest
 
 from tests.contract import channel as contract
 from vmsim.migration.channel import MemoryChannel
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.faults import FaultPlan, FaultyChannel
-from vmsim.sim.immediate import ImmediateSchedule
-from vmsim.sim.traced import TracedChannel
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.trace import Tracer
+from vmsim.wrappers.faults import FaultPlan, FaultyChannel
+from vmsim.wrappers.traced import TracedChannel
 
 CHECKS = [check for name, check in vars(contract).items() if name.startswith("check_")]
 DUPLEX = [check for check in CHECKS if "destination" in inspect.signature(check).parameters]

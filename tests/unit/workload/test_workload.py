@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from vmsim.errors import StreamError
-from vmsim.sim.fileapi import OsFiles
-from vmsim.sim.reader import Reader, decode_reader
-from vmsim.sim.workload import Workload, WorkloadError, decode_state, mass_path
-from vmsim.sim.workload_checks import Checker, verify
-from vmsim.sim.workload_ops import OPERATIONS
+from vmsim.workload.checks import Checker, verify
+from vmsim.workload.fileapi import OsFiles
+from vmsim.workload.operations import OPERATIONS
+from vmsim.workload.reader import Reader, decode_reader
+from vmsim.workload.writer import Workload, WorkloadError, decode_state, mass_path
 
 
 class OtherProcess(OsFiles):

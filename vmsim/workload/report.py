@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol, Self
+from typing import Self
 
 import msgspec
 
-from vmsim.cli.options import MachineChoice
 from vmsim.machine import Machine
 from vmsim.migration.downtime import milliseconds
 from vmsim.migration.report import MigrationStats, Progress
-
-
-class Watcher(Protocol):
-    """Who is told how the job goes on."""
-
-    def stage(self, name: str, what: str) -> None:
-        """A stage begins; the one before is done."""
-        ...
-
-    def progress(self, done: float, what: str) -> None:
-        """How far the stage is, 0 to 1."""
-        ...
-
-    def warn(self, what: str) -> None:
-        """Something that the user should know now."""
-        ...
-
-
-class Stage(msgspec.Struct):
-    """One stage and how long it took."""
-
-    name: str
-    what: str
-    seconds: float = 0.0
+from vmsim.workload.choices import MachineChoice
+from vmsim.workload.stages import Stage, Watcher
 
 
 class Hop(msgspec.Struct):
@@ -103,28 +80,6 @@ class JobReport(msgspec.Struct):
     saved: str | None = None
     left_out: list[str] = []
     downtimes: list[Standstill] = []
-
-
-class Stages:
-    """Tells a watcher of the stages, and keeps how long each took."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self.done: list[Stage] = []
-        self._watcher = watcher
-        self._began = 0.0
-
-    def begin(self, name: str, what: str) -> None:
-        """The stage before is over, and this one begins."""
-        self.end()
-        self._began = time.monotonic()
-        self.done.append(Stage(name, what))
-        self._watcher.stage(name, what)
-
-    def end(self) -> None:
-        """The last stage is over; may be called twice."""
-        if self.done and self._began:
-            self.done[-1].seconds = round(time.monotonic() - self._began, 6)
-        self._began = 0.0
 
 
 class HopWatch:

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from vmsim.errors import VmsimError
-from vmsim.sim.fileapi import FileApi, StatResult
-from vmsim.sim.model import Model
+from vmsim.workload.fileapi import FileApi, StatResult
+from vmsim.workload.model import Model
 
 NAMES: Final = ("a", "b", "c", "dir", "sub", "x.txt", "a name", "ünï", "n" * 200)
 XATTRS: Final = ("user.one", "user.two")

@@ -1,7 +1,7 @@
 """Seam S4: who runs next, and what time it is.
 
-Code that has to wait says what it waits for; a schedule decides who runs meanwhile. The implementations live
-in :mod:`vmsim.sim`.
+Code that has to wait says what it waits for; a schedule decides who runs meanwhile. The implementations are
+:mod:`vmsim.schedule.immediate` and :mod:`vmsim.schedule.seeded`.
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ import stat
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from vmsim.sim.fileapi import FileApi, OsFiles
-from vmsim.sim.workload import Workload
-from vmsim.sim.workload_record import (
+from vmsim.workload.fileapi import FileApi, OsFiles
+from vmsim.workload.record import (
     TOP,
     FileRecord,
     HandleRecord,
@@ -20,6 +19,7 @@ from vmsim.sim.workload_record import (
     mass_data,
     mass_path,
 )
+from vmsim.workload.writer import Workload
 
 MASS_SAMPLE_MAX: Final = 20_000
 PIECE: Final = 65_536

@@ -8,10 +8,10 @@ import os
 from vmsim.errors import VmsimError
 from vmsim.guest.posix import GuestFs
 from vmsim.machine import Machine
-from vmsim.sim.reader import Reader
-from vmsim.sim.seeded import SeededSchedule
-from vmsim.sim.workload import Workload, WorkloadError
-from vmsim.sim.workload_checks import Discrepancy, verify
+from vmsim.schedule.seeded import SeededSchedule
+from vmsim.workload.checks import Discrepancy, verify
+from vmsim.workload.reader import Reader
+from vmsim.workload.writer import Workload, WorkloadError
 
 Work = Workload | Reader
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, Final
 
 import msgspec
 
-from vmsim.cli.interrupts import clearing_up
-from vmsim.cli.programs import Work, Worker, check
-from vmsim.cli.report import Stage, Stages, Watcher
-from vmsim.cli.share import FOLDER, existing, remove_tree
 from vmsim.errors import StreamError, UsageError
 from vmsim.machine import Machine, Seams
 from vmsim.schedule import Schedule
-from vmsim.sim.reader import Reader, decode_reader
-from vmsim.sim.workload import Workload, decode_state
+from vmsim.workload.programs import Work, Worker, check
+from vmsim.workload.reader import Reader, decode_reader
+from vmsim.workload.share import FOLDER, existing, remove_tree
+from vmsim.workload.stages import Stage, Stages, Undisturbed, Watcher, clearing_up
+from vmsim.workload.writer import Workload, decode_state
 
 NOTE: Final = "workload"
 STEPS: Final = 40
@@ -96,9 +95,9 @@ class ContinuedJob:
         self._migration_load = migration_load
         self._stack = ExitStack()
 
-    def run(self) -> ContinuedReport:
+    def run(self, undisturbed: Undisturbed = nullcontext) -> ContinuedReport:
         """Do it; UsageError if the machine was not saved by this command line."""
-        with clearing_up(self._stack, self.stages.end):
+        with clearing_up(self._stack, self.stages.end, undisturbed):
             return self._run()
 
     def so_far(self) -> dict[str, Any]:

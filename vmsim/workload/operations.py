@@ -12,8 +12,8 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from vmsim.sim.fileapi import FileApi
-from vmsim.sim.workload_record import (
+from vmsim.workload.fileapi import FileApi
+from vmsim.workload.record import (
     FILE_BYTES_MAX,
     FILES_MAX,
     FOLDERS_MAX,

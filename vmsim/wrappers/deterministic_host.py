@@ -1,6 +1,6 @@
 """A host that is the same every time: what only the host decides, replaced at seam S3.
 
-    host = SteadyHost(schedule.now_ns)
+    host = DeterministicHost(schedule.now_ns)
     Seams(host_fs=lambda inner: TracedHostFs(host.wrap(inner), source))
 
 The same seed gives the same history, but for what a history takes over from the host: numbers of inodes,
@@ -40,7 +40,7 @@ class _Open(NamedTuple):
     file: int
 
 
-class SteadyHost:
+class DeterministicHost:
     """What was seen of the host so far; ``wrap`` makes every server's host calls go through it.
 
     One for all machines of a run: what one calls a file, the next calls the same.
@@ -57,8 +57,8 @@ class SteadyHost:
         self._counts: dict[str, itertools.count[int]] = {}
 
     def wrap(self, inner: Any) -> Any:
-        """``inner`` (a HostFs) with steady answers."""
-        return SteadyHostFs(inner, self)
+        """``inner`` (a HostFs) with deterministic answers."""
+        return DeterministicHostFs(inner, self)
 
     def number(self, kind: str, real: object) -> int:
         """The number of the ``real`` thing: which one it was of its kind."""
@@ -92,10 +92,10 @@ class SteadyHost:
         return times
 
 
-class SteadyHostFs:
+class DeterministicHostFs:
     """Seam S3: see the module. Calls that no row is for pass their descriptors on and change nothing."""
 
-    def __init__(self, inner: Any, host: SteadyHost) -> None:
+    def __init__(self, inner: Any, host: DeterministicHost) -> None:
         self._inner = inner
         self._host = host
 
@@ -287,11 +287,12 @@ TOUCHES: Final = {
 }  # fmt: skip
 """Which of its descriptors' files a call changes."""
 ATTRIBUTES_ONLY: Final = frozenset({"chmod", "chown", "setxattr", "removexattr"})
-RESULTS: Final[dict[str, Callable[[SteadyHostFs, Sequence[Any], Any], Any]]] = {
-    "fstat": SteadyHostFs._attr, "identify": SteadyHostFs._identity,
-    "identify_name": SteadyHostFs._identity, "identify_at": SteadyHostFs._brief,
-    "birth": SteadyHostFs._birth, "birth_at": SteadyHostFs._birth, "statx": SteadyHostFs._statx,
-    "file_handle": SteadyHostFs._handle, "file_handle_at": SteadyHostFs._handle,
-    "path_of": SteadyHostFs._path, "getdents": SteadyHostFs._entries, "fstatvfs": SteadyHostFs._statvfs,
+RESULTS: Final[dict[str, Callable[[DeterministicHostFs, Sequence[Any], Any], Any]]] = {
+    "fstat": DeterministicHostFs._attr, "identify": DeterministicHostFs._identity,
+    "identify_name": DeterministicHostFs._identity, "identify_at": DeterministicHostFs._brief,
+    "birth": DeterministicHostFs._birth, "birth_at": DeterministicHostFs._birth,
+    "statx": DeterministicHostFs._statx, "file_handle": DeterministicHostFs._handle,
+    "file_handle_at": DeterministicHostFs._handle, "path_of": DeterministicHostFs._path,
+    "getdents": DeterministicHostFs._entries, "fstatvfs": DeterministicHostFs._statvfs,
 }  # fmt: skip
 """What a call's answer is made into."""

@@ -19,9 +19,9 @@ import random
 import stat
 from typing import Final
 
-from vmsim.sim.fileapi import FileApi
-from vmsim.sim.workload_ops import OPERATIONS, REMOVING
-from vmsim.sim.workload_record import (
+from vmsim.workload.fileapi import FileApi
+from vmsim.workload.operations import OPERATIONS, REMOVING
+from vmsim.workload.record import (
     MASS_PER_FOLDER,
     TOP,
     Bookkeeping,

@@ -17,9 +17,9 @@ from typing import Final
 import msgspec
 
 from vmsim.errors import StreamError
-from vmsim.sim.fileapi import FileApi, OsFiles
-from vmsim.sim.workload_checks import Discrepancy, contents, contents_at
-from vmsim.sim.workload_record import WorkloadError, differing
+from vmsim.workload.checks import Discrepancy, contents, contents_at
+from vmsim.workload.fileapi import FileApi, OsFiles
+from vmsim.workload.record import WorkloadError, differing
 
 HANDLES: Final = 16
 PIECE: Final = 65_536

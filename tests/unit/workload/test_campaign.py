@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from vmsim.sim.fileapi import OsFiles
-from vmsim.sim.fsx import ARGUMENTS, WEIGHTS, Campaign, Divergence, Operation, Slot
+from vmsim.workload.campaign import ARGUMENTS, WEIGHTS, Campaign, Divergence, Operation, Slot
+from vmsim.workload.fileapi import OsFiles
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ from vmsim.memory import GuestMemory, Region
 from vmsim.migration.channel import ChannelBase
 from vmsim.migration.errors import ChannelError
 from vmsim.migration.report import Progress
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.faults import Fault, FaultPlan, FaultyChannel, FaultyHostFs, FaultyTransport, Step
-from vmsim.sim.immediate import ImmediateSchedule
-from vmsim.sim.traced import TracedChannel, TracedDevice, TracedHostFs, TracedProgress, TracedTransport
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.trace import Tracer
 from vmsim.trace.events import HostCall, VhostRequest, kind_of
 from vmsim.vhost.messages import FRONTEND_ROWS, Reply, Request
 from vmsim.vhost.payloads import Number
 from vmsim.virtio.chain import build_chain
+from vmsim.wrappers.faults import Fault, FaultPlan, FaultyChannel, FaultyHostFs, FaultyTransport, Step
+from vmsim.wrappers.traced import TracedChannel, TracedDevice, TracedHostFs, TracedProgress, TracedTransport
 
 ROWS = {row.name: row for row in FRONTEND_ROWS}
 GET_FEATURES, SET_OWNER = Request(ROWS["GET_FEATURES"]), Request(ROWS["SET_OWNER"], need_reply=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vmsim.sim.clock import Clock, MonotonicClock
-from vmsim.sim.tasks import SimTask, TurnTaking
+from vmsim.schedule.clock import Clock, MonotonicClock
+from vmsim.schedule.tasks import SimTask, TurnTaking
 
 
 class ImmediateSchedule(TurnTaking):

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from vmsim.errors import StreamError, VmsimError
-from vmsim.sim.fileapi import FileApi
+from vmsim.workload.fileapi import FileApi
 
 FILE_BYTES_MAX: Final = 16_384
 FILES_MAX: Final = 40

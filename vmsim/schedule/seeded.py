@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.tasks import SimTask, TurnTaking
+from vmsim.schedule.clock import VirtualClock
+from vmsim.schedule.tasks import SimTask, TurnTaking
 from vmsim.trace import NOWHERE, Source
 from vmsim.trace.events import SimEnd, SimSpawn, SimTurn
 

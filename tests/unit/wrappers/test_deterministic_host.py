@@ -8,8 +8,8 @@ import pytest
 
 from tests.contract.hostfs import CHECKS, Opened
 from vmsim.host.fs import LinuxFs
-from vmsim.sim.clock import VirtualClock
-from vmsim.sim.steady import EPOCH_NS, NSEC, SteadyHost
+from vmsim.schedule.clock import VirtualClock
+from vmsim.wrappers.deterministic_host import EPOCH_NS, NSEC, DeterministicHost
 
 COMPARES_NUMBERS = {"check_attributes", "check_names"}
 """With those of the host, which are replaced here."""
@@ -21,7 +21,7 @@ REST = [check for check in CHECKS if check.__name__ not in COMPARES_NUMBERS]
 
 @pytest.mark.parametrize("check", REST, ids=lambda check: check.__name__)
 def test_contract(check, tmp_path):
-    host = SteadyHost(lambda: 0)
+    host = DeterministicHost(lambda: 0)
     check(host.wrap(LinuxFs()), tmp_path)
     assert host.fds == {}
 
@@ -34,7 +34,7 @@ def look(base):
     """Everything that a server can see of a small tree, and of what it does there."""
     clock = VirtualClock()
     shown = []
-    host = SteadyHost(clock.now_ns)
+    host = DeterministicHost(clock.now_ns)
     fs = host.wrap(LinuxFs())
     with Opened(fs, fs.open_share(os.fsencode(base))) as root:
         for name in (b"one", b"two"):
@@ -62,7 +62,7 @@ def test_the_same_every_time(tmp_path):
 
 
 def test_an_inode_number_that_is_used_again_is_another_file(tmp_path):
-    host = SteadyHost(lambda: 0)
+    host = DeterministicHost(lambda: 0)
     fs = host.wrap(LinuxFs())
     numbers = set()
     with Opened(fs, fs.open_share(os.fsencode(tmp_path))) as root:
@@ -78,7 +78,7 @@ def test_an_inode_number_that_is_used_again_is_another_file(tmp_path):
 def test_times_follow_what_is_done(tmp_path):
     (tmp_path / "f").write_bytes(b"12")
     clock = VirtualClock()
-    fs = SteadyHost(clock.now_ns).wrap(LinuxFs())
+    fs = DeterministicHost(clock.now_ns).wrap(LinuxFs())
     with Opened(fs, fs.open_share(os.fsencode(tmp_path))) as root:
         with Opened(fs, fs.open_beneath(root, b"f", os.O_RDWR)) as fd:
             assert times(fs.fstat(fd)) == [0, 0, 0]

@@ -1,1 +1,0 @@
-"""Schedules, faults, traced seams and models: everything that decides, breaks or watches a run."""
