@@ -86,7 +86,7 @@ class Contender:
         with ExitStack() as stack:
             backend = None
             if name != INPROC:
-                self.schedule.idle = FdWaits(now_ns=self.schedule.now_ns).idle
+                self.schedule.attach(FdWaits(now_ns=self.schedule.now_ns))
                 self.process = stack.enter_context(BackendProcess(str(share), command_of(name), words))
                 self.process.wait_ready()
                 settle(self.process, place)

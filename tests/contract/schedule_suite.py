@@ -36,6 +36,24 @@ def check_wait_lets_others_run(make: Make) -> None:
     assert schedule.waits() == {}
 
 
+def check_descriptors_are_waited_for(make: Make) -> None:
+    """While nobody can go on, whoever was attached waits; there is one at most."""
+    schedule, asked = make(), []
+
+    class Arrivals:
+        def idle(self, deadline_ns: int | None) -> bool:
+            asked.append(deadline_ns)
+            return True
+
+    arrivals = Arrivals()
+    assert schedule.descriptors is None
+    assert schedule.attach(arrivals)
+    assert schedule.descriptors is arrivals
+    assert not schedule.attach(Arrivals())
+    schedule.wait(lambda: bool(asked), "a packet")
+    assert asked[0] is None
+
+
 def check_kick_runs_once_more_when_kicked_inside(make: Make) -> None:
     """A kick is never lost and never nested, however it arrives."""
     schedule, calls, depth = make(), [], []
@@ -205,5 +223,6 @@ def check_schedule(make: Make) -> None:
 CHECKS = (
     check_wait_lets_others_run, check_kick_runs_once_more_when_kicked_inside, check_stall_names_everybody,
     check_errors_belong_to_the_task, check_condition_that_raises, check_kill, check_sleep_passes_time,
-    check_spawn_and_wait_inside_tasks, check_what_is_watched_keeps_waiting_from_stalling,
+    check_spawn_and_wait_inside_tasks, check_descriptors_are_waited_for,
+    check_what_is_watched_keeps_waiting_from_stalling,
 )

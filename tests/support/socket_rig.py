@@ -19,7 +19,7 @@ class SocketRig(Rig):
 
     def __init__(self, *arguments, schedule=None, **options):
         self.waits = FdWaits(patience_ns=5_000_000_000)
-        schedule = schedule or ImmediateSchedule(idle=self.waits.idle)
+        schedule = schedule or ImmediateSchedule(descriptors=self.waits)
         # In a process of its own a back-end waits for nobody.
         super().__init__(*arguments, schedule=schedule, backend_schedule=ImmediateSchedule(), **options)
 

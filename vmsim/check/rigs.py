@@ -237,7 +237,7 @@ class GuestRig(Rig):
     def __init__(self, target: Target, case: Case) -> None:
         super().__init__(target, case)
         self.waits = _Waits(self.timeout_s, self.panic)
-        self.schedule = ImmediateSchedule(idle=self.waits.idle)
+        self.schedule = ImmediateSchedule(descriptors=self.waits)
         self.remotes: list[_Remote] = []
         self.vm: Any = None
         self.instance()

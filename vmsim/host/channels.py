@@ -1,7 +1,7 @@
 """Migration channels (seam S2) over descriptors: sockets, pipes to and from commands. Files: ``files.py``.
 
 Everything waits through the schedule, if there is one, so that both ends may live in this process. For an
-other end outside, give the schedule :meth:`FdWaits.idle` of the same :class:`FdWaits` as its ``idle``.
+other end outside, give the schedule the same :class:`FdWaits` as its ``descriptors``.
 """
 
 from __future__ import annotations

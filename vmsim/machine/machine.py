@@ -15,7 +15,7 @@ from vmsim.guest.posix import GuestFs
 from vmsim.host.directory import fixed
 from vmsim.host.files import FileReader, FileWriter
 from vmsim.host.processes import Command
-from vmsim.machine import lines
+from vmsim.machine import channel_uri
 from vmsim.machine.arrival import Arrival
 from vmsim.machine.asked import Limits, parameters_of
 from vmsim.machine.assembled import IN_DOUBT, PAUSED, RUNNING, AssembledMachine
@@ -23,8 +23,8 @@ from vmsim.machine.config import MachineConfig, memory_layout, parse_size
 from vmsim.machine.guest_facts import guest_facts
 from vmsim.machine.moving import leave, move
 from vmsim.machine.parts import MachineBackend, Seams
+from vmsim.machine.progress import MigrationTrace
 from vmsim.machine.remote import seams_for
-from vmsim.machine.told import MigrationTrace
 from vmsim.migration.channel import Channel
 from vmsim.migration.report import MigrationParameters, MigrationStats, ProgressCallback
 from vmsim.schedule import Schedule, Task
@@ -137,7 +137,7 @@ class Machine(AssembledMachine):
         self._require_idle()
         told = MigrationTrace(self.seams.trace, progress)
         wanted = parameters_of(parameters, limits)
-        stats = leave(self, lines.outgoing(channel, self.schedule), told, wanted).stats
+        stats = leave(self, channel_uri.outgoing(channel, self.schedule), told, wanted).stats
         stats.judge()
         self._release_if_finished()
         told.committed(stats)
@@ -180,7 +180,7 @@ class Machine(AssembledMachine):
             cls.built, fixed(share), schedule, seams_for(seams, transport, backend_command), options,
             migration, backend, migration_load,
         )  # fmt: skip
-        machine = arrival.receive(lines.incoming(channel, schedule))
+        machine = arrival.receive(channel_uri.incoming(channel, schedule))
         assert isinstance(machine, Machine)
         if realtime_ns is None:
             realtime_ns = wall_clock_ns() - schedule.now_ns()

@@ -8,8 +8,8 @@ from contextlib import suppress
 from vmsim.errors import MigrationError, VmsimError
 from vmsim.machine.arrival import Arrival
 from vmsim.machine.assembled import IN_DOUBT, AssembledMachine
+from vmsim.machine.progress import MigrationTrace
 from vmsim.machine.roles import Source
-from vmsim.machine.told import MigrationTrace
 from vmsim.migration.channel import Channel, MemoryChannel
 from vmsim.migration.report import MigrationParameters, ProgressCallback
 from vmsim.migration.source import OutgoingMigration

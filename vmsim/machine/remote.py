@@ -20,8 +20,8 @@ from vmsim.host.processes import BackendProcess, Command
 from vmsim.host.services import HostServices
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.transport import VhostUserTransport
+from vmsim.machine.channel_uri import wire
 from vmsim.machine.config import MachineConfig
-from vmsim.machine.lines import wire
 from vmsim.machine.parts import Seams, Start, find_device
 from vmsim.schedule import Schedule
 from vmsim.vhost.dialects import DIALECTS
@@ -54,7 +54,7 @@ class Finding(msgspec.Struct, frozen=True):
 class RemoteBackend:
     """A back-end of ``share`` behind ``where``, a socket's path or a process; the latter ends with ``close``.
 
-    ``schedule`` is that of the machines that use it: their guests wait for this back-end in its ``idle``.
+    ``schedule`` is that of the machines that use it: their guests wait through its descriptors.
     ``seams`` may wrap the transport. UsageError if the schedule cannot wait for the outside.
     """
 
@@ -77,7 +77,7 @@ class RemoteBackend:
         if waits is None:
             raise UsageError(
                 "this schedule cannot wait for a back-end in another process",
-                hint="use one of vmsim's schedules, with its idle unset or that of an FdWaits",
+                hint="use one of vmsim's schedules, with its descriptors unset or an FdWaits",
             )
         self._waits = waits
 

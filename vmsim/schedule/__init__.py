@@ -25,8 +25,28 @@ class Task(Protocol):
         ...
 
 
+class Descriptors(Protocol):
+    """Who waits for the world outside the process while no activity can go on."""
+
+    def idle(self, deadline_ns: int | None) -> bool:
+        """Wait for one of the descriptors, at most until ``deadline_ns``; whether one of them was ready."""
+        ...
+
+
 class Schedule(Protocol):
     """What protocol and guest code asks of the schedule."""
+
+    @property
+    def descriptors(self) -> Descriptors | None:
+        """Who waits for descriptors on behalf of this schedule; None if nobody does yet."""
+        ...
+
+    def attach(self, descriptors: Descriptors) -> bool:
+        """Have ``descriptors`` waited for when nobody can go on; whether that can be done.
+
+        Not if the schedule waits for the outside in another way already.
+        """
+        ...
 
     def now_ns(self) -> int:
         """The (virtual) time in nanoseconds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vmsim.schedule import Descriptors
 from vmsim.schedule.clock import Clock, MonotonicClock
 from vmsim.schedule.tasks import SimTask, TurnTaking
 
@@ -15,8 +16,11 @@ class ImmediateSchedule(TurnTaking):
     more when it returns, as a doorbell that rings while it is being answered.
     """
 
-    def __init__(self, clock: Clock | None = None, idle: Callable[[int | None], bool] | None = None) -> None:
-        super().__init__(clock if clock is not None else MonotonicClock(), idle)
+    def __init__(
+        self, clock: Clock | None = None, idle: Callable[[int | None], bool] | None = None,
+        descriptors: Descriptors | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(clock if clock is not None else MonotonicClock(), idle, descriptors)
         self._kicks: dict[Callable[[], object], bool] = {}
         self._last: SimTask | None = None
 

@@ -14,6 +14,7 @@ from typing import Final
 import greenlet
 
 from vmsim.errors import StallError, StateError
+from vmsim.schedule import Descriptors
 from vmsim.schedule.clock import Clock
 
 MAIN: Final = "main"
@@ -93,12 +94,18 @@ class TurnTaking(ABC):
     """Spawns, switches and kills activities; a subclass chooses who is next and what a kick does.
 
     ``idle`` is asked when nobody can run: it waits for the outside world (at most until the given deadline,
-    None for ever) and returns whether something may have changed.
+    None for ever) and returns whether something may have changed. With ``descriptors`` it is theirs.
     """
 
-    def __init__(self, clock: Clock, idle: Callable[[int | None], bool] | None = None) -> None:
+    def __init__(
+        self, clock: Clock, idle: Callable[[int | None], bool] | None = None,
+        descriptors: Descriptors | None = None,
+    ) -> None:  # fmt: skip
         self.clock = clock
+        self.descriptors: Descriptors | None = None
         self.idle = idle
+        if descriptors is not None:
+            self.attach(descriptors)
         self._looks: list[Callable[[], bool]] = []
         self._tasks: list[SimTask] = []
         self._current: SimTask | None = None
@@ -126,6 +133,12 @@ class TurnTaking(ABC):
     def spawn(self, name: str, run: Callable[[], object]) -> SimTask:
         """Start another activity; its first turn comes when somebody waits."""
         return self._add(name, run)
+
+    def attach(self, descriptors: Descriptors) -> bool:
+        """Have ``descriptors`` waited for in ``idle``; whether that can be done: not beside another one."""
+        if self.idle is None:
+            self.idle, self.descriptors = descriptors.idle, descriptors
+        return self.descriptors is descriptors
 
     def watch(self, look: Callable[[], bool]) -> None:
         """Have ``look()`` called every LOOK_NS while nobody can go on; whether it waits for the outside."""

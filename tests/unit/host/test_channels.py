@@ -34,7 +34,7 @@ def tcp_pair():
 @pytest.mark.parametrize("connect", [unix_pair, tcp_pair])
 def test_sockets(check, connect):
     waits = FdWaits(patience_ns=10_000_000_000)
-    schedule = ImmediateSchedule(idle=waits.idle)
+    schedule = ImmediateSchedule(descriptors=waits)
     ends = [SocketChannel(end, schedule, waits) for end in connect()]
     try:
         check(schedule, *ends)

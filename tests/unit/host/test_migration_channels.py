@@ -25,7 +25,7 @@ def filled() -> Machine:
 
 def test_both_ends_of_a_socket_in_one_process():
     waits = FdWaits()
-    schedule = ImmediateSchedule(idle=waits.idle)
+    schedule = ImmediateSchedule(descriptors=waits)
     source = filled()
     one, other = SocketChannel.pair(schedule, waits)
     arrival = schedule.spawn("destination", IncomingMigration(other, Machine.built).run)

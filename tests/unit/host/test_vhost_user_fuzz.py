@@ -31,7 +31,7 @@ class Served:
 
     def __init__(self, dialect="upstream"):
         self.waits = FdWaits(patience_ns=1_000_000_000)
-        schedule = ImmediateSchedule(idle=self.waits.idle)
+        schedule = ImmediateSchedule(descriptors=self.waits)
         options = BackendOptions(protocol_features=IMPLEMENTED, log_shared=True)
         self.backend = VhostBackend(EchoDevice(), HostServices(), schedule, DIALECTS[dialect], options)
         self.peer, theirs = UnixSocket.pair()

@@ -138,7 +138,7 @@ def test_while_it_works_off_requests(share):
 
 
 def test_one_that_hangs_is_waited_for_so_long_and_may_go_on_later(share):
-    schedule = ImmediateSchedule(idle=FdWaits(patience_ns=100_000_000).idle)
+    schedule = ImmediateSchedule(descriptors=FdWaits(patience_ns=100_000_000))
     here = Side()
     vm = make(share, seams=here.seams, schedule=schedule)
     fs = vm.mount()

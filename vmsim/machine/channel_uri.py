@@ -8,7 +8,6 @@ from vmsim.host.files import incoming_channel, outgoing_channel
 from vmsim.host.waits import FdWaits
 from vmsim.migration.channel import Channel
 from vmsim.schedule import Schedule
-from vmsim.schedule.tasks import TurnTaking
 
 NOT_WIRED: Final = (None, None)
 
@@ -25,9 +24,7 @@ def incoming(channel: Channel | str, schedule: Schedule) -> Channel:
 
 def wire(schedule: Schedule) -> tuple[Schedule, FdWaits] | tuple[None, None]:
     """What a channel over descriptors waits with; two Nones (it then simply blocks) if that cannot be."""
-    if not isinstance(schedule, TurnTaking):
-        return NOT_WIRED
-    if schedule.idle is None:
-        schedule.idle = FdWaits(now_ns=schedule.now_ns).idle
-    waits = getattr(schedule.idle, "__self__", None)
+    if schedule.descriptors is None:
+        schedule.attach(FdWaits(now_ns=schedule.now_ns))
+    waits = schedule.descriptors
     return (schedule, waits) if isinstance(waits, FdWaits) else NOT_WIRED
