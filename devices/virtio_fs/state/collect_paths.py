@@ -324,3 +324,33 @@ class Opened:
     def __exit__(self, *_: object) -> None:
         if self._owned:
             self._host.close(self._fd)
+
+
+def mount_paths(fs: PassthroughFs, used: set[int]) -> dict[int, bytes]:
+    """Where each of the mounts ``used`` is, relative to the share (``.``: the share's own)."""
+    root = fs.inodes.get(1)
+    if root is None:
+        return {}
+    root_fd = fs.path_fd(root)
+    own = root.mount.mnt_id
+    paths = {own: b"."} if own in used else {}
+    if used <= paths.keys():
+        return paths
+    skip = len(fs.host.path_of(root_fd).rstrip(b"/")) + 1
+    for mnt_id, point in fs.host.mount_points():
+        # The paths are a guess: which mount is there counts.
+        if mnt_id in used and mnt_id != own and _mounted_at(fs.host, root_fd, point[skip:]) == mnt_id:
+            paths[mnt_id] = point[skip:]
+    return paths
+
+
+def _mounted_at(host: HostFs, root_fd: int, path: bytes) -> int:
+    """The id of the mount that ``path`` in the share lies in, -1 if there is nothing."""
+    try:
+        fd = host.open_beneath(root_fd, path, os.O_PATH)
+    except OSError:
+        return -1
+    try:
+        return host.identify(fd)[2]
+    finally:
+        host.close(fd)

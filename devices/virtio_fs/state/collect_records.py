@@ -11,7 +11,7 @@ from vmsim.fuse.session import Session
 
 from . import blob, extension
 from .collect_content import ContentBudget, TooLarge, capture
-from .collect_paths import Missing, Parent, reason_of
+from .collect_paths import Missing, Parent, mount_paths, reason_of
 from .extension import Extension, Flock, HandleExtra, Loss, ModeInfo, PosixLock, RawName, ToldOf
 from .negotiation import options_of
 from .postcard import is_utf8
@@ -62,7 +62,8 @@ class RecordBuilder:
             self._add_locks()
             self._add_told()
             if self._options.mode == "file-handles":
-                state.mount_paths = self._mount_paths()
+                used = {handle.mnt_id for handle in self._collector.handles.values()}
+                state.mount_paths = mount_paths(self._fs, used)
         state.inodes = self._records
         state.next_inode = self._next_inode
         state.next_handle = self._fs.handles.next_id
@@ -183,34 +184,3 @@ class RecordBuilder:
             ToldOf(nodeid, *facts) for nodeid, facts in sorted(told.by_id.items()) if nodeid not in made_again
         ]
         self.extra.numbers = sorted(told.numbers)
-
-    def _mount_paths(self) -> dict[int, bytes]:
-        """Where each mount that a handle refers to is, relative to the share (``.``: the share's own)."""
-        fs = self._fs
-        root = fs.inodes.get(1)
-        if root is None:
-            return {}
-        root_fd = fs.path_fd(root)
-        own = root.mount.mnt_id
-        used = {handle.mnt_id for handle in self._collector.handles.values()}
-        paths = {own: b"."} if own in used else {}
-        if used <= paths.keys():
-            return paths
-        skip = len(fs.host.path_of(root_fd).rstrip(b"/")) + 1
-        for mnt_id, point in fs.host.mount_points():
-            # The paths are a guess: which mount is there counts.
-            if mnt_id in used and mnt_id != own and self._mounted_at(root_fd, point[skip:]) == mnt_id:
-                paths[mnt_id] = point[skip:]
-        return paths
-
-    def _mounted_at(self, root_fd: int, path: bytes) -> int:
-        """The id of the mount that ``path`` in the share lies in, -1 if there is nothing."""
-        host = self._fs.host
-        try:
-            fd = host.open_beneath(root_fd, path, os.O_PATH)
-        except OSError:
-            return -1
-        try:
-            return host.identify(fd)[2]
-        finally:
-            host.close(fd)

@@ -2,8 +2,12 @@
 
 A *run* is the inode vector of some inodes with neighbouring nodeids, encoded as in the blob. If nothing about
 them changes until the state is saved, the blob has the same bytes, and what the destination has done for
-them (:mod:`.early_inodes`) need not be done again. Only inodes of mode find-paths that have a plain place go
-ahead; the others, and those that change, are as before in the blob alone, which is complete in any case.
+them (:mod:`.early_inodes`) need not be done again. Only inodes that have a plain place go ahead; the others,
+and those that change, are as before in the blob alone, which is complete in any case.
+
+In mode file-handles the blob has no places. They go ahead all the same, beside the handle: only of a name
+that is still there, in directories that nobody has changed, is it known without a look that its file has not
+lost it. The destination makes the blob's bytes of them (:func:`in_blob`).
 """
 
 from __future__ import annotations
@@ -15,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from . import blob
+from .collect_paths import NotFound, Place, mount_paths
 from .postcard import is_utf8
-from .records import PATH, InodeRecord
+from .records import FILE_HANDLE, PATH, InodeRecord
 
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
@@ -25,34 +30,47 @@ if TYPE_CHECKING:
 
 RANGE: Final = 64
 """Nodeids of one run: few enough that a change spoils little, and many enough that a run costs nothing."""
-RUNS_IN_PIECE: Final = 64
+RUNS_IN_PIECE: Final = 16
+"""A thousand inodes: what is looked at while the guest waits."""
 ROOT_ID: Final = 1
 
 
 class EarlyPiece(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """Some runs, in ascending order of nodeids."""
+    """Some runs, in ascending order of nodeids.
+
+    In mode file-handles each record has place and handle, and ``mount_paths`` are those of the blob that is
+    to come; else it is None.
+    """
 
     runs: list[bytes]
+    mount_paths: dict[int, bytes] | None = None
+
+
+def in_blob(record: InodeRecord) -> InodeRecord:
+    """How the blob says in mode file-handles what ``record`` says with place and handle."""
+    return InodeRecord(record.id, record.refcount, FILE_HANDLE, handle=record.file_handle)
 
 
 def pieces(collector: StateCollector, fs: PassthroughFs) -> Iterator[bytes]:
-    """What can go ahead, of what ``collector`` has collected completely; others may run between pieces.
-
-    Nothing in mode file-handles: which of those files lose their name meanwhile, no record shows.
-    """
-    if collector.options.mode != "find-paths" or not collector.options.extension:
+    """What can go ahead, of what ``collector`` has collected completely; others may run between pieces."""
+    if not collector.options.extension:
         return
     inodes = fs.inodes.items()
-    children = Counter(inode.parent_id for inode in inodes if inode.id not in collector.places)
-    children.update(parent for parent, _ in collector.places.values() if isinstance(parent, int))
+    children: Counter[int] = Counter()
+    mounts: dict[int, bytes] | None = None
+    if collector.options.mode == "file-handles":
+        mounts = mount_paths(fs, {handle.mnt_id for handle in collector.handles.values()})
+    else:
+        children.update(inode.parent_id for inode in inodes if inode.id not in collector.places)
+        children.update(parent for parent, _ in collector.places.values() if isinstance(parent, int))
     runs: list[bytes] = []
     for group in _groups(collector, fs, inodes, children):
         runs.append(bytes(blob.encode_inodes(group)))
         if len(runs) == RUNS_IN_PIECE:
-            yield msgspec.msgpack.encode(EarlyPiece(runs))
+            yield msgspec.msgpack.encode(EarlyPiece(runs, mounts))
             runs = []
     if runs:
-        yield msgspec.msgpack.encode(EarlyPiece(runs))
+        yield msgspec.msgpack.encode(EarlyPiece(runs, mounts))
 
 
 def _groups(
@@ -77,11 +95,26 @@ def _groups(
 def _record(collector: StateCollector, inode: Inode, children: int) -> InodeRecord | None:
     """What the blob is going to say of the inode; None if that is not so simple."""
     nodeid = inode.id
-    place = collector.place_of(inode)
-    if place is None or inode.state or nodeid == ROOT_ID:
+    if inode.state or nodeid == ROOT_ID:
+        return None
+    handle = collector.handles.get(nodeid)
+    if collector.options.mode == "file-handles" and handle is None:
+        return None
+    place = _place(collector, inode)
+    if place is None:
         return None
     parent, name = place
     if not isinstance(parent, int) or not is_utf8(name) or inode.nlookup + children < 1:
         return None
-    handle = collector.handles.get(nodeid)
     return InodeRecord(nodeid, inode.nlookup + children, PATH, parent, name, None, handle)
+
+
+def _place(collector: StateCollector, inode: Inode) -> Place | None:
+    """Where the inode is; a server that found it by its handle has never been told."""
+    place = collector.place_of(inode)
+    if place is None and inode.id not in collector.lost:
+        try:
+            return collector.finder.by_link(inode)
+        except NotFound:
+            return None
+    return place

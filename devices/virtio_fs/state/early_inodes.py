@@ -22,11 +22,11 @@ from ..passthrough.host_calls import CTIME, CTIME_NS, MTIME, MTIME_NS, SECOND
 from ..passthrough.inodes import Inode, pack_handle
 from ..passthrough.reach import open_listing
 from . import blob
-from .early import EarlyPiece
+from .early import EarlyPiece, in_blob
 from .extension import Extension
-from .records import PATH, InodeRecord
+from .records import FILE_HANDLE, PATH, FileHandle, InodeRecord
 from .restore_inodes import InodeRestorer
-from .restore_plan import Plan, Present
+from .restore_plan import Plan, Present, check_mount_paths
 
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
@@ -43,14 +43,17 @@ Stamp = tuple[int, int, int, int]
 
 
 class EarlyRun:
-    """A run all of whose inodes were found; ``body`` is how it stands in the blob."""
+    """A run all of whose inodes were found; ``body`` is how it stands in the blob.
+
+    ``parents`` are those that the blob names, with how many children.
+    """
 
     __slots__ = ("body", "ids", "parents")
 
     def __init__(self, body: bytes, records: list[InodeRecord]) -> None:
         self.body = body
         self.ids = [record.id for record in records]
-        self.parents = Counter(record.parent for record in records)
+        self.parents = Counter(record.parent for record in records if record.location == PATH)
 
 
 class Changed(Exception):
@@ -62,12 +65,18 @@ class EarlyInodes:
 
     def __init__(self, fs: PassthroughFs) -> None:
         self._fs = fs
-        self._restorer = InodeRestorer(fs, {}, [])
+        self._mount_paths: dict[int, bytes] = {}
+        self._restorer = InodeRestorer(fs, self._mount_paths, [])
+        self._mounts_here: dict[int, int] = {}
+        """What the source calls a mount, and what is at its place here; -1: nothing."""
+        self._mounted = fs.host.mount_points()
         self._room = EARLY_STATE_MAX
         self._last = ROOT_ID
         self._stamps: dict[int, Stamp | None] = {}
         """Of each directory, taken before the first name in it was looked up; None: it proves nothing."""
         self._verified = False
+        self._dropped: set[int] = set()
+        """The inode numbers of those that were dropped."""
         self.runs: list[EarlyRun] = []
         self.inodes: dict[int, Inode] = {}
         self.children: dict[int, list[int]] = {}
@@ -79,30 +88,48 @@ class EarlyInodes:
             piece = msgspec.msgpack.decode(data, type=EarlyPiece)
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             raise StreamError(f"early state: {error}", field="early", spec=SPEC) from error
-        for run in piece.runs:
-            if len(run) > self._room:
-                return
-            self._room -= len(run)
-            self._take_run(run)
+        mounts = piece.mount_paths
+        if mounts is not None:
+            check_mount_paths(mounts)
+            if any(self._mount_paths.setdefault(mnt_id, path) != path for mnt_id, path in mounts.items()):
+                raise StreamError("a mount is at two places", field="early.mount_paths", spec=SPEC)
+            if not self._fs.by_handle:
+                return  # each would need a descriptor of its own, which may be needed for something else
+        try:
+            for run in piece.runs:
+                if len(run) > self._room:
+                    return
+                self._room -= len(run)
+                self._take_run(run, by_handle=mounts is not None)
+        finally:
+            self._restorer.close()
 
-    def _take_run(self, run: bytes) -> None:
+    def _take_run(self, run: bytes, *, by_handle: bool) -> None:
         records, start = blob.decode_inodes(run)
         found = 0
         for record in records:
-            self._check(record)
-            found += self._find(record)
-        if records and found == len(records):
-            self.runs.append(EarlyRun(run[start:], records))
+            self._check(record, by_handle)
+            found += self._find(record, by_handle)
+        if not records or found < len(records):
+            return
+        body = run[start:]
+        if by_handle:
+            records = list(map(in_blob, records))
+            whole = blob.encode_inodes(records)
+            body = bytes(whole[blob.decode_inodes(bytes(whole))[1] :])
+        self.runs.append(EarlyRun(body, records))
 
-    def _check(self, record: InodeRecord) -> None:
+    def _check(self, record: InodeRecord, by_handle: bool) -> None:
         name = record.name
+        if by_handle and record.file_handle is None:
+            raise StreamError(f"inode {record.id} has no handle", field="early.inodes", spec=SPEC)
         if record.location != PATH or not self._last < record.id <= LAST_ID or record.refcount < 1:
             raise StreamError(f"inode {record.id} cannot go ahead", field="early.inodes", spec=SPEC)
         if b"/" in name or b"\0" in name or name in (b"", b".", b"..") or len(name) > NAME_MAX:
             raise StreamError(f"{name[:80]!r} is no plain name", field="early.filename", spec=SPEC)
         self._last = record.id
 
-    def _find(self, record: InodeRecord) -> bool:
+    def _find(self, record: InodeRecord, by_handle: bool) -> bool:
         parent = record.parent
         if parent != ROOT_ID and parent not in self.inodes:
             return False
@@ -115,9 +142,27 @@ class EarlyInodes:
         inode = self._fs.inodes.get(record.id)
         assert inode is not None
         self.inodes[record.id] = inode
+        if by_handle and not self._by_handle(inode, record.file_handle):
+            self.drop(record.id)
+            return False
         self.children.setdefault(parent, []).append(record.id)
         self._verified = self._verified or record.file_handle is not None
         return True
+
+    def _by_handle(self, inode: Inode, handle: FileHandle | None) -> bool:
+        """Whether the handle of an inode, which is that of its name, leads to it as the blob will say."""
+        return inode.mount.fd >= 0 and handle is not None and self._here(handle.mnt_id) == inode.mount.mnt_id
+
+    def _here(self, mnt_id: int) -> int:
+        """What the source calls its mount ``mnt_id``, in this process."""
+        here = self._mounts_here.get(mnt_id)
+        if here is None:
+            try:
+                here = self._restorer.mount_here(mnt_id)
+            except OSError:
+                here = -1
+            self._mounts_here[mnt_id] = here
+        return here
 
     # -- has anybody changed a name? -----------------------------------------------------------------
 
@@ -145,9 +190,11 @@ class EarlyInodes:
 
     def look_again(self) -> None:
         """Drop what is not where it was found any more, and all beneath it."""
+        # No directory says that something has been mounted over it.
+        same = self._mounted == self._fs.host.mount_points()
         stale = [
-            nodeid for parent in self.children if not self._unchanged(parent)
-            for nodeid in self._strayed(parent)
+            nodeid for parent in self.children if not same or not self._unchanged(parent)
+            for nodeid in (self._strayed(parent) if same else self.children[parent])
         ]
         gone: set[int] = set()
         while stale:
@@ -204,18 +251,20 @@ class EarlyInodes:
         host = self._fs.host
         assert inode.name is not None
         try:
-            if host.identify_at(dir_fd, inode.name)[:3] != inode.key:
-                return False
-            if self._verified:
-                return pack_handle(*host.file_handle_at(dir_fd, inode.name)[1:]) == inode.handle
+            if not self._verified:
+                return host.identify_at(dir_fd, inode.name)[:3] == inode.key
+            mnt_id, kind, raw = host.file_handle_at(dir_fd, inode.name)
         except OSError:
             return False
-        return True
+        return mnt_id == inode.mount.mnt_id and pack_handle(kind, raw) == inode.handle
 
     # -- when the state has come -------------------------------------------------------------------
 
-    def present(self, runs: list[EarlyRun], extension: Extension | None) -> Present:
+    def present(
+        self, runs: list[EarlyRun], extension: Extension | None, mount_paths: dict[int, bytes]
+    ) -> Present:
         """The inodes of ``runs``, for the plan; Changed if the state has more to say of one of them."""
+        self._compare_mounts(mount_paths, runs)
         ids: set[int] = set()
         parents: Counter[int] = Counter()
         for run in runs:
@@ -227,6 +276,15 @@ class EarlyInodes:
                 raise Changed
         return Present(ids, parents, self._look)
 
+    def _compare_mounts(self, mount_paths: dict[int, bytes], runs: list[EarlyRun]) -> None:
+        """Handles count only for mounts that are, in the state too, where they were."""
+        for mnt_id, path in self._mount_paths.items():
+            if mount_paths.get(mnt_id, path) != path:
+                raise Changed
+            here = self._mounts_here.pop(mnt_id, -1) if mnt_id not in mount_paths else -1
+            if here >= 0 and any(self.inodes[each].mount.mnt_id == here for run in runs for each in run.ids):
+                raise Changed
+
     def _look(self, nodeid: int) -> tuple[int, int]:
         inode = self.inodes[nodeid]
         return inode.nlookup, inode.parent_id
@@ -237,17 +295,26 @@ class EarlyInodes:
             self.drop(nodeid)
         for nodeid, count in plan.counts.items():
             self.inodes[nodeid].nlookup = count
+        if self._dropped:  # what came in their place stood behind them in the index
+            for inode in self._fs.inodes:
+                if inode.ino in self._dropped and not inode.state:
+                    inode.mount.index.setdefault(inode.ino, inode)
 
     def drop(self, nodeid: int) -> None:
         """Forget one that is not as the state says; its children are somebody else's business."""
         inode = self.inodes.pop(nodeid)
+        self._dropped.add(inode.ino)
         self._fs.fds.discard(inode)
         self._fs.inodes.remove(inode)
 
     def keep(self, record: InodeRecord) -> bool:
         """Whether what was found is what ``record``, of the state, says; then it has its count."""
         inode = self.inodes.get(record.id)
-        if inode is None or record.location != PATH:
+        if inode is None:
+            return False
+        if record.location == FILE_HANDLE:
+            return self._keep_by_handle(inode, record)
+        if record.location != PATH:
             return False
         if (inode.parent_id, inode.name) != (record.parent, record.name):
             return False
@@ -256,6 +323,15 @@ class EarlyInodes:
             return False
         expected = record.file_handle
         if expected is not None and pack_handle(expected.handle_type, expected.handle) != inode.handle:
+            return False
+        inode.nlookup = record.refcount
+        return True
+
+    def _keep_by_handle(self, inode: Inode, record: InodeRecord) -> bool:
+        handle = record.handle
+        if handle is None or pack_handle(handle.handle_type, handle.handle) != inode.handle:
+            return False
+        if self._mounts_here.get(handle.mnt_id) != inode.mount.mnt_id or inode.mount.fd < 0:
             return False
         inode.nlookup = record.refcount
         return True

@@ -168,7 +168,7 @@ def _checked(
     if not state.inodes and not state.handles and not runs:
         return None
     negotiated = _negotiated(state.negotiated, extra, init_options)
-    present = early.present(runs, extra) if early is not None else None
+    present = early.present(runs, extra, state.mount_paths) if early is not None else None
     return make_plan(state, extra, present), state, extra, negotiated
 
 

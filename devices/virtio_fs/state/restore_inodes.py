@@ -212,6 +212,10 @@ class InodeRestorer:
         if not linked or not self._fs.by_handle or mount.fd < 0:
             self._own(inode, host.open_handle(way.fd, kind, raw, flags), pinned=not linked)
 
+    def mount_here(self, mnt_id: int) -> int:
+        """The id here of what the source calls its mount ``mnt_id``; OSError if there is none."""
+        return self._way(mnt_id).mnt_id
+
     def _way(self, mnt_id: int) -> Way:
         path = self._mount_paths.get(mnt_id)
         if path is None:

@@ -108,7 +108,7 @@ def make_plan(blob: StateBlob, extension: Extension | None, present: Present | N
     handles = _checked_handles(blob, ids, notes)
     top = max((handle.id for handle in handles), default=-1)
     next_handle = _next_id("next_handle", blob.next_handle, top, notes)
-    _check_mount_paths(blob.mount_paths)
+    check_mount_paths(blob.mount_paths)
     if extension is not None:
         _check_references(extension, ids, {handle.id for handle in handles})
     return Plan(planned, handles, next_inode, next_handle, notes, counts, ids)
@@ -295,7 +295,8 @@ def clean_flags(flags: int) -> int:
     return flags & KEPT_FLAGS
 
 
-def _check_mount_paths(mount_paths: dict[int, bytes]) -> None:
+def check_mount_paths(mount_paths: dict[int, bytes]) -> None:
+    """StreamError for a mount that is said to lie elsewhere than in the share."""
     for index, path in enumerate(mount_paths.values()):
         if path != b".":
             check_path(path, f"mount_paths[{index}].value")

@@ -4,105 +4,40 @@ from __future__ import annotations
 
 import os
 import random
-from collections import Counter
 
 import msgspec
 import pytest
 
-from devices.virtio_fs.state import blob, early
+from devices.virtio_fs.state import blob
 from devices.virtio_fs.state.early import EarlyPiece
 from devices.virtio_fs.state.early_inodes import EarlyInodes
 from devices.virtio_fs.state.records import FILE_HANDLE, PATH, ROOT, FileHandle, InodeRecord, StateBlob
+from devices.virtio_fs.state.restore import RestoreError
 from tests.support.leaks import Held
 from vmsim.errors import StreamError, VmsimError
 from vmsim.host.fs import LinuxFs
 
 from .conftest import Guest
+from .early_rig import CountingHost, ahead, look_up_all, plant, same
 
 EXCHANGE = 2
 
 
-class CountingHost:
-    """The host, and how often each of its calls is made."""
-
-    def __init__(self):
-        self._host = LinuxFs()
-        self.calls = Counter()
-
-    def __getattr__(self, name):
-        value = getattr(self._host, name)
-        if not callable(value):
-            return value
-
-        def counted(*arguments):
-            self.calls[name] += 1
-            return value(*arguments)
-
-        return counted
+BY_HANDLE = pytest.mark.skipif(not LinuxFs().handles_allowed(), reason="needs CAP_DAC_READ_SEARCH")
+MODES = [
+    pytest.param({}, id="plain"), pytest.param({"verify_handles": True}, id="verify"),
+    pytest.param({"mode": "file-handles"}, id="handles", marks=BY_HANDLE),
+]  # fmt: skip
 
 
-def plant(share, folders=4, files=60):
-    for folder in range(folders):
-        os.mkdir(f"{share}/dir{folder}")
-        for number in range(files):
-            with open(f"{share}/dir{folder}/file{number}", "w") as file:
-                file.write(f"{folder}/{number}")
-
-
-def look_up_all(guest):
-    for folder, _, files in os.walk(guest.share):
-        below = os.path.relpath(folder, guest.share)
-        for name in files:
-            guest.lookup(os.path.normpath(f"{below}/{name}"))
-
-
-def ahead(guest, other, **options):
-    """The guest's collection, and what ``other`` has found of it."""
-    collector = guest.collector(**options)
-    collector.start()
-    while not collector.step(50):
-        pass
-    found = EarlyInodes(other.fs)
-    for piece in early.pieces(collector, guest.fs):
-        found.take(piece)
-    return collector, found
-
-
-def view(guest):
-    """All that the server knows of inodes; what was made anew has a number of its own each time."""
-    inodes, mounts = {}, {}
-    for inode in guest.fs.inodes:
-        what = (inode.key, inode.mode, inode.handle) if inode.id == 1 or inode.name else None
-        inodes[inode.id] = (what, inode.parent_id, inode.name, inode.nlookup, inode.state)
-    for key, mount in guest.fs.inodes.mounts.items():
-        indexed = [inode.id for inode in guest.fs.inodes if mount.index.get(inode.ino) is inode]
-        mounts[key] = (mount.count, len(mount.index), sorted(indexed))
-    return inodes, mounts, guest.snapshot()
-
-
-def outcome(guest, data, found=None, **options):
-    """All that a load leads to."""
-    try:
-        report = guest.load(data, found, **options).report
-    except VmsimError as error:
-        return type(error), str(error), getattr(error, "field", ""), view(guest)
-    return report, view(guest)
-
-
-def same(make_guest, data, other, found, **options):
-    """The load with what was found beforehand, and one without: nobody can tell them apart."""
-    plain = outcome(make_guest(), data, **options)
-    assert outcome(other, data, found, **options) == plain
-    return plain
-
-
-def test_nothing_changes_and_nothing_is_looked_for_again(guest, make_guest, share):
+@pytest.mark.parametrize("options", MODES)
+def test_nothing_changes_and_nothing_is_looked_for_again(options, guest, make_guest, share):
     plant(share)
     look_up_all(guest)
     other = make_guest()
-    collector, found = ahead(guest, other)
+    collector, (found,) = ahead(guest, other, **options)
     assert len(found.inodes) == len(guest.fs.inodes) - 1
-    report, _ = same(make_guest, collector.save(), other, found)
+    report, _ = same(make_guest, collector.save(), other, found, **options)
     assert report.inodes == len(guest.fs.inodes)
 
 
@@ -179,13 +114,13 @@ BY_OTHERS = ["host_rename", "host_remove", "host_move_directory"]
 
 
 @pytest.mark.parametrize("seed", range(24))
-@pytest.mark.parametrize("options", [{}, {"verify_handles": True}], ids=["plain", "verify"])
+@pytest.mark.parametrize("options", MODES)
 def test_whatever_happens_meanwhile_the_end_is_the_same(seed, options, guest, make_guest, share):
     numbers = random.Random(seed)
     plant(share)
     look_up_all(guest)
     other = make_guest()
-    collector, found = ahead(guest, other, **options)
+    collector, (found,) = ahead(guest, other, **options)
     changes = Changes(guest, numbers)
     for _ in range(numbers.choice((1, 3, 40))):
         changes.one(BY_GUEST if seed % 3 else BY_GUEST + BY_OTHERS)
@@ -203,7 +138,7 @@ def test_a_file_that_somebody_removed_is_missed_as_without(on_error, guest, make
     plant(share)
     look_up_all(guest)
     other = make_guest()
-    collector, found = ahead(guest, other)
+    collector, (found,) = ahead(guest, other)
     data = collector.save()
     os.rename(f"{share}/dir2/file7", f"{share}/../away")
     first, *_ = same(make_guest, data, other, found, on_error=on_error)
@@ -213,7 +148,8 @@ def test_a_file_that_somebody_removed_is_missed_as_without(on_error, guest, make
         assert issubclass(first, VmsimError)
 
 
-def test_directories_that_nobody_changed_prove_themselves(guest, make_guest, share):
+@pytest.mark.parametrize("options", MODES)
+def test_directories_that_nobody_changed_prove_themselves(options, guest, make_guest, share):
     plant(share)
     for folder, _, _ in os.walk(share):
         os.utime(folder, (1, 1))
@@ -221,35 +157,38 @@ def test_directories_that_nobody_changed_prove_themselves(guest, make_guest, sha
     host = CountingHost()
     other = Guest(share, host)
     try:
-        collector, found = ahead(guest, other)
+        collector, (found,) = ahead(guest, other, **options)
         for nodeid in found._stamps:
             found._stamps[nodeid] = found._stamp(nodeid, fresh=False)
         data = collector.save()
         host.calls.clear()
-        other.load(data, found)
+        other.load(data, found, **options)
         assert host.calls["identify"] == len(found.children)
         assert host.calls.total() < 3 * len(found.children)
     finally:
         other.close()
 
 
-def load_calls(guest, share, found_early):
+def load_calls(guest, share, found_early, options):
     """How many calls of the host one load makes."""
     host = CountingHost()
     other = Guest(share, host)
     try:
-        collector, found = ahead(guest, other)
+        collector, (found,) = ahead(guest, other, **options)
+        if options:  # where handles are compared, only old directories prove their names
+            found._stamps = {nodeid: found._stamp(nodeid, fresh=False) for nodeid in found._stamps}
         data = collector.save()
         if not found_early:
             other.session.reset()
         host.calls.clear()
-        other.load(data, found if found_early else None)
+        other.load(data, found if found_early else None, **options)
         return host.calls.total()
     finally:
         other.close()
 
 
-def test_the_cost_of_a_load_does_not_grow_with_the_inodes_that_were_found(make_guest, tmp_path):
+@pytest.mark.parametrize("options", MODES)
+def test_the_cost_of_a_load_does_not_grow_with_the_inodes_that_were_found(options, make_guest, tmp_path):
     totals = {}
     for files in (100, 200, 400):
         share = tmp_path / str(files)
@@ -257,7 +196,9 @@ def test_the_cost_of_a_load_does_not_grow_with_the_inodes_that_were_found(make_g
         plant(share, 4, files)
         guest = make_guest(boot=True, directory=share)
         look_up_all(guest)
-        totals[files] = load_calls(guest, share, True), load_calls(guest, share, False)
+        totals[files] = (
+            load_calls(guest, share, True, options), load_calls(guest, share, False, options)
+        )
     (few, few_plain), (more, _), (most, most_plain) = totals.values()
     assert most_plain > 3 * few_plain
     assert few < few_plain / 8
@@ -265,12 +206,13 @@ def test_the_cost_of_a_load_does_not_grow_with_the_inodes_that_were_found(make_g
     assert most < most_plain / 20
 
 
-def test_descriptors_are_given_back(guest, make_guest, share):
+@pytest.mark.parametrize("options", MODES)
+def test_descriptors_are_given_back(options, guest, make_guest, share):
     plant(share)
     look_up_all(guest)
     before = Held()
     other = make_guest()
-    collector, found = ahead(guest, other)
+    collector, (found,) = ahead(guest, other, **options)
     collector.stop()
     del found
     other.session.reset()
@@ -282,8 +224,8 @@ def test_descriptors_are_given_back(guest, make_guest, share):
 # Hostile pieces
 
 
-def piece(*records):
-    return msgspec.msgpack.encode(EarlyPiece([bytes(blob.encode_inodes(list(records)))]))
+def piece(*records, mounts=None):
+    return msgspec.msgpack.encode(EarlyPiece([bytes(blob.encode_inodes(list(records)))], mounts))
 
 
 def path(nodeid, parent=1, name=b"g", refcount=1):
@@ -298,10 +240,65 @@ def path(nodeid, parent=1, name=b"g", refcount=1):
     piece(path(5, name=b"")), piece(path(5, name=b"a" * 256)), piece(path(5, name=b"a\0")),
     piece(InodeRecord(5, 1, ROOT)),
     piece(InodeRecord(5, 1, FILE_HANDLE, handle=FileHandle(1, 1, b"x" * 8))),
+    piece(path(5), mounts={1: b"."}), piece(mounts={1: b".."}), piece(mounts={1: b"/etc"}),
+    piece(mounts={1: b"d/../.."}), piece(mounts={1: b""}), b"\x92\x90\x80\x80", b"\x92\x90\xc4\x00",
 ])  # fmt: skip
 def test_pieces_are_checked_like_any_state(data, make_guest):
     with pytest.raises(StreamError):
         EarlyInodes(make_guest().fs).take(data)
+
+
+@BY_HANDLE
+@pytest.mark.parametrize("how", ["another file's", "another mount's", "no mount's", "made up", "outside"])
+def test_a_handle_that_is_not_that_of_its_name_waits_for_the_state(how, guest, make_guest, share, tmp_path):
+    guest.lookup("g")
+    (tmp_path / "outside").touch()
+    inode = guest.fs.inodes.get(2)
+    here, host = inode.mount.mnt_id, guest.fs.host
+    root = guest.fs.root.fd
+    mounts = {here: b"."}
+    kind, raw = host.file_handle_at(root, b"g")[1:]
+    if how == "another file's":
+        raw = host.file_handle_at(root, b"d")[2]
+    elif how == "another mount's":
+        mounts = {here: b"d/nothing"}
+    elif how == "no mount's":
+        mounts = {here + 1: b"."}
+    elif how == "made up":
+        raw = bytes(len(raw))
+    elif how == "outside":
+        fd = os.open(tmp_path, os.O_PATH)
+        raw = host.file_handle_at(fd, b"outside")[2]
+        os.close(fd)
+    other = make_guest()
+    found = EarlyInodes(other.fs)
+    found.take(piece(InodeRecord(2, 1, PATH, 1, b"g", None, FileHandle(here, kind, raw)), mounts=mounts))
+    assert found.inodes == {}
+    assert len(other.fs.inodes) == 1
+    same(make_guest, guest.save(mode="file-handles"), other, found, mode="file-handles")
+
+
+@BY_HANDLE
+def test_one_mount_at_two_places_is_refused(make_guest):
+    found = EarlyInodes(make_guest().fs)
+    found.take(piece(mounts={1: b".", 2: b"d"}))
+    with pytest.raises(StreamError, match="two places"):
+        found.take(piece(mounts={2: b"g"}))
+
+
+@BY_HANDLE
+@pytest.mark.parametrize("paths", [[], [b"d"]])
+def test_a_state_that_has_the_mount_elsewhere_is_loaded_as_it_says(paths, guest, make_guest, share):
+    guest.lookup("g")
+    other = make_guest()
+    collector, (found,) = ahead(guest, other, mode="file-handles")
+    state, _ = blob.decode(collector.save())
+    (here,) = state.mount_paths
+    state.mount_paths = dict.fromkeys([here], *paths) if paths else {}
+    state.inodes[0].refcount = 2
+    data = bytes(blob.encode(state))
+    kind, *_ = same(make_guest, data, other, found, mode="file-handles", extension=False)
+    assert (kind is RestoreError) == (not paths)
 
 
 def test_what_came_early_and_is_not_in_the_state_leaves_nothing(guest, make_guest, share):
