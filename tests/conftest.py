@@ -7,8 +7,11 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+
+from tests.support import sampling
 
 UMASK = 0o022
 SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGALRM})
@@ -37,9 +40,38 @@ def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if not thread.daemon}
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--whole``: see :mod:`tests.support.sampling`."""
+    parser.addoption("--whole", action="store_true", help="run all of each enumeration, not a seeded part")
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-randomly, which knows the seed
+def pytest_configure(config: pytest.Config) -> None:
     """However the tests are started, the modes of what they make are the usual ones."""
     os.umask(UMASK)
+    sampling.begin(config)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist tells the one who started it what was left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = sampling.Run.left_out
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker has ended; it may have crashed, and said nothing."""
+    for name, numbers in getattr(node, "workeroutput", {}).get("left_out", {}).items():
+        sampling.Run.left_out[name] = tuple(numbers)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the run did not look at."""
+    lines = sampling.told(sampling.Run.left_out)
+    if lines:
+        terminalreporter.section("taken in part")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

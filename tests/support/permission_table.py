@@ -13,6 +13,7 @@ import sys
 from typing import NamedTuple
 
 from tests.support import permission_calls as calls
+from tests.support.sampling import in_pairs
 
 ALL = range(41)
 REFUSALS = ("EPERM", "EACCES", "ENOTDIR")
@@ -165,7 +166,7 @@ def _when(ns):
 
 
 class Side(NamedTuple):
-    """A guest on a share; it takes part in the cells whose position in the table divides by ``one_in``."""
+    """A guest on a share; it makes one in ``one_in`` of the calls, and every pair of scene, call and user."""
 
     guest: object
     share: str
@@ -175,12 +176,14 @@ class Side(NamedTuple):
 class Table:
     """The same cells on the host and in guests: ``run`` makes the calls in all, and returns the differences.
 
-    A side that takes one cell in N still has every pair of scene and call, of call and user, and of scene and
-    user (where the third of them has N values): the position of a cell is the sum of its three.
+    A plain run of the tests takes one cell in ``one_in``, and with every pair of scene, call and user; a cell's
+    position is the sum of its three (``sampling.in_pairs``).
     """
 
-    def __init__(self, sides, host_root):
+    def __init__(self, sides, host_root, name, one_in):
         self.sides = sides
+        self.name = name
+        self.one_in = one_in
         self.host_root = str(host_root)
         self.cells = []
         self.positions = []
@@ -194,8 +197,10 @@ class Table:
                     self.positions.append(at + after + last)
 
     def run(self):
-        everything = range(len(self.cells))
-        parts = [[n for n in everything if self.positions[n] % side.one_in == 0] for side in self.sides]
+        everything = in_pairs(self.positions, self.one_in, self.name)
+        # The part of a part: what is left of a position when the first choice is taken out of it.
+        step = 1 if len(everything) == len(self.cells) else self.one_in
+        parts = [[n for n in everything if self.positions[n] // step % side.one_in == 0] for side in self.sides]
         made = [(self.host_root, everything), *zip((side.share for side in self.sides), parts, strict=True)]
         for root, numbers in made:
             os.chmod(root, 0o777)
@@ -203,7 +208,7 @@ class Table:
                 scene, name, _ = self.cells[number]
                 scene.build(f"{root}/{number}", name in calls.WITH_OTHERS)
         try:
-            theirs = self._on_host()
+            theirs = self._on_host(everything)
             theirs = {number: (theirs[number], self._effect(self.host_root, number)) for number in everything}
             found = []
             for side, numbers in zip(self.sides, parts, strict=True):
@@ -230,8 +235,8 @@ class Table:
             order.setdefault(user, []).append((number, name))
         return order
 
-    def _on_host(self):
-        order = self._by_user(range(len(self.cells)))
+    def _on_host(self, numbers):
+        order = self._by_user(numbers)
         lines = [
             json.dumps([EVERYBODY[user], [(str(number), name) for number, name in work]])
             for user, work in order.items()

@@ -50,10 +50,12 @@ GUESTS = {
 SAMPLE = 3
 """The guest with caches makes one call in so many: its checks are the same code, fed from its caches. Where
 caches and ``killpriv_v2`` decide (who takes set-id bits away) it makes all of them."""
+ONE_IN = 4
+"""Cells of a table of which a plain run of the tests takes one."""
 
 
 @contextmanager
-def table_in(folder, sample=SAMPLE):
+def table_in(folder, name, sample=SAMPLE):
     host_root = pathlib.Path(folder, "host")
     host_root.mkdir()
     try:
@@ -71,40 +73,40 @@ def table_in(folder, sample=SAMPLE):
         now = time.time_ns() - time.monotonic_ns()
         guest = GuestRig(share, options=options, realtime_ns=now, **config)
         sides.append(Side(guest, str(share), 1 if kind == "direct" else sample))
-    yield Table(sides, host_root)
+    yield Table(sides, host_root, f"permissions: {name}", ONE_IN)
     for side in sides:
         side.guest.close()
 
 
 @contextmanager
-def table_in_memory(sample=SAMPLE):
+def table_in_memory(name, sample=SAMPLE):
     """Where files are made fast."""
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     folder = tempfile.mkdtemp(dir=memory)
     try:
-        with table_in(folder, sample) as made:
+        with table_in(folder, name, sample) as made:
             yield made
     finally:
         subprocess.run(["rm", "-rf", folder], check=True)  # three times faster than shutil's
 
 
 @pytest.fixture
-def table():
-    with table_in_memory() as made:
+def table(request):
+    with table_in_memory(request.node.name) as made:
         yield made
 
 
 @pytest.fixture
-def whole_table():
+def both_table(request):
     """A table of which both guests make every call."""
-    with table_in_memory(sample=1) as made:
+    with table_in_memory(request.node.name, sample=1) as made:
         yield made
 
 
 @pytest.fixture
-def disk_table(tmp_path):
+def disk_table(request, tmp_path):
     """A table on a disk: where an ACL is removed, tmpfs takes S_ISGID as well, which the others do not."""
-    with table_in(tmp_path) as made:
+    with table_in(tmp_path, request.node.name) as made:
         yield made
 
 
@@ -141,14 +143,14 @@ def test_content(table):
     check(table)
 
 
-def test_changes_take_set_id_bits_away(whole_table):
+def test_changes_take_set_id_bits_away(both_table):
     scenes = [Scene(mode=mode, owner=owner) for mode in SET_IDS for owner in ((1000, 2000), (1000, 0))]
     scenes += [Scene(mode=mode, attributes=True) for mode in (0o777, 0o6777)]
-    whole_table.add(scenes, CHANGES, [*USERS, "root without fsetid", "root without any"])
+    both_table.add(scenes, CHANGES, [*USERS, "root without fsetid", "root without any"])
     # These say nothing of the caller's capabilities to a server that kills by itself.
     unsaid = ("fallocate", "copy_file_range", "open truncate", "open read-truncate")
-    whole_table.add(scenes, [name for name in CHANGES if name not in unsaid], ["stranger with fsetid"])
-    check(whole_table)
+    both_table.add(scenes, [name for name in CHANGES if name not in unsaid], ["stranger with fsetid"])
+    check(both_table)
 
 
 def test_attributes(table):
