@@ -176,8 +176,8 @@ class Side(NamedTuple):
 class Table:
     """The same cells on the host and in guests: ``run`` makes the calls in all, and returns the differences.
 
-    A plain run of the tests takes one cell in ``one_in``, and with every pair of scene, call and user; a cell's
-    position is the sum of its three (``sampling.in_pairs``).
+    A plain run of the tests takes one cell in ``one_in``, and with every pair of scene, call and user; the
+    position of a cell is the sum of its three (``sampling.in_pairs``).
     """
 
     def __init__(self, sides, host_root, name, one_in):
@@ -200,7 +200,10 @@ class Table:
         everything = in_pairs(self.positions, self.one_in, self.name)
         # The part of a part: what is left of a position when the first choice is taken out of it.
         step = 1 if len(everything) == len(self.cells) else self.one_in
-        parts = [[n for n in everything if self.positions[n] // step % side.one_in == 0] for side in self.sides]
+        parts = [
+            [number for number in everything if self.positions[number] // step % side.one_in == 0]
+            for side in self.sides
+        ]
         made = [(self.host_root, everything), *zip((side.share for side in self.sides), parts, strict=True)]
         for root, numbers in made:
             os.chmod(root, 0o777)

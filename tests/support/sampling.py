@@ -1,7 +1,7 @@
 """Long enumerations: a plain run takes a seeded part of each, ``--whole`` all of it.
 
-The seed is the run's, so ``--randomly-seed=SEED`` takes the same part again. What a run left out stands in its
-summary, and in what a failed test printed: "NAME: N of M members, seed S".
+The seed is the run's, so ``--randomly-seed=SEED`` takes the same part again. What a run left out stands in
+its summary, and in what a failed test printed: "NAME: N of M members, seed S".
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def sample(
 def in_pairs(positions: Sequence[int], one_in: int, name: str) -> list[int]:
     """Which cells of a table of three axes to test, by index: one in ``one_in``, with every pair of two axes.
 
-    ``positions`` has for each cell the sum of its places on the axes. Cells whose sums leave the same remainder
-    are a Latin square: of any two axes each pair is there, if the third one has ``one_in`` places.
+    ``positions`` has for each cell the sum of its places on the axes. Cells whose sums leave the same
+    remainder are a Latin square: of any two axes each pair is there, if the third one has ``one_in`` places.
     """
     if Run.whole or one_in == 1:
         return list(range(len(positions)))

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.leaks import no_leaks
 from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life
+from tests.support.sampling import in_pairs
 from vmsim.machine import Seams
 from vmsim.machine.assembled import FINISHED, RUNNING
 from vmsim.wrappers.faults import Fault, Step
@@ -81,46 +82,53 @@ def outcome(share, kind: Kind, step: Step, fault: str, *, waiter: bool, **change
     return runs
 
 
-def enumerate_failures(shares, kind: Kind, seams: tuple[str, ...], *, each=FAULTS, **changes):
-    """How often who ran in the end. Every step fails in each way of ``each``; if that is a number, in one
-    way, which moves on with the steps from there."""
+def enumerate_failures(shares, kind: Kind, seams: tuple[str, ...], name: str, *, one_in=1, **changes):
+    """How often who ran in the end, and the number of cases. Every step fails in each way; or, one in three,
+    in one way, which moves on with the steps. A plain run does that for all kinds."""
     waiter = "host source" not in seams
     steps = count_steps(shares(), kind, seams, **changes)
     assert {step.seam.rstrip(" 123") for step in steps} == set(seams)
+    rows = [(at + way, step, fault) for at, step in enumerate(steps) for way, fault in enumerate(FAULTS)]
+    if one_in > 1:
+        rows = [row for row in rows if row[0] % one_in == 0]
+    else:
+        cases = in_pairs([position for position, *_ in rows], len(FAULTS), f"failures: {name}")
+        rows = [rows[at] for at in cases]
     outcomes = {"source": 0, "destination": 0}
-    for at, step in enumerate(steps):
-        for fault in (FAULTS[(at + each) % len(FAULTS)],) if isinstance(each, int) else each:
-            try:
-                runs = outcome(shares(), kind, step, fault, waiter=waiter, **changes)
-            except BaseException as error:
-                error.add_note(f"{kind}: {fault} at {step}")
-                raise
-            outcomes[runs] += 1
-    return outcomes
+    for _, step, fault in rows:
+        try:
+            runs = outcome(shares(), kind, step, fault, waiter=waiter, **changes)
+        except BaseException as error:
+            error.add_note(f"{kind}: {fault} at {step}")
+            raise
+        outcomes[runs] += 1
+    return outcomes, len(rows)
+
+
+def expect(found, source: int, destination: int = 0) -> None:
+    """At least these per cent of the failures come before commit, or do not matter and come after it."""
+    outcomes, cases = found
+    assert outcomes["source"] * 100 > source * cases, outcomes
+    assert outcomes["destination"] * 100 >= destination * cases, outcomes
 
 
 @pytest.mark.parametrize("kind", FEW_KINDS[:2], ids=str)
 def test_messages_and_channel(shares, kind):
     with no_leaks():
-        outcomes = enumerate_failures(shares, kind, CHANNEL_AND_MESSAGES)
-    assert outcomes["source"] > 100, "failures before commit"
-    assert outcomes["destination"] > 5, "failures that do not matter, or come after commit"
+        expect(enumerate_failures(shares, kind, CHANNEL_AND_MESSAGES, f"messages, {kind}"), 50, 3)
 
 
-@pytest.mark.parametrize("number", [2, 3], ids=lambda number: str(FEW_KINDS[number]))
-def test_messages_and_channel_under_a_seeded_schedule(shares, number):
+@pytest.mark.parametrize("kind", FEW_KINDS[2:], ids=str)
+def test_messages_and_channel_under_a_seeded_schedule(shares, kind):
     """The order of what goes on meanwhile is another, the handling of each fault the one tested above."""
     with no_leaks():
-        outcomes = enumerate_failures(shares, FEW_KINDS[number], CHANNEL_AND_MESSAGES, each=number)
-    assert outcomes["source"] > 33
-    assert outcomes["destination"] > 1
+        expect(enumerate_failures(shares, kind, CHANNEL_AND_MESSAGES, f"messages, {kind}", one_in=3), 50, 1)
 
 
 @pytest.mark.parametrize("kind", FEW_KINDS[:2], ids=str)
 def test_host_calls(shares, kind):
     with no_leaks():
-        outcomes = enumerate_failures(shares, kind, HOST_CALLS)
-    assert outcomes["source"] > 30
+        expect(enumerate_failures(shares, kind, HOST_CALLS, f"host calls, {kind}"), 15)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +140,7 @@ def test_with_a_back_end_that_is_kept(shares, dialect, kept):
     kind = Kind("packed", dialect, "find-paths", None)
     seams = ("vhost source", "channel source", "channel destination")
     with no_leaks():
-        outcomes = enumerate_failures(shares, kind, seams, **kept)
-    assert outcomes["source"] > 100
-    assert outcomes["destination"] > 5
+        expect(enumerate_failures(shares, kind, seams, f"kept back-end, {dialect}", **kept), 50, 3)
 
 
 @pytest.mark.parametrize("kind", FEW_KINDS, ids=str)
