@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmsim.check.outcome import Result
     from vmsim.check.rigs import GuestRig, PairRig, Rig
     from vmsim.check.target import Aim, Target
-    from vmsim.guest.posix import GuestFs
+    from vmsim.guest.calls.posix import GuestFs
     from vmsim.machine import Machine
 
 COMMAND_HELP: Final = (

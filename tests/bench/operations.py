@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 from tests.bench.contenders import Contender
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.replies import DIRENT, ENTRY_OUT
+from vmsim.guest.kernel.requests import NONE
 from vmsim.guest.state import DONE, Request, Segments
-from vmsim.guest.transport import NONE
 
 DEPTH_MAX: Final = 16
 LARGE: Final = 1 << 20

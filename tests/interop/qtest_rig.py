@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.interop.qemu_rig import Lines, Qemu
+from vmsim.guest.calls.posix import GuestFs
 from vmsim.guest.config import GuestConfig
-from vmsim.guest.kernel import GuestKernel
-from vmsim.guest.posix import GuestFs
+from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.host.fence import full_fence
 from vmsim.host.shm import map_shared, release
 from vmsim.memory import GuestMemory, Region

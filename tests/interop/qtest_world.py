@@ -11,7 +11,7 @@ from typing import Any, Final
 from tests.interop.qemu_rig import start_backend
 from tests.interop.qtest_rig import QtestVm
 from tests.interop.vhost_mitm import TO_FRONTEND, Message, Mitm, Rule
-from vmsim.guest.posix import GuestFs
+from vmsim.guest.calls.posix import GuestFs
 from vmsim.host.processes import BackendProcess
 
 TEXT: Final = b"hello, world"

@@ -15,7 +15,7 @@ import pytest
 from tests.interop.qemu_rig import VMSIM, start_backend
 from tests.interop.qtest_rig import QtestVm
 from tests.interop.qtest_world import FILE, TEXT, StateInStream
-from vmsim.guest.posix import GuestFs
+from vmsim.guest.calls.posix import GuestFs
 from vmsim.virtio.constants import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1
 
 pytestmark = pytest.mark.interop

@@ -21,7 +21,7 @@ from tests.simulation.voyage import Voyage
 from tests.support import sampling
 from tests.support.leaks import no_leaks
 from tests.support.sampling import sample
-from vmsim.guest.kernel import GuestKernel
+from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.memory import DirtyLog
 
 USUAL = range(240)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from vmsim.guest.alloc import PageAllocator
+from vmsim.guest.driver.alloc import PageAllocator
 from vmsim.memory import PAGE_SIZE
 from vmsim.virtio.constants import F_RING_PACKED
 from vmsim.virtio.mmio import REGISTERS

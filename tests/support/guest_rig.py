@@ -9,7 +9,7 @@ from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from vmsim.fuse.session import Session
 from vmsim.guest.config import GuestConfig
-from vmsim.guest.kernel import GuestKernel
+from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.host.fs.linux import LinuxFs
 from vmsim.memory import DirtyLog, GuestMemory, Region
 from vmsim.schedule.immediate import ImmediateSchedule

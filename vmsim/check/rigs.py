@@ -15,8 +15,8 @@ from vmsim.check.frontend import PLAIN, Frontend
 from vmsim.check.outcome import NotOffered
 from vmsim.check.target import Instance, Target
 from vmsim.errors import HostError, VmsimError
+from vmsim.guest.calls.posix import GuestFs
 from vmsim.guest.config import GuestConfig
-from vmsim.guest.posix import GuestFs
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.probe import Probe
 from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent, VhostUserTransport

@@ -1,7 +1,7 @@
 """Everything that a guest kernel keeps in its RAM besides pages: plain records, live and saved in one.
 
 The records here *are* the kernel's live state; saving encodes them and restoring decodes and checks them
-(:mod:`vmsim.guest.check`). What lies in guest memory itself (rings, message buffers, page cache and dentry
+(:mod:`vmsim.guest.kernel.snapshot`). What lies in guest memory itself (rings, message buffers, page cache and dentry
 cache tables) is not repeated here; only its addresses are.
 """
 
@@ -217,7 +217,7 @@ class CacheState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class KernelState(msgspec.Struct, forbid_unknown_fields=True):
-    """The whole guest kernel; a state that travels has its nodes in ``groups`` (see ``groups.py``)."""
+    """The whole guest kernel; a state that travels has its nodes in ``groups`` (see ``node_groups.py``)."""
 
     version: int
     config: GuestConfig

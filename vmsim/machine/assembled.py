@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from vmsim.errors import StateError, UsageError
-from vmsim.guest.kernel import GuestKernel
+from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.host.directory import HeldDirectory
 from vmsim.host.shm import SharedMemory
 from vmsim.machine.config import MachineConfig

@@ -6,7 +6,7 @@ from typing import Final
 
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import init_flags
-from vmsim.guest.kernel import GuestKernel
+from vmsim.guest.kernel.kernel import GuestKernel
 
 LOCKS: Final = init_flags.POSIX_LOCKS | init_flags.FLOCK_LOCKS
 

@@ -10,8 +10,8 @@ from typing import Any, Unpack
 import msgspec
 
 from vmsim.errors import HostError, StateError
+from vmsim.guest.calls.posix import GuestFs
 from vmsim.guest.config import GuestConfig
-from vmsim.guest.posix import GuestFs
 from vmsim.host.directory import fixed
 from vmsim.host.files import FileReader, FileWriter
 from vmsim.host.processes import Command

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from vmsim.errors import StreamError
-from vmsim.guest.kernel import GuestKernel
+from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.limits import GUEST_STATE_MAX
 from vmsim.migration.vmio import VmReader, VmWriter
 

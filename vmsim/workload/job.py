@@ -16,8 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from vmsim.errors import MigrationBlocked, UsageError
+from vmsim.guest.calls.posix import GuestFs
 from vmsim.guest.config import GuestConfig
-from vmsim.guest.posix import GuestFs
 from vmsim.machine import Machine, Seams
 from vmsim.machine.config import MEMORY_MAX, size_text
 from vmsim.machine.guest_facts import left_to_guest

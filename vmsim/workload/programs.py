@@ -6,7 +6,7 @@ import errno
 import os
 
 from vmsim.errors import VmsimError
-from vmsim.guest.posix import GuestFs
+from vmsim.guest.calls.posix import GuestFs
 from vmsim.machine import Machine
 from vmsim.schedule.seeded import SeededSchedule
 from vmsim.workload.checks import Discrepancy, verify

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from vmsim.guest.capabilities import CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SETGID, CAP_SETUID
+from vmsim.guest.calls.capabilities import CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SETGID, CAP_SETUID
 from vmsim.host.fs import LinuxFs
 
 pytestmark = pytest.mark.skipif(not LinuxFs().privileged, reason="needs to be anybody")

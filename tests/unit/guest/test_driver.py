@@ -12,7 +12,7 @@ import pytest
 from vmsim.errors import PeerError, StateError, UsageError
 from vmsim.fuse import opcodes as op
 from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
-from vmsim.guest.kernel import GuestKernel
+from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.virtio.constants import (
     DEVICE_ID_FS,
     F_ACCESS_PLATFORM,

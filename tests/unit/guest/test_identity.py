@@ -11,9 +11,9 @@ import pytest
 from tests.support.machine_rig import MODES
 from tests.support.mounts import mounted, tmpfs
 from vmsim.errors import StreamError
-from vmsim.guest import snapshot
 from vmsim.guest.config import GuestConfig
-from vmsim.guest.nodes import NodeTable
+from vmsim.guest.kernel import snapshot
+from vmsim.guest.kernel.nodes import NodeTable
 from vmsim.guest.state import STATE_VERSION, AllocatorState, Attr, KernelState, Submount
 from vmsim.limits import SUBMOUNTS_MAX
 from vmsim.machine import Machine

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.guest_rig import GuestRig, make_memory
 from vmsim.errors import StallError, StreamError
-from vmsim.guest.kernel import GuestKernel
+from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.guest.state import KernelState
 
 CACHED = {"cache": "writeback", "cache_pages": 32, "dentries": 64, "options": {"writeback": True}}

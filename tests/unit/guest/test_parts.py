@@ -14,13 +14,13 @@ from tests.support.guest_rig import make_memory
 from vmsim.errors import UsageError
 from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.replies import INIT_OUT
-from vmsim.guest import init
-from vmsim.guest.alloc import PageAllocator
 from vmsim.guest.config import GuestConfig
-from vmsim.guest.dentries import DentryCache
-from vmsim.guest.lock_table import END_MAX, acquire, conflict, release
-from vmsim.guest.nodes import NodeTable
-from vmsim.guest.pagecache import PageCache
+from vmsim.guest.driver.alloc import PageAllocator
+from vmsim.guest.kernel import init
+from vmsim.guest.kernel.dentries import DentryCache
+from vmsim.guest.kernel.local_locks import END_MAX, acquire, conflict, release
+from vmsim.guest.kernel.nodes import NodeTable
+from vmsim.guest.kernel.page_cache import PageCache
 from vmsim.guest.state import AllocatorState, Attr, KernelState, LocalLock
 from vmsim.memory import PAGE_SIZE
 

@@ -9,9 +9,9 @@ import pytest
 from devices.virtio_fs.backend import VirtioFsBackend
 from vmsim import Machine
 from vmsim.errors import MigrationError
-from vmsim.guest import groups
 from vmsim.guest.config import GuestConfig
-from vmsim.guest.kernel import GuestKernel
+from vmsim.guest.kernel import node_groups
+from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.migration.report import MigrationParameters
 from vmsim.schedule.seeded import SeededSchedule
 
@@ -36,8 +36,8 @@ def machine(share, count=FILES, **options):
 def decoded_groups(monkeypatch):
     """How many groups of nodes are decoded from now on."""
     calls = []
-    real = groups.decoded
-    monkeypatch.setattr(groups, "decoded", lambda data: calls.append(data) or real(data))
+    real = node_groups.decoded
+    monkeypatch.setattr(node_groups, "decoded", lambda data: calls.append(data) or real(data))
     return calls
 
 

@@ -10,7 +10,7 @@ from vmsim.check.case import SHARE, Group
 from vmsim.check.cases.common import raises
 from vmsim.check.outcome import NotOffered, check, same
 from vmsim.check.rigs import GuestRig
-from vmsim.guest.posix import GuestFs
+from vmsim.guest.calls.posix import GuestFs
 
 CASES = Group("fuse")
 NEEDS = (SHARE,)

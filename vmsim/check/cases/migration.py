@@ -9,8 +9,8 @@ from vmsim.check.cases.common import populate
 from vmsim.check.outcome import Failed, check, fail, same
 from vmsim.check.rigs import PairRig
 from vmsim.errors import MigrationError
+from vmsim.guest.calls.posix import GuestFs
 from vmsim.guest.config import GuestConfig
-from vmsim.guest.posix import GuestFs
 from vmsim.host.vhost_user.transport import PeerSilent
 
 CASES = Group("migration")

@@ -7,7 +7,7 @@ import stat
 
 from vmsim.cli.shell.command import Session, ShellError, arguments, command, flags, number
 from vmsim.cli.shell.files import PIECE, is_directory, link_target, target_of
-from vmsim.guest.posix import GuestFs
+from vmsim.guest.calls.posix import GuestFs
 
 
 @command("echo [-n] [TEXT...]", "print a line; with > FILE or >> FILE (after any command) into a file")

@@ -8,7 +8,7 @@ from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 
-from vmsim.guest.posix import GuestFs
+from vmsim.guest.calls.posix import GuestFs
 from vmsim.machine import Machine
 
 NOTE: Final = "shell"

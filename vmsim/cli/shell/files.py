@@ -10,7 +10,7 @@ from typing import Final
 
 from vmsim.cli.common import human_bytes, printable
 from vmsim.cli.shell.command import Session, ShellError, arguments, command, flags, number
-from vmsim.guest.posix import GuestFs
+from vmsim.guest.calls.posix import GuestFs
 
 PIECE: Final = 1 << 20
 HEAD_LINES: Final = 10

@@ -1,0 +1,1 @@
+"""What a process of the guest may call: names and semantics are those of ``os``."""

@@ -1,0 +1,350 @@
+"""What every part of the facade stands on: the one place that waits, requests, descriptors, named errors.
+
+Between a wait and the next look at ``self.kernel`` only plain values (ids, numbers, bytes) are kept: the
+machine may have migrated, and then ``self.kernel`` is another one.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeAlias, TypeVar
+
+from vmsim.errors import StateError
+from vmsim.fuse import opcodes as op
+from vmsim.fuse.abi import init_flags
+from vmsim.fuse.client import encode_extensions
+from vmsim.guest.kernel.kernel import GuestKernel, KernelCell
+from vmsim.guest.kernel.requests import NONE
+from vmsim.guest.state import DONE, Node, OpenFile, Process, Request, Segments
+from vmsim.memory import PAGE_SIZE
+
+Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound="Calls")
+
+O_ACCMODE: Final = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
+O_PATH: Final = os.O_PATH
+FD_MAX: Final = 65536
+
+
+def fail(number: int) -> NoReturn:
+    """Raise the OSError for an errno."""
+    raise OSError(number, os.strerror(number))
+
+
+def encode_path(path: Path) -> bytes:
+    """A path as bytes; ValueError for a NUL byte and TypeError for what is no path, as ``os`` raises them."""
+    raw = os.fsencode(path)
+    if b"\0" in raw:
+        raise ValueError("embedded null byte")
+    return raw
+
+
+def names_file(call: Callable[Concatenate[S, Any, P], R]) -> Callable[Concatenate[S, Any, P], R]:
+    """Put the first argument (a path) into the OSErrors of a method."""
+
+    def named(self: S, path: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(self, path, *args, **kwargs)
+        except OSError as error:
+            if error.filename is None and error.errno is not None and not isinstance(path, int):
+                raise OSError(error.errno, error.strerror, path) from None
+            raise
+
+    functools.update_wrapper(named, call)
+    return named
+
+
+def names_two_files(
+    call: Callable[Concatenate[S, Any, Any, P], R],
+) -> Callable[Concatenate[S, Any, Any, P], R]:
+    """Put the first two arguments (paths) into the OSErrors of a method."""
+
+    def named(self: S, src: Any, dst: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(self, src, dst, *args, **kwargs)
+        except OSError as error:
+            if error.filename is None and error.errno is not None:
+                raise OSError(error.errno, error.strerror, src, None, dst) from None
+            raise
+
+    functools.update_wrapper(named, call)
+    return named
+
+
+class Calls:
+    """Requests on behalf of one guest process."""
+
+    def __init__(self, cell: KernelCell, pid: int) -> None:
+        self._cell = cell
+        self.pid = pid
+
+    @property
+    def kernel(self) -> GuestKernel:
+        """The kernel of this process, once it runs: nobody acts on a guest whose state is being saved."""
+        kernel = self._cell.kernel
+        if not kernel.here[0]:
+            kernel.birthplace.refuse()
+        return self._running() if kernel.paused else kernel
+
+    @kernel.setter
+    def kernel(self, kernel: GuestKernel) -> None:
+        self._cell.kernel = kernel
+
+    @property
+    def process(self) -> Process:
+        """The process; StateError when it has exited."""
+        process = self.kernel.state.processes.get(self.pid)
+        if process is None:
+            raise StateError(f"guest process {self.pid} does not exist")
+        return process
+
+    # Waiting
+
+    def _until(self, ready: Callable[[GuestKernel], bool], what: str) -> None:
+        """Wait until ``ready`` holds for whichever kernel runs us then. Nothing else in the facade waits."""
+        cell = self._cell
+        cell.kernel.arm_interrupts()
+        cell.waiting += 1
+        try:
+            cell.kernel.schedule.wait(lambda: not cell.kernel.paused and ready(cell.kernel), what)
+        finally:
+            cell.waiting -= 1
+
+    def _running(self) -> GuestKernel:
+        """The kernel, once it runs."""
+        kernel = self._cell.kernel
+        if not kernel.here[0]:
+            kernel.birthplace.refuse()
+        if kernel.paused:
+            self._until(lambda _: True, "the machine to run")
+            kernel = self._cell.kernel
+        return kernel
+
+    def _call(
+        self, opcode: int, nodeid: int, args: Sequence[Any] = (), names: Sequence[bytes] = (),
+        data: bytes = b"", *,
+        reads: Segments = NONE, writes: Segments = NONE, owned: Segments = NONE, extensions: bytes = b"",
+        room: int = 0, compat: bool = False,
+    ) -> Request:  # fmt: skip
+        """One request from submission to reply; OSError with the server's errno.
+
+        ``owned`` buffers are freed on failure; on success the caller takes the payload out first and then
+        calls ``free_owned``.
+        """
+        kernel = self._cell.kernel
+        if kernel.paused or not kernel.here[0]:
+            kernel = self._running()
+        if len(kernel.state.forgets) >= kernel.config.forget_batch:
+            kernel.flush_forgets()
+        request = kernel.submit(
+            opcode, nodeid, args, names, data, process=kernel.state.processes.get(self.pid), room=room,
+            reads=reads, writes=writes, owned=owned, extensions=extensions, compat=compat,
+        )  # fmt: skip
+        if request.status != DONE:
+            request = self._await(request.unique)
+        else:
+            del kernel.requests[request.unique]
+        if request.error:
+            self._cell.kernel.free_owned(request)
+            raise OSError(request.error, os.strerror(request.error))
+        return request
+
+    def _ask(self, opcode: int, nodeid: int, args: tuple[Any, ...]) -> bytes:
+        """``_call`` for what carries no name and no payload; the reply's bytes."""
+        kernel = self._cell.kernel
+        state = kernel.state
+        process = state.processes.get(self.pid)
+        batch = kernel.config.forget_batch
+        if kernel.paused or not kernel.here[0] or process is None or len(state.forgets) >= batch:
+            return self._call(opcode, nodeid, args).reply
+        request = kernel.ask(opcode, nodeid, args, process)
+        if request.status != DONE:
+            request = self._await(request.unique)
+        else:
+            del kernel.requests[request.unique]
+        if request.error:
+            fail(request.error)
+        return request.reply
+
+    def _await(self, unique: int) -> Request:
+        """Wait for one request and take it."""
+        try:
+            self._until(lambda kernel: kernel.ended(unique), f"FUSE request {unique}")
+        except BaseException:
+            self._cell.kernel.abandon(unique)
+            raise
+        request = self._cell.kernel.requests.pop(unique, None)
+        return request if request is not None else fail(errno.EIO)
+
+    def _record(self, opcode: int, request: Request) -> Any:
+        """The typed reply; EIO when it is too short."""
+        layout = op.BY_NUMBER[opcode].record
+        assert layout is not None
+        if len(request.reply) < layout.size:
+            fail(errno.EIO)
+        return layout.unpack(request.reply)
+
+    def _optional(self, opcode: int, nodeid: int, args: Sequence[Any]) -> bool:
+        """A request that a server may lack: ENOSYS is remembered and counts as done; whether it was asked."""
+        kernel = self._running()
+        if opcode in kernel.missing:
+            return False
+        try:
+            self._call(opcode, nodeid, args)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            self.kernel.missing.add(opcode)
+            return False
+        return True
+
+    def _require(self, opcode: int, otherwise: int) -> None:
+        """Refuse with ``otherwise`` if the server is known not to implement ``opcode``."""
+        if opcode in self._running().missing:
+            fail(otherwise)
+
+    def _lacks(self, opcode: int, error: OSError) -> bool:
+        """Whether the error says that the server does not implement ``opcode``, which is then remembered."""
+        if error.errno == errno.ENOSYS:
+            self.kernel.missing.add(opcode)
+            return True
+        return False
+
+    # Buffers
+
+    def _buffer(self, size: int) -> tuple[int, int]:
+        """A payload buffer of up to ``size`` bytes (less when memory is short): (address, bytes)."""
+        while True:
+            kernel = self._running()
+            want = size
+            while True:
+                gpa = kernel.allocator.allocate(want)
+                if gpa is not None:
+                    return gpa, want
+                if want <= PAGE_SIZE:
+                    break
+                want = max(PAGE_SIZE, want // 2)
+            if not kernel.requests:
+                fail(errno.ENOMEM)
+            self._until(_memory_free, "guest memory")
+
+    # Descriptors
+
+    def _file(self, fd: int) -> OpenFile:
+        """The open file description behind a descriptor; EBADF if there is none, ESTALE after recover()."""
+        kernel = self.kernel
+        process = kernel.state.processes.get(self.pid)
+        number = process.fds.get(fd) if process is not None else None
+        if number is None:
+            fail(errno.EBADF)
+        return kernel.state.files[number]
+
+    def _usable(self, fd: int) -> OpenFile:
+        """A description that has a server-side handle: EBADF for O_PATH."""
+        file = self._file(fd)
+        if file.fh is None:
+            fail(errno.EBADF if file.flags & O_PATH else errno.ESTALE)
+        return file
+
+    def _new_file(self, nodeid: int, fh: int | None, flags: int, open_flags: int, directory: bool) -> int:
+        """A new description with a descriptor; takes over the caller's reference on the node."""
+        kernel = self.kernel
+        number = kernel.state.next_file
+        kernel.state.next_file = number + 1
+        file = OpenFile(number, nodeid, fh, flags, open_flags, directory=directory)
+        node = kernel.nodes.nodes.get(nodeid)
+        file.error = 0 if node is None else node.error  # of a write-out that nobody has heard of yet
+        kernel.state.files[number] = file
+        return self._new_fd(number)
+
+    def _new_fd(self, number: int, at_least: int = 0) -> int:
+        fds = self.process.fds
+        fd = at_least
+        while fd in fds:
+            fd += 1
+        if fd >= FD_MAX:
+            fail(errno.EMFILE)
+        fds[fd] = number
+        return fd
+
+    @contextmanager
+    def _held(self, file: OpenFile) -> Iterator[int]:
+        """Keep a description open while it is in use; yields its number."""
+        number = file.id
+        file.refs += 1
+        try:
+            yield number
+        except Exception:
+            self._put_file(number)
+            raise
+        except BaseException:  # the program was killed, perhaps on a machine that is no more: it cannot wait
+            kernel = self._cell.kernel
+            left = kernel.state.files.get(number)
+            if left is not None:
+                left.refs -= 1
+                if not left.refs:
+                    del kernel.state.files[number]
+                    kernel.nodes.drop(left.nodeid)
+            raise
+        self._put_file(number)
+
+    def _put_file(self, number: int) -> None:
+        """One user less; the last one releases the server's handle and the node."""
+        kernel = self._running()
+        file = kernel.state.files.get(number)
+        if file is None:
+            return
+        file.refs -= 1
+        if file.refs > 0:
+            return
+        del kernel.state.files[number]
+        try:
+            stateless = (op.OPENDIR if file.directory else op.OPEN) in kernel.missing
+            if file.fh is not None and not kernel.state.broken and not stateless:
+                self._release(file)
+        finally:
+            self._cell.kernel.nodes.drop(file.nodeid)
+
+    def _release(self, file: OpenFile) -> None:
+        opcode = op.RELEASEDIR if file.directory else op.RELEASE
+        flags = 2 if file.flocked else 0  # RELEASE_FLOCK_UNLOCK
+        try:
+            self._call(opcode, file.nodeid, (file.fh, file.flags, flags, file.id if file.flocked else 0))
+        except OSError:
+            pass  # close(2) ignores it, and so does Linux
+
+    # Nodes
+
+    @contextmanager
+    def _holding(self, nodeid: int) -> Iterator[int]:
+        """Give back a reference on a node at the end."""
+        try:
+            yield nodeid
+        finally:
+            self._cell.kernel.nodes.drop(nodeid)
+
+    def _node(self, nodeid: int) -> Node:
+        return self.kernel.nodes.get(nodeid)
+
+    def _creation(self, parent: int) -> bytes:
+        """The extensions of a creating request: labels and one supplementary group, when negotiated."""
+        kernel = self.kernel
+        flags = kernel.state.session.flags
+        security: list[tuple[bytes, bytes]] | None = [] if flags & init_flags.SECURITY_CTX else None
+        groups: list[int] = []
+        if flags & init_flags.CREATE_SUPP_GROUP:
+            group = kernel.nodes.get(parent).attr.gid
+            if group in self.process.groups and group != self.process.gid:
+                groups = [group]
+        return encode_extensions(groups, security) if groups or security is not None else b""
+
+
+def _memory_free(kernel: GuestKernel) -> bool:
+    kernel.poll()
+    return kernel.allocator.free_bytes > 0
