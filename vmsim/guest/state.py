@@ -1,8 +1,8 @@
 """Everything that a guest kernel keeps in its RAM besides pages: plain records, live and saved in one.
 
 The records here *are* the kernel's live state; saving encodes them and restoring decodes and checks them
-(:mod:`vmsim.guest.kernel.snapshot`). What lies in guest memory itself (rings, message buffers, page cache and dentry
-cache tables) is not repeated here; only its addresses are.
+(:mod:`vmsim.guest.kernel.snapshot`). What lies in guest memory itself (rings, message buffers, page cache and
+dentry cache tables) is not repeated here; only its addresses are.
 """
 
 from __future__ import annotations
