@@ -209,11 +209,15 @@ class AllocatorState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class CacheState(msgspec.Struct, forbid_unknown_fields=True):
-    """Where a record table lies in guest memory; 0 entries: there is none."""
+    """Where a record table lies in guest memory; 0 entries: there is none.
+
+    ``used``: of dentries, how many records from the first on are in use; -1: anywhere, as in older states.
+    """
 
     table_gpa: int = 0
     entries: int = 0
     data_gpa: int = 0
+    used: int = -1
 
 
 class KernelState(msgspec.Struct, forbid_unknown_fields=True):

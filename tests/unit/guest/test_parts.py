@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.costs import peak_bytes, work
 from tests.support.guest_rig import make_memory
-from vmsim.errors import UsageError
+from vmsim.errors import StreamError, UsageError
 from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.replies import INIT_OUT
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.driver.alloc import PageAllocator
 from vmsim.guest.kernel import init
-from vmsim.guest.kernel.dentries import DentryCache
+from vmsim.guest.kernel.dentries import RECORD_BYTES, DentryCache
 from vmsim.guest.kernel.local_locks import END_MAX, acquire, conflict, release
 from vmsim.guest.kernel.nodes import NodeTable
 from vmsim.guest.kernel.page_cache import PageCache
@@ -181,6 +182,93 @@ def test_tables_are_found_again_in_memory():
     late.drop(7)
     assert sorted(late.reserve() for _ in range(4)) == [0, 1, 2, 3]
     assert late.reserve() is None
+
+
+def heap(size=1 << 30):
+    memory = make_memory([(0, size)])
+    return memory, PageAllocator.over([(PAGE_SIZE, size - PAGE_SIZE)])
+
+
+@given(st.lists(st.tuples(
+    st.sampled_from(["put", "put", "put", "remove", "get", "clear", "again", "older"]),
+    st.integers(1, 3), st.sampled_from([b"a", b"b", b"c" * 255, b"d", b"e"]), st.integers(0, 4),
+), max_size=60))  # fmt: skip
+def test_names_like_a_dict_and_in_memory_too(steps):
+    """Against a dict that forgets the least recently used; every table is the same when it is read again."""
+    memory, allocator = heap(1 << 20)
+    names, model = DentryCache(memory, DentryCache.create(memory, allocator, 5)), {}
+    for what, parent, name, node in steps:
+        key = parent, name
+        if what == "put":
+            gone = [(parent, model.pop(key))] if key in model else []
+            if len(model) == 5:
+                oldest = next(iter(model))
+                gone.append((oldest[0], model.pop(oldest)))
+            assert names.put(*key, node, 1) == gone
+            model[key] = node
+        elif what == "remove":
+            assert names.remove(*key) == ([(parent, model.pop(key))] if key in model else [])
+        elif what == "get":
+            assert names.get(*key, 0) == model.get(key)
+            if key in model:
+                model[key] = model.pop(key)
+        elif what == "clear":
+            assert names.clear() == [(parent, node) for (parent, _), node in model.items()]
+            model.clear()
+        else:
+            state = msgspec.structs.replace(names.state)
+            if what == "older":  # which has its records anywhere, and none behind them
+                table = memory.view(state.table_gpa, 5 * RECORD_BYTES)
+                table[len(model) * RECORD_BYTES :] = bytes((5 - len(model)) * RECORD_BYTES)
+                first, last = bytes(table[:RECORD_BYTES]), bytes(table[-RECORD_BYTES:])
+                table[:RECORD_BYTES], table[-RECORD_BYTES:] = last, first
+                state.used = -1
+            names = DentryCache(memory, state)
+            assert names._index.keys() == model.keys()
+            model = {key: model[key] for key in names._index}  # memory does not say which was used last
+        assert len(names) == names.state.used == len(model)
+        assert names.references() == {*model.values(), *(parent for parent, _ in model)} - {0}
+
+
+@pytest.mark.parametrize("used", [-2, 4, 5, 1 << 40])
+def test_a_number_of_names_that_cannot_be_is_refused(used):
+    memory, allocator = heap(1 << 20)
+    names = DentryCache(memory, DentryCache.create(memory, allocator, 4))
+    for number in range(3):
+        names.put(1, b"%d" % number, 2, 3)
+    state = msgspec.structs.replace(names.state, used=used)
+    if used == -2:
+        assert len(DentryCache(memory, state)) == 3
+    else:
+        with pytest.raises(StreamError, match="dentr"):
+            DentryCache(memory, state)
+
+
+def names_of(entries):
+    memory, allocator = heap()
+    names = DentryCache(memory, DentryCache.create(memory, allocator, entries))
+    for number in range(100):
+        names.put(1, b"%d" % number, 2, 3)
+    return lambda: DentryCache(memory, names.state).references()
+
+
+def pages_of(entries):
+    memory, allocator = heap()
+    pages = PageCache(memory, PageCache.create(memory, allocator, entries))
+    for number in range(100):
+        frame = pages.reserve()
+        pages.enter(frame, 7, number)
+    return lambda: PageCache(memory, pages.state)
+
+
+@pytest.mark.parametrize("make", [names_of, pages_of])
+def test_a_large_table_with_little_in_it_is_read_as_a_small_one(make):
+    assert work(make(1 << 17)) < 1.1 * work(make(1 << 10))
+
+
+def test_nothing_is_touched_of_a_table_that_is_not_used():
+    few, many = (peak_bytes(names_of(entries))[0] for entries in (1 << 10, 1 << 20))
+    assert many < few + 10_000
 
 
 # -- nodes

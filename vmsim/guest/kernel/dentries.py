@@ -1,7 +1,10 @@
 """The dentry cache: a table of fixed-size records in guest memory, indexed by a dict that is rebuilt from it.
 
 record (288 bytes): parent u64 | node u64 (0: the name does not exist) | expiry_ns u64 | name length u16 |
-                    padding | name (up to 255 bytes);  parent 0: the record is free
+                    padding | name (up to 255 bytes)
+
+The records in use are the first of the table, so that a large table with little in it is as good as a small
+one: when one goes, the last one takes its place.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from vmsim.memory import GuestMemory
 
 _HEAD: Final = struct.Struct("<QQQH6x")
 RECORD_BYTES: Final = 288
-_RECORD: Final = struct.Struct(f"{_HEAD.format}{RECORD_BYTES - _HEAD.size}s")
+_NAMES: Final = struct.Struct(f"<Q16xH6x{RECORD_BYTES - _HEAD.size}s")
+"""What the index needs of a record: parent, length, name."""
 ENTRIES_MAX: Final = 1 << 20
 
 
@@ -28,7 +32,7 @@ class DentryCache:
     (parent, node) pairs that are not referred to any more.
     """
 
-    __slots__ = ("_free", "_index", "_memory", "_view", "state")
+    __slots__ = ("_index", "_memory", "_view", "state")
 
     def __init__(self, memory: GuestMemory, state: CacheState) -> None:
         self.state = state
@@ -37,34 +41,48 @@ class DentryCache:
             raise StreamError(f"{state.entries} dentries", field="dentries.entries")
         self._view = memory.view(state.table_gpa, state.entries * RECORD_BYTES)
         self._index: dict[tuple[int, bytes], int] = {}
-        self._free: list[int] = []
         self._read()
 
     def _read(self) -> None:
         """Index the table: one pass, as a guest can have a million names."""
-        index, free = self._index, self._free
-        used = 0
-        for slot, (parent, _, _, length, name) in enumerate(_RECORD.iter_unpack(self._view)):
-            if parent:
-                index[parent, name[:length]] = slot
-                used += 1
-                if not 0 < length <= NAME_MAX:
-                    raise StreamError(f"dentry record {slot} is malformed", field="dentries")
-            else:
-                free.append(slot)
-        if len(index) != used:
+        state = self.state
+        if state.used < 0:
+            state.used = self._gather()
+        if state.used > state.entries:
+            raise StreamError(f"{state.used} dentries of {state.entries}", field="dentries.used")
+        records = self._view[: state.used * RECORD_BYTES]
+        keys = [(parent, name[:length]) for parent, length, name in _NAMES.iter_unpack(records)]
+        self._index = dict(zip(keys, range(state.used), strict=True))
+        lengths = records.cast("H")[12 :: RECORD_BYTES // 2].tolist()
+        if records and (not 0 < min(lengths) <= max(lengths) <= NAME_MAX or 0 in self._words(0)):
+            raise StreamError("a dentry record is malformed", field="dentries")
+        if len(self._index) != state.used:
             raise StreamError("a dentry comes twice", field="dentries")
-        free.reverse()
+
+    def _gather(self) -> int:
+        """Bring the records that are anywhere in the table to its beginning; how many there are."""
+        used = 0
+        for slot, (parent, length, name) in enumerate(_NAMES.iter_unpack(self._view)):
+            if parent:
+                head = bytes(self._view[slot * RECORD_BYTES :][: _HEAD.size])
+                if slot != used:
+                    self._write(used, head + name[:length])
+                used += 1
+        return used
+
+    def _words(self, word: int) -> list[int]:
+        """One of the first words (0: parent, 1: node) of each record in use."""
+        every = RECORD_BYTES // 8
+        return self._view.cast("Q")[word : self.state.used * every : every].tolist()
 
     @classmethod
     def create(cls, memory: GuestMemory, allocator: PageAllocator, entries: int) -> CacheState:
         """Place an empty table in guest memory; UsageError if it does not fit."""
-        size = pages_bytes(entries * RECORD_BYTES)
-        gpa = allocator.allocate(size) if entries <= ENTRIES_MAX else None
+        gpa = allocator.allocate(pages_bytes(entries * RECORD_BYTES)) if entries <= ENTRIES_MAX else None
         if gpa is None:
             raise UsageError(f"guest memory is too small for {entries} dentries")
-        memory.write(gpa, bytes(size))
-        return CacheState(gpa, entries)
+        memory.view(gpa, entries * RECORD_BYTES)
+        return CacheState(gpa, entries, used=0)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -88,26 +106,39 @@ class DentryCache:
     def put(self, parent: int, name: bytes, node: int, expiry_ns: int) -> list[tuple[int, int]]:
         """Enter or replace one entry; the references that are free again."""
         gone = self.remove(parent, name)
-        if not self._free:
-            gone += self.remove(*next(iter(self._index)))
-        slot = self._free.pop()
+        index = self._index
+        if len(index) >= self.state.entries:
+            gone += self.remove(*next(iter(index)))
+        slot = len(index)
         self._write(slot, _HEAD.pack(parent, node, expiry_ns, len(name)) + name)
-        self._index[parent, name] = slot
+        index[parent, name] = slot
+        self.state.used = slot + 1
         return gone
 
     def remove(self, parent: int, name: bytes) -> list[tuple[int, int]]:
         """Take one entry out if it is there; its references."""
-        slot = self._index.pop((parent, name), None)
+        index = self._index
+        slot = index.pop((parent, name), None)
         if slot is None:
             return []
-        _, node, _, _ = _HEAD.unpack_from(self._view, slot * RECORD_BYTES)
-        self._write(slot, bytes(_HEAD.size))
-        self._free.append(slot)
+        view = self._view
+        _, node, _, _ = _HEAD.unpack_from(view, slot * RECORD_BYTES)
+        last = self.state.used = len(index)
+        if slot != last:
+            at = last * RECORD_BYTES
+            moved, _, _, length = _HEAD.unpack_from(view, at)
+            record = bytes(view[at : at + _HEAD.size + length])
+            self._write(slot, record)
+            index[moved, record[_HEAD.size :]] = slot
         return [(parent, node)]
 
     def clear(self) -> list[tuple[int, int]]:
         """Take everything out; the references."""
-        return [pair for parent, name in list(self._index) for pair in self.remove(parent, name)]
+        nodes = self._words(1)
+        pairs = [(parent, nodes[slot]) for (parent, _), slot in self._index.items()]
+        self._index.clear()
+        self.state.used = 0
+        return pairs
 
     def expire_all(self) -> None:
         """Let the time of every entry be over; the entries keep their references until they are replaced."""
@@ -115,6 +146,6 @@ class DentryCache:
             parent, node, _, length = _HEAD.unpack_from(self._view, slot * RECORD_BYTES)
             self._write(slot, _HEAD.pack(parent, node, 0, length))
 
-    def references(self) -> list[tuple[int, int]]:
-        """The (parent, node) of every entry."""
-        return [(parent, node) for parent, node, *_ in _RECORD.iter_unpack(self._view) if parent]
+    def references(self) -> set[int]:
+        """The ids of all nodes that entries refer to."""
+        return {*self._words(0), *self._words(1)} - {0}

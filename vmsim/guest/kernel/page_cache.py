@@ -9,6 +9,8 @@ or under write-out. This module never waits and sends nothing; :mod:`vmsim.guest
 from __future__ import annotations
 
 import struct
+from itertools import compress
+from operator import not_
 from typing import Final
 
 from vmsim.errors import StreamError, UsageError
@@ -40,13 +42,13 @@ class PageCache:
             raise StreamError(f"{count} page frames at {state.data_gpa:#x}", field="pages")
         memory.view(state.data_gpa, count * PAGE_SIZE)
         table = memory.view(state.table_gpa, count * _RECORD.size)
-        self._flags = [0] * count
+        self._flags: list[int] = table.cast("I")[4 :: _RECORD.size // 4].tolist()
         self._keys: list[tuple[int, int]] = [(0, 0)] * count
         self._nodes: dict[int, dict[int, int]] = {}
         self._clean: dict[int, None] = {}
         self._dirty: dict[int, None] = {}
-        self._free: list[int] = []
-        for frame in range(count):
+        self._free = list(compress(range(count - 1, -1, -1), map(not_, reversed(self._flags))))
+        for frame in compress(range(count), self._flags):
             node, index, flags = _RECORD.unpack_from(table, frame * _RECORD.size)
             if (
                 flags not in _LEGAL
@@ -54,12 +56,8 @@ class PageCache:
                 or (flags & PRESENT and index in self._nodes.get(node, ()))
             ):
                 raise StreamError(f"page frame record {frame} is malformed", field="pages")
-            self._flags[frame] = flags
-            if not flags:
-                self._free.append(frame)
-            elif flags & PRESENT:
+            if flags & PRESENT:
                 self._enter(frame, node, index)
-        self._free.reverse()
 
     @classmethod
     def create(cls, memory: GuestMemory, allocator: PageAllocator, frames: int) -> CacheState:

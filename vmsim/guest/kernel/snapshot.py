@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -308,6 +307,6 @@ class _Checker:
                     refuse("pages", f"node {nodeid} is not known")
         if self.state.dentries.entries:
             self.dentries = DentryCache(self.memory, self.state.dentries)
-            for nodeid in set(chain.from_iterable(self.dentries.references())):
-                if nodeid and nodeid not in nodes:
-                    refuse("dentries", f"node {nodeid} is not known")
+            unknown = self.dentries.references() - nodes.keys()
+            if unknown:
+                refuse("dentries", f"node {min(unknown)} is not known")
