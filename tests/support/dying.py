@@ -21,6 +21,24 @@ class Dead(BaseException):
     """Where a back-end dies."""
 
 
+def lines_of(act: Callable[[], object]) -> int:
+    """Do ``act``; how many lines in FILES it executes, before each of which one may die."""
+    count = 0
+
+    def line(frame, event, argument):
+        nonlocal count
+        count += event == "line"
+        return line
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename in FILES else None)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return count
+
+
 def dies(act: Callable[[], object], after: int) -> bool:
     """Do ``act``, and die before the line number ``after`` (from 0) that it executes in FILES; whether."""
     left = after

@@ -76,6 +76,11 @@ def begin(config: pytest.Config) -> None:
 
 
 def told(left_out: dict[str, Any]) -> list[str]:
-    """Lines for the summary."""
-    lines = [f"{name}: {taken} of {count}" for name, (taken, count) in sorted(left_out.items())]
+    """Lines for the summary; what has the same words before a colon is one line."""
+    sums: dict[str, tuple[int, int]] = {}
+    for name, (taken, count) in sorted(left_out.items()):
+        family = name.partition(":")[0]
+        before = sums.get(family, (0, 0))
+        sums[family] = before[0] + taken, before[1] + count
+    lines = [f"{family}: {taken} of {count}" for family, (taken, count) in sums.items()]
     return [*lines, f"seed {Run.seed}; --whole takes all"] if lines else []

@@ -11,6 +11,7 @@ import random
 import pytest
 
 from tests.support.machine_rig import Life, make
+from tests.support.sampling import Run, sample
 from vmsim.errors import StreamError, UsageError, VmsimError
 from vmsim.inspect.opening import read_capture
 from vmsim.inspect.source import MemoryBytes
@@ -98,14 +99,15 @@ def test_the_whole_one(saved):
     assert check(saved, saved.data, "whole")
 
 
-def test_cut_off_anywhere(saved):
+def test_cut_off_anywhere(saved, request):
     size = len(saved.data)
     around = {place + more for place in saved.places for more in (-1, 0, 1, 4, 5)}
     rest = range(saved.devices, size, 509)
     anywhere = random.Random(SEED).sample(range(size), 20)
-    for length in sorted({*range(48), *around, *rest, *anywhere, *range(size - 9, size)}):
-        if 0 <= length < size:
-            assert not check(saved, saved.data[:length], f"cut to {length} of {size}")
+    lengths = sorted({*range(48), *around, *rest, *anywhere, *range(size - 9, size)})
+    lengths = [length for length in lengths if 0 <= length < size]
+    for length in sample(lengths, 100, f"loader: {request.node.name}"):
+        assert not check(saved, saved.data[:length], f"cut to {length} of {size}")
 
 
 @pytest.mark.parametrize("junk", [b"\0", b"junk", b"\x7e" * 5, bytes(5000)], ids=repr)
@@ -122,15 +124,17 @@ def test_bytes_missing_or_doubled(saved):
 
 
 @pytest.mark.parametrize("how", [0x01, 0x80, 0xFF])
-def test_one_byte_changed(saved, how):
+def test_one_byte_changed(saved, how, request):
     """Every few bytes of all that is no page of memory, and some of those."""
     size, dice = len(saved.data), random.Random(SEED + how)
     near = {place + more for place in saved.places for more in range(0, 24, 3)}
     some = dice.sample(range(saved.devices, size), 120) + dice.sample(range(size), 20)
     wanted = {*range(0, 64, 2), *near, *some}
     taken = 0
-    for place in sorted(place for place in wanted if place < size):
+    places = sample(sorted(place for place in wanted if place < size), 120, f"loader: {request.node.name}")
+    for place in places:
         data = bytearray(saved.data)
         data[place] ^= how
         taken += check(saved, bytes(data), f"{how:#x} at {place} ({place:#x}) of {size}")
-    assert 10 < taken < len(wanted) - 50, "some changes are taken, and most refused"
+    assert taken < 0.8 * len(places), "most are refused"
+    assert taken > 10 or not Run.whole, "and some taken: seven in a hundred"
