@@ -117,7 +117,7 @@ def test_voyages_find_what_is_lost(defect, tmp_path, monkeypatch):
     defect(monkeypatch)
     missed = []
     with no_leaks():
-        for voyage, raised in voyages(tmp_path, sample(DEFECTIVE, 10, f"voyages with a defect: {defect.__name__}")):
+        for voyage, raised in voyages(tmp_path, sample(DEFECTIVE, 10, f"voyages, lost: {defect.__name__}")):
             if raised is None:
                 missed.append(str(voyage.plan))
             else:
