@@ -6,7 +6,6 @@ machine that migrates before every few calls, which nobody may notice.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import stat
@@ -14,7 +13,8 @@ import threading
 
 import pytest
 
-from tests.contract import filesystem, posix
+from tests.contract import posix
+from tests.support.sampling import in_pairs
 from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
 from vmsim.machine import Machine
 from vmsim.schedule.immediate import ImmediateSchedule
@@ -59,23 +59,6 @@ def host(tmp_path):
     return folder
 
 
-def supported(check, *words):
-    """Run a check; skipped where the test directory's file system lacks what it needs."""
-    try:
-        check(*words)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
-        pytest.skip(f"the file system of the test directory does not support this: {error}")
-
-
-def left_as_by_os(fs, share, host):
-    """Each effect is on the host; a check that did nothing there is about the guest alone."""
-    fs.sync()
-    expected = posix.tree(host)
-    assert not expected or posix.tree(share) == expected
-
-
 class Moving:
     """The facade of a machine that migrates before every few calls."""
 
@@ -99,12 +82,18 @@ class Moving:
         return call
 
 
-@pytest.mark.parametrize("kind", MACHINES)
-@pytest.mark.parametrize("check", posix.CHECKS, ids=lambda check: check.__name__)
+PRODUCT = list(itertools.product(posix.CHECKS, MACHINES))
+PLACES = [at + posix.CHECKS.index(check) for at, (check, _) in enumerate(PRODUCT)]
+
+
+@pytest.mark.parametrize(("check", "kind"), [
+    pytest.param(*PRODUCT[at], id=f"{PRODUCT[at][0].__name__}-{PRODUCT[at][1]}")
+    for at in in_pairs(PLACES, 3, "POSIX on machines")
+])  # fmt: skip
 def test_the_guest_sees_what_os_sees(check, kind, machine, host, tmp_path):
     fs = machine(kind).mount()
     check(posix.Both(fs, host))
-    left_as_by_os(fs, tmp_path / "share", host)
+    posix.left_as_by_os(fs, tmp_path / "share", host)
 
 
 @pytest.mark.parametrize("check", posix.CHECKS, ids=lambda check: check.__name__)
@@ -113,24 +102,24 @@ def test_it_sees_the_same_while_it_migrates(check, machine, host, tmp_path):
     fs = Moving(machine("packed, writeback"))
     try:
         check(posix.Both(fs, host))
-        left_as_by_os(fs, tmp_path / "share", host)
+        posix.left_as_by_os(fs, tmp_path / "share", host)
     finally:
         fs.machine.close()
 
 
-@pytest.mark.parametrize("check", filesystem.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", posix.WITH_OTHERS, ids=lambda check: check.__name__)
 def test_the_share_is_as_the_guest_left_it(check, machine, tmp_path):
     kind = "four queues, write-through"
     options = {"cache": "never"}  # the host changes things behind the guest's back
     vm = machine(kind, options=options, guest=GuestConfig(**{**MACHINES[kind][1], "dentries": 0}))
-    supported(check, vm.mount(), tmp_path / "share")
+    posix.supported(check, vm.mount(), tmp_path / "share")
 
 
-@pytest.mark.parametrize("check", filesystem.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", posix.WITH_OTHERS, ids=lambda check: check.__name__)
 def test_the_share_is_as_a_migrating_guest_left_it(check, machine, tmp_path):
     fs = Moving(machine(options={"cache": "never"}))
     try:
-        supported(check, fs, tmp_path / "share")
+        posix.supported(check, fs, tmp_path / "share")
     finally:
         fs.machine.close()
 

@@ -160,6 +160,10 @@ def check_paths(both):
     for path in ("d//f", "./d/./f", "d/../d/f", "d/f/", "d/f/.", "d/f/..", "none/..", "d/", "d/.", ""):
         both.stat(P(path))
         both.lstat(P(path))
+    for name in ("blank here", "ünïcode", "new\nline", "x (deleted)", "-", os.fsdecode(b"\xff\xfe")):
+        both.make(name, os.fsencode(name))
+        assert both.content(name) == os.fsencode(name)
+    both.listdir(P(""))
     both.stat("")
     both.stat(P("x" * 255))
     both.stat(P("x" * 256))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.contract import filesystem, posix
+from tests.contract import posix
 from tests.interop.virtiofsd_rig import World, start_serve, start_virtiofsd
 from tests.support.machine_rig import HANDLES_ALLOWED, host_lock
 from vmsim.errors import VmsimError
@@ -129,7 +129,7 @@ def test_on_virtiofsd_the_guest_sees_what_os_sees(check, kind, virtiofsd, folder
 
 
 @pytest.mark.parametrize("kind", ["plain", *(["file handles"] if HANDLES_ALLOWED else [])])
-@pytest.mark.parametrize("check", filesystem.CHECKS, ids=name)
+@pytest.mark.parametrize("check", posix.WITH_OTHERS, ids=name)
 def test_virtiofsds_share_is_as_the_guest_left_it(check, kind, virtiofsd, folders):
     options, changes = ON_VIRTIOFSD[kind]
     check(virtiofsd(*options, "--cache=never", **changes).mount(), folders[0])
@@ -141,7 +141,7 @@ def test_on_vmsim_serve_the_guest_sees_what_os_sees(check, kind, served, folders
     check(posix.Both(served(**ON_SERVE[kind]).mount(), folders[1]))
 
 
-@pytest.mark.parametrize("check", filesystem.CHECKS, ids=name)
+@pytest.mark.parametrize("check", posix.WITH_OTHERS, ids=name)
 def test_the_share_of_vmsim_serve_is_as_the_guest_left_it(check, served, server):
     check(served(ring="packed").mount(), Path(server.share))
 

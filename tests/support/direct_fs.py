@@ -1,4 +1,4 @@
-"""The functions of ``os`` over a FUSE session without any machine: a subject of the file system contract."""
+"""The functions of ``os`` over a FUSE session without any machine or guest: the bare server's client."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.posix import CHECKS, Both
+from tests.contract import posix
 from vmsim.guest.config import DRIVER_FEATURES
 from vmsim.virtio.constants import F_RING_PACKED, RING_FEATURES
 
@@ -22,17 +22,20 @@ GUESTS = {
     "writeback": {"cache": "writeback", "cache_pages": 24, "dentries": 256, "options": WRITEBACK},
     "writeback-uncached-attributes": {"cache": "writeback", "cache_pages": 512, "options": WRITEBACK},
     "bare": {"options": BARE, "dentries": 64},
+    "few descriptors": {"options": {"inode_fds": 16}},
+    "found by name": {"options": {"inode_fds": 16, "inode_file_handles": "never"}, "dentries": 64},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("guest", GUESTS)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", posix.CHECKS, ids=lambda check: check.__name__)
 def test_posix(check, guest, rig, tmp_path):
     options = dict(GUESTS[guest])
     made = rig(**options) if "config_features" not in options else in_order(rig, options)
     host = tmp_path / "host"
     host.mkdir()
-    check(Both(made.fs, host))
+    check(posix.Both(made.fs, host))
+    posix.left_as_by_os(made.fs, made.share, host)
     made.kernel.flush_forgets()
     assert not made.kernel.requests
     assert not made.kernel.state.broken

@@ -1,12 +1,13 @@
-"""The passthrough file system does what a shared directory must, whatever its options."""
+"""The passthrough file system shows the share as it is, whatever its options, to a client without caches.
+
+All that a guest does with it is compared with ``os`` in tests/unit/guest/test_posix.py.
+"""
 
 from __future__ import annotations
 
-import errno
-
 import pytest
 
-from tests.contract import filesystem
+from tests.contract import posix
 
 VARIANTS = {
     "default": {},
@@ -18,12 +19,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("check", filesystem.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", posix.WITH_OTHERS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_contract(check, variant, serve, share):
-    try:
-        check(serve(**VARIANTS[variant]), share)
-    except OSError as error:
-        if error.errno == errno.ENOTSUP:
-            pytest.skip(f"the file system of the test directory does not support this: {error}")
-        raise
+def test_the_server_alone(check, variant, serve, share):
+    posix.supported(check, serve(**VARIANTS[variant]), share)
