@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(plan: Plan, folder: Path) -> Iterator[Figure]:
     """Growing trees; the aim is that of the largest."""
     made = 0
-    for count in (plan.pick(10_000, 3000), plan.pick(100_000, 5000), plan.pick(1_000_000, 8000)):
+    for count in (plan.pick(10_000, 1000), plan.pick(100_000, 2000), plan.pick(1_000_000, 3000)):
         share = folder / f"tree-{count}"
         share.mkdir()
         made = trees.plant(share, count)

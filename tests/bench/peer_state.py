@@ -36,7 +36,7 @@ NOTES: Final = {
 }
 AIM: Final = 1.0
 SIZES: Final = (15_000, 100_000)
-QUICK_SIZES: Final = (300, 600)
+QUICK_SIZES: Final = (100, 200)
 THEIR_NEEDS: Final = ("--modcaps=+dac_read_search", "--inode-file-handles=prefer")
 """virtiofsd holds a descriptor for each inode otherwise, and file handles need the capability."""
 
@@ -74,7 +74,7 @@ def measure(plan: Plan, share: Path, mode: str, inodes: int) -> dict[str, Times]
         for each in subjects.values():
             look_up_all(Guest(each), share)
             each.machine.pause()
-        for turn in range(-1, plan.pick(5, 2)):
+        for turn in range(-1, plan.pick(5, 1)):
             for name, each in subjects.items():
                 took, state = save(each)
                 if len(blob.decode(state)[0].inodes) != inodes:

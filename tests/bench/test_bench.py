@@ -22,7 +22,7 @@ FIGURES = {
     "ring": {f"ring.{kind}.{buffers}" for kind in ("split", "packed") for buffers in ("same", "fresh")},
     "transfer": {f"transfer.{way}.{kind}" for way in ("read", "write") for kind in ("split", "packed")},
     "state": {f"state.{way}.{mode}" for way in ("save", "restore") for mode in MODES},
-    "memory": {"memory.inodes.3000", "memory.inodes.5000", "memory.inodes.8000"},
+    "memory": {"memory.inodes.1000", "memory.inodes.2000", "memory.inodes.3000"},
     "migration": {"migration.rounds"},
     "peers": {peers.title(name, depth, place, subject) for place, name, depth, subject in peers.cases()},
     "peerstate": {

@@ -36,13 +36,14 @@ def example() -> str:
     return code
 
 
-def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """pytest with the plugin in a folder of its own."""
+def run_pytest(folder: Path, *arguments: str, alone: bool = True) -> subprocess.CompletedProcess[str]:
+    """pytest with the plugin in a folder of its own; not ``alone``: as it finds plugins, with all others."""
+    only = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "vmsim.pytest_plugin"} if alone else {}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q",
                "-rA", "--rootdir", str(folder), *arguments]  # fmt: skip
     return subprocess.run(
         command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
-        env=dict(os.environ, COLUMNS="200"),
+        env=dict(os.environ, COLUMNS="200", **only),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ def test_the_example_and_the_fixtures(serve, tmp_path):
     (tmp_path / "test_my_backend.py").write_text(example() + MORE)
     done = run_pytest(
         tmp_path, "--vhost-user-start", serve, "--vmsim-cases", "messages.queue-num", "--vmsim-cases",
-        "rings.split",
+        "rings.split", alone=False,
     )  # fmt: skip
     assert outcomes(done) == {
         "test_a_file_moves_with_its_guest": "passed", "test_a_front_end": "passed", "test_a_mount": "passed",

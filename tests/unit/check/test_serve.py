@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.leaks import Held
+from tests.support.sampling import sample
 from tests.support.waiting import PATIENCE_S, until
 from vmsim.check.cases import CASES
 from vmsim.check.outcome import Outcome
@@ -31,10 +32,11 @@ def test_a_sample_passes_and_leaves_nothing(serve, tmp_path):
     before = Held()
     target = Target(Aim(start=serve, shared_dir=str(tmp_path), timeout_s=PATIENCE_S))
     try:
-        results = run(select(CASES, SAMPLE), target)
+        names = sample(SAMPLE, 8, "check cases")
+        results = run(select(CASES, names), target)
     finally:
         target.close()
-    assert len(results) == len(SAMPLE)
+    assert len(results) == len(names)
     assert [result for result in results if result.outcome is not Outcome.PASS] == []
     assert list(tmp_path.iterdir()) == []
     assert before.more() == []

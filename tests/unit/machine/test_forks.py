@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
+
+from tests.support.sampling import sample
 
 PROGRAM = """
 import gc, os, socket, sys, tempfile
@@ -92,8 +95,9 @@ USES = {
 }
 
 
-@pytest.mark.parametrize("transport", ["inproc", "vhost-user"])
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(("use", "transport"), sample(
+    itertools.product(USES, ["inproc", "vhost-user"]), 9, "what a forked child does", kind=lambda row: row[0]
+))  # fmt: skip
 def test_the_parents_machine_goes_on(use, transport, tmp_path):
     program = PROGRAM + textwrap.dedent(USES[use]) + textwrap.dedent("""
         in_a_child(body)
