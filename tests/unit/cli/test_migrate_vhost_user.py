@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.machine_rig import HANDLES_ALLOWED
 from tests.support.remote_rig import nothing_left
+from tests.support.sampling import sample
 from vmsim.host.processes import SERVE
 
 REMOTE = ("--transport", "vhost-user", "--inodes", "5", "--memory", "8M")
@@ -32,7 +33,9 @@ def clean(tmp_path):
         yield
 
 
-@pytest.mark.parametrize(("dialect", "ring", "migration", "mode"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("dialect", "ring", "migration", "mode"), sample(COMBINATIONS, 4, "kinds of machines: vhost-user")
+)
 def test_dialects_rings_kinds_and_modes(vmsim, share, dialect, ring, migration, mode):
     if mode == "file-handles" and not HANDLES_ALLOWED:
         pytest.skip("opening by file handle needs CAP_DAC_READ_SEARCH")

@@ -19,7 +19,7 @@ from tests.support.leaks import no_leaks
 from tests.support.machine_rig import FEW_KINDS, HANDLES_ALLOWED, Life, host_lock, make
 from vmsim.errors import HostError, MigrationError, StateError
 from vmsim.host.channels import SocketChannel
-from vmsim.machine import Machine, lines
+from vmsim.machine import Machine, channel_uri
 from vmsim.machine.assembled import FINISHED, RUNNING
 from vmsim.migration.channel import MemoryChannel
 from vmsim.migration.errors import ChannelError
@@ -246,7 +246,7 @@ def test_guest_programs_work_on_while_the_socket_is_slow(share):
 
     reader = threading.Thread(target=read_slowly)
     reader.start()
-    channel = SocketChannel(ours, *lines.wire(vm.schedule))
+    channel = SocketChannel(ours, *channel_uri.wire(vm.schedule))
     task = vm.spawn("worker", work, pid=1)
     with pytest.raises(MigrationError) as caught:
         vm.send(

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.machine_rig import FEW_KINDS, Life, make
 from tests.support.remote_rig import Side, nothing_left
+from tests.support.sampling import sample
 from vmsim.errors import MigrationError, StallError
 from vmsim.host.waits import FdWaits
 from vmsim.machine.assembled import RUNNING
@@ -56,7 +57,7 @@ def test_these_are_the_messages_of_a_migration(share):
     assert set(DESTINATION) <= set(messages_of(share, source=False))
 
 
-@pytest.mark.parametrize("message", DESTINATION)
+@pytest.mark.parametrize("message", sample(DESTINATION, 5, "killed at: the destination's messages"))
 def test_at_the_destination_the_source_goes_on_with_all_it_has(share, message):
     vm = make(share, seams=Side().seams)
     life = Life(vm)
@@ -84,7 +85,7 @@ def ends_with_eio(vm, life):
     assert failed.value.errno == errno.EIO
 
 
-@pytest.mark.parametrize("message", SOURCE)
+@pytest.mark.parametrize("message", sample(SOURCE, 4, "killed at: the source's messages"))
 def test_at_the_source_the_guest_is_told(share, message):
     here, there = Side(), Side()
     vm = make(share, seams=here.seams)
