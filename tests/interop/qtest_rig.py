@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.interop.qemu_rig import Lines, Qemu
-from vmsim.guest.calls.posix import GuestFs
+from vmsim.guest.calls.posix import GuestFs, mount
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.host.fence import full_fence
@@ -148,7 +148,7 @@ class QtestVm:
 
     def mount(self) -> GuestFs:
         """The facade of the guest's first process."""
-        return self.kernel.mount(1)
+        return mount(self.kernel, 1)
 
     def take_over(self, source: QtestVm) -> GuestFs:
         """The guest of ``source``, whose machine has arrived here, goes on here."""

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.guest_rig import GuestRig
 from vmsim.fuse import opcodes as op
+from vmsim.guest.calls.posix import mount
 from vmsim.schedule.seeded import SeededSchedule
 
 PAGE = 4096
@@ -53,7 +54,7 @@ def test_nothing_is_written_out_while_a_file_is_truncated(guest, truncate, size,
     truncating = schedule.spawn("truncating", lambda: truncate(fs))
     schedule.settle()
     assert set(in_flight(guest)) <= {op.SETATTR, op.OPEN, op.LOOKUP}
-    writing_out = schedule.spawn("writing out", lambda: guest.kernel.mount(2).sync())
+    writing_out = schedule.spawn("writing out", lambda: mount(guest.kernel, 2).sync())
     schedule.settle()
     assert op.WRITE not in in_flight(guest)
     serve_all(guest)
@@ -79,7 +80,7 @@ def test_a_truncation_that_fails_does_not_stop_write_out(guest, tmp_path):
 def test_times_are_not_sent_through_a_file_that_is_being_closed(guest):
     """Whoever writes a file out uses a descriptor of somebody who wrote, and that one may close it."""
     fs, schedule, device = guest.fs, guest.schedule, guest.device
-    other = guest.kernel.mount(2)
+    other = mount(guest.kernel, 2)
     fd = fs.open("/f", os.O_RDWR | os.O_CREAT)
     theirs = other.open("/f", os.O_RDWR)
     fs.write(fd, b"text")
@@ -110,7 +111,7 @@ def test_attributes_that_came_too_late_are_asked_for_again(writes, tmp_path):
         tmp_path, schedule=SeededSchedule(1), cache="writethrough", cache_pages=16, dentries=16,
         max_transfer=PAGE, options={"cache": "always"},
     )  # fmt: skip
-    fs, other, schedule, device = rig.fs, rig.kernel.mount(2), rig.schedule, rig.device
+    fs, other, schedule, device = rig.fs, mount(rig.kernel, 2), rig.schedule, rig.device
     fd = fs.open("/f", os.O_RDWR | os.O_CREAT)
     theirs = other.open("/f", os.O_RDWR)
     assert fs.fstat(fd).st_nlink == 1

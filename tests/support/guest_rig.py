@@ -8,6 +8,7 @@ import struct
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from vmsim.fuse.session import Session
+from vmsim.guest.calls.posix import mount
 from vmsim.guest.config import GuestConfig
 from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.host.fs.linux import LinuxFs
@@ -130,7 +131,7 @@ class GuestRig:
         self.device.virtio.on_interrupt = self.kernel.interrupt
         if boot:
             self.kernel.boot()
-            self.fs = self.kernel.mount()
+            self.fs = mount(self.kernel)
 
     def clone(self):
         """The kernel on a copy of its memory, behind the same device; programs are moved over."""

@@ -21,6 +21,9 @@ from tests.support.inode_flags import GETFLAGS
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import GETATTR_FH
 from vmsim.fuse.abi.replies import ATTR_OUT, AttrOut
+from vmsim.guest.calls.access import Access
+from vmsim.guest.calls.walk import PathWalk
+from vmsim.guest.calls.xattrs import ExtendedAttributes
 
 AUDITOR: Final = 99
 """The guest process that asks: it holds no locks, so that it sees those of all others."""
@@ -58,7 +61,7 @@ def _of_node(fs: Any, nodeid: int, node: Any) -> Iterator[tuple[str, Any]]:
     yield "device", node.device_number
     yield "extended attributes", _answer(lambda: _xattrs(fs, nodeid))
     if stat.S_ISLNK(node.attr.mode):
-        yield "target", _answer(lambda: fs._read_link(nodeid))
+        yield "target", _answer(lambda: _walk(fs).read_link(nodeid))
 
 
 def _of_file(fs: Any, number: int, file: Any) -> Iterator[tuple[str, Any]]:
@@ -69,16 +72,18 @@ def _of_file(fs: Any, number: int, file: Any) -> Iterator[tuple[str, Any]]:
     if not file.directory:
         yield from _attributes(fs, file.nodeid, file.fh)
         seek = (file.fh, 0, os.SEEK_DATA, 0)
-        yield "first data", _answer(lambda: fs._call(op.LSEEK, file.nodeid, seek).reply)
-    fd = fs._new_fd(number)
+        yield "first data", _answer(lambda: fs.context.call(op.LSEEK, file.nodeid, seek).reply)
+    fd = fs.context.new_fd(number)
     file.refs += 1
     try:
         yield "inode flags", _answer(lambda: fs.ioctl(fd, GETFLAGS, bytes(4)))
         if not file.directory:
             yield "locks", _answer(lambda: _locks(fs, fd))
-            yield "may be read", _answer(lambda: fs._call(op.READ, file.nodeid, (file.fh, *[0] * 6)).error)
+            yield "may be read", _answer(
+                lambda: fs.context.call(op.READ, file.nodeid, (file.fh, *[0] * 6)).error
+            )
             yield "may be written", _answer(
-                lambda: fs._call(op.WRITE, file.nodeid, (file.fh, *[0] * 5, 0), room=8).error
+                lambda: fs.context.call(op.WRITE, file.nodeid, (file.fh, *[0] * 5, 0), room=8).error
             )
     finally:
         del fs.process.fds[fd]
@@ -88,7 +93,7 @@ def _of_file(fs: Any, number: int, file: Any) -> Iterator[tuple[str, Any]]:
 def _attributes(fs: Any, nodeid: int, fh: int | None) -> Iterator[tuple[str, Any]]:
     args = (0, 0, 0) if fh is None else (GETATTR_FH, 0, fh)
     try:
-        reply = fs._call(op.GETATTR, nodeid, args, room=ATTR_OUT.size).reply
+        reply = fs.context.call(op.GETATTR, nodeid, args, room=ATTR_OUT.size).reply
     except OSError as error:
         yield "attributes", errno.errorcode[error.errno or 0]
         return
@@ -96,8 +101,14 @@ def _attributes(fs: Any, nodeid: int, fh: int | None) -> Iterator[tuple[str, Any
 
 
 def _xattrs(fs: Any, nodeid: int) -> dict[bytes, Any]:
-    names = sorted(name for name in fs._fetch(op.LISTXATTR, nodeid, ()).split(b"\0") if name)
-    return {name: _answer(lambda name=name: fs._fetch(op.GETXATTR, nodeid, (name,))) for name in names}
+    fetch = ExtendedAttributes(fs.context, Access(fs.context), _walk(fs)).fetch
+    names = sorted(name for name in fetch(op.LISTXATTR, nodeid, ()).split(b"\0") if name)
+    return {name: _answer(lambda name=name: fetch(op.GETXATTR, nodeid, (name,))) for name in names}
+
+
+def _walk(fs: Any) -> PathWalk:
+    """The process's way to inodes without a path to them."""
+    return PathWalk(fs.context, Access(fs.context))
 
 
 def _locks(fs: Any, fd: int) -> list[tuple[int, ...]]:

@@ -117,6 +117,23 @@ def test_imports_go_downwards_only():
     assert wrong == []
 
 
+def test_no_file_imports_itself_by_a_detour():
+    """Imports inside functions and for type checking count: whoever reads one file has to read the other."""
+    files = {name_of(path).removesuffix(".py").removesuffix("/__init__"): path for path in python_files(*CODE)}
+    modules = {name.replace("/", "."): path for name, path in files.items()}
+    waits_for = {module: imports_of(path) & modules.keys() - {module} for module, path in modules.items()}
+    for module, named in waits_for.items():
+        # Of `from package import module`, the package itself is meant only if it is where the name comes from.
+        named -= {parent for parent in named if any(other.startswith(f"{parent}.") for other in named)}
+        named.discard(module)
+    assert len(waits_for) > 200
+    free = True
+    while free:
+        free = {module for module, named in waits_for.items() if not named & waits_for.keys()}
+        waits_for = {module: named for module, named in waits_for.items() if module not in free}
+    assert waits_for == {}, "what is left imports each other, or stands on what does"
+
+
 def test_every_package_has_a_layer():
     packages = {path.name for path in (ROOT / "vmsim").iterdir() if path.is_dir()}
     assert packages - {"__pycache__"} <= set.union(*LAYERS), "add it to LAYERS and to pyproject.toml"

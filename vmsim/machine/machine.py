@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import msgspec
 
 from vmsim.errors import HostError, StateError
-from vmsim.guest.calls.posix import GuestFs
+from vmsim.guest.calls.posix import GuestFs, mount
 from vmsim.guest.config import GuestConfig
 from vmsim.host.directory import fixed
 from vmsim.host.files import FileReader, FileWriter
@@ -92,7 +92,7 @@ class Machine(AssembledMachine):
         The same process always: after a migration its descriptors are open as before.
         """
         self._require(RUNNING, PAUSED)
-        return self.kernel.mount(pid)
+        return mount(self.kernel, pid)
 
     def spawn(self, name: str, program: Callable[[GuestFs], object], pid: int = 1) -> Task:
         """Run ``program(fs)`` as an activity of the schedule; it goes on after a migration."""

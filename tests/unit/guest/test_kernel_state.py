@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.guest_rig import GuestRig, make_memory
 from vmsim.errors import StallError, StreamError
+from vmsim.guest.calls.posix import mount
 from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.guest.state import KernelState
 
@@ -135,7 +136,7 @@ def test_orphans_give_everything_back(rig):
     assert len(list(made.server.handles)) == handles
     made.schedule.kill(task)
     made.schedule.close()
-    assert kernel.mount().pread(fd, 1, 0) == b""
+    assert mount(kernel).pread(fd, 1, 0) == b""
 
 
 def test_a_program_killed_on_a_paused_machine_ends(rig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.contract import posix
+from vmsim.guest.calls.posix import mount
 from vmsim.guest.config import DRIVER_FEATURES
 from vmsim.virtio.constants import F_RING_PACKED, RING_FEATURES
 
@@ -46,5 +47,5 @@ def in_order(rig, options):
     made = rig(boot=False, **options)
     made.kernel.config.features = wanted
     made.kernel.boot()
-    made.fs = made.kernel.mount()
+    made.fs = mount(made.kernel)
     return made

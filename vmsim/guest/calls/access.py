@@ -13,8 +13,7 @@ from vmsim.fuse.abi.init_flags import HANDLE_KILLPRIV_V2, POSIX_ACL
 from vmsim.fuse.abi.replies import ATTR_OUT
 from vmsim.guest.calls import acl, permissions
 from vmsim.guest.calls.capabilities import CAP_FSETID
-from vmsim.guest.calls.context import fail
-from vmsim.guest.calls.credentials import CredentialCalls
+from vmsim.guest.calls.context import ProcessContext, fail
 from vmsim.guest.kernel.nodes import make_stat
 from vmsim.guest.state import Attr, Process
 
@@ -24,12 +23,15 @@ _ATTR_BYTES: Final = ATTR_OUT.size
 _unpack_attr: Final = ATTR_OUT.unpack_from
 
 
-class AccessCalls(CredentialCalls):
+class Access:
     """GETATTR where it takes one, and the permission checks that every call makes."""
 
-    def _attr(self, nodeid: int, fh: int | None = None, fresh: bool = False) -> Attr:
+    def __init__(self, ctx: ProcessContext) -> None:
+        self._ctx = ctx
+
+    def attr(self, nodeid: int, fh: int | None = None, fresh: bool = False) -> Attr:
         """Attributes that are still valid, asked for if they are not."""
-        kernel = self._cell.kernel
+        kernel = self._ctx.cell.kernel
         node = kernel.nodes.nodes.get(nodeid)
         if node is None:
             fail(errno.ESTALE)
@@ -39,9 +41,9 @@ class AccessCalls(CredentialCalls):
         tries = 0
         while True:
             version = kernel.state.attr_version
-            reply = self._ask(op.GETATTR, nodeid, args)
-            kernel = self._cell.kernel
-            if self._take_attr(nodeid, reply, version):
+            reply = self._ctx.ask(op.GETATTR, nodeid, args)
+            kernel = self._ctx.cell.kernel
+            if self.take_attr(nodeid, reply, version):
                 return kernel.nodes.nodes[nodeid].attr
             # Somebody changed the file meanwhile: what we know of its size is newer, of the rest older.
             if tries == ATTR_TRIES:
@@ -51,13 +53,13 @@ class AccessCalls(CredentialCalls):
                 return attr
             tries += 1
 
-    def _take_attr(self, nodeid: int, reply: bytes, version: int) -> bool:
+    def take_attr(self, nodeid: int, reply: bytes, version: int) -> bool:
         """Attributes out of an ``fuse_attr_out``, unless they are out of date already; EIO if the file turned
         into another kind."""
         if len(reply) < _ATTR_BYTES:
             fail(errno.EIO)
         raw = _unpack_attr(reply)
-        kernel = self._cell.kernel
+        kernel = self._ctx.cell.kernel
         node = kernel.nodes.nodes.get(nodeid)
         if node is None or (raw[12] ^ node.attr.mode) & _S_IFMT:
             fail(errno.EIO)
@@ -65,22 +67,22 @@ class AccessCalls(CredentialCalls):
 
     # Permissions
 
-    def _may(self, nodeid: int, mask: int) -> None:
+    def may(self, nodeid: int, mask: int) -> None:
         """ENOTDIR for X_OK on what is no directory; EACCES if ``mask`` is not allowed (inode_permission)."""
-        node = self._node(nodeid)
+        node = self._ctx.node(nodeid)
         if mask & permissions.X_OK and not stat.S_ISDIR(node.attr.mode):
             fail(errno.ENOTDIR)
-        process = self.process
-        if (not process.uid and process.capabilities is None) or not self.kernel.config.default_permissions:
+        process, config = self._ctx.process, self._ctx.kernel.config
+        if (not process.uid and process.capabilities is None) or not config.default_permissions:
             return
-        self._permit(nodeid, self._attr(nodeid), mask)
+        self.permit(nodeid, self.attr(nodeid), mask)
 
-    def _permit(self, nodeid: int, attr: Attr, mask: int) -> None:
+    def permit(self, nodeid: int, attr: Attr, mask: int) -> None:
         """EACCES if what is known of the node forbids ``mask``."""
-        if not self._allowed(self.process, nodeid, attr, mask):
+        if not self.allowed(self._ctx.process, nodeid, attr, mask):
             fail(errno.EACCES)
 
-    def _allowed(self, process: Process, nodeid: int, attr: Attr, mask: int) -> bool:
+    def allowed(self, process: Process, nodeid: int, attr: Attr, mask: int) -> bool:
         """Whether the process may do ``mask``: capabilities, the owner's bits, the ACL, or the other bits.
 
         An ACL is looked at only where it could matter: not for the owner, and not where the group's bits
@@ -89,7 +91,7 @@ class AccessCalls(CredentialCalls):
         if permissions.overrides(process, attr.mode, mask):
             return True
         may_have_acl = attr.mode & stat.S_IRWXG and process.uid != attr.uid
-        if may_have_acl and self.kernel.state.session.flags & POSIX_ACL:
+        if may_have_acl and self._ctx.kernel.state.session.flags & POSIX_ACL:
             entries = acl.decode(self._acl(nodeid))
             if entries:
                 return acl.allows(process, attr, entries, mask)
@@ -97,55 +99,57 @@ class AccessCalls(CredentialCalls):
 
     def _acl(self, nodeid: int) -> bytes:
         """The access ACL of a node, kept as long as its attributes are; empty if it has none."""
-        kernel = self._running()
+        kernel = self._ctx.running()
         node = kernel.nodes.get(nodeid)
         if node.acl_expiry_ns and node.acl_expiry_ns > kernel.schedule.now_ns():
             return node.acl
         if op.GETXATTR in kernel.missing:
             return b""
         version = kernel.state.attr_version
-        gpa, size = self._buffer(acl.ACL_BYTES_MAX)
+        gpa, size = self._ctx.buffer(acl.ACL_BYTES_MAX)
         value = b""
         try:
-            request = self._call(
+            request = self._ctx.call(
                 op.GETXATTR, nodeid, (size, 0), (acl.ACCESS,), writes=[(gpa, size)], owned=[(gpa, size)]
             )
         except OSError as error:
-            if not self._lacks(op.GETXATTR, error) and error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            known = (errno.ENODATA, errno.EOPNOTSUPP)
+            if not self._ctx.lacks(op.GETXATTR, error) and error.errno not in known:
                 raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
         else:
-            value = self.kernel.memory.read(gpa, min(request.written, size))
-            self.kernel.free_owned(request)
-        node = self.kernel.nodes.get(nodeid)
+            value = self._ctx.kernel.memory.read(gpa, min(request.written, size))
+            self._ctx.kernel.free_owned(request)
+        node = self._ctx.kernel.nodes.get(nodeid)
         if node.attr_version <= version:
             node.acl, node.acl_expiry_ns = value, node.attr_expiry_ns
         return value
 
-    def _remove_privs(self, nodeid: int, delegated: bool = True) -> None:
+    def remove_privs(self, nodeid: int, delegated: bool = True) -> None:
         """Before the content changes: take away the bits that must not survive that.
 
         With HANDLE_KILLPRIV_V2 the server does it, if the request that follows tells it to (``delegated``);
         but it knows no groups, and keeps the group's bit of what is no program.
         """
-        attr = self._node(nodeid).attr
+        attr = self._ctx.node(nodeid).attr
         if not attr.mode & permissions.SPECIAL_BITS:
             return
-        mode = permissions.kept_mode(self.process, attr)
-        kernel = self.kernel
+        mode = permissions.kept_mode(self._ctx.process, attr)
+        kernel = self._ctx.kernel
         killed = delegated and kernel.state.session.flags & HANDLE_KILLPRIV_V2
         if mode == attr.mode or (killed and not permissions.needs_groups(attr.mode & ~mode, mode)):
             return
         version = kernel.state.attr_version
         args = (FATTR_MODE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, mode, 0, 0, 0, 0)
-        reply = self._call(op.SETATTR, nodeid, args).reply
-        self._take_attr(nodeid, reply, max(version, self._node(nodeid).attr_version))
+        reply = self._ctx.call(op.SETATTR, nodeid, args).reply
+        self.take_attr(nodeid, reply, max(version, self._ctx.node(nodeid).attr_version))
 
-    def _server_kills(self) -> bool:
+    def server_kills(self) -> bool:
         """Whether a request has to say that set-id bits go: the server kills them (HANDLE_KILLPRIV_V2), and
         the process has no CAP_FSETID."""
-        killpriv = self.kernel.state.session.flags & HANDLE_KILLPRIV_V2
-        return bool(killpriv) and not permissions.capable(self.process, CAP_FSETID)
+        killpriv = self._ctx.kernel.state.session.flags & HANDLE_KILLPRIV_V2
+        return bool(killpriv) and not permissions.capable(self._ctx.process, CAP_FSETID)
 
-    def _stat_of(self, nodeid: int, fh: int | None = None, fresh: bool = False) -> os.stat_result:
-        attr = self._attr(nodeid, fh, fresh)
-        return make_stat(attr, self._node(nodeid).device_number)
+    def stat_of(self, nodeid: int, fh: int | None = None, fresh: bool = False) -> os.stat_result:
+        """The attributes as ``os`` presents them."""
+        attr = self.attr(nodeid, fh, fresh)
+        return make_stat(attr, self._ctx.node(nodeid).device_number)

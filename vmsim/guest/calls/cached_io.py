@@ -11,8 +11,9 @@ import os
 
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import FATTR_CTIME, FATTR_FH, FATTR_MTIME, FOPEN_DIRECT_IO
-from vmsim.guest.calls.context import O_ACCMODE, fail
-from vmsim.guest.calls.transfer import TransferCalls, merge_segments
+from vmsim.guest.calls.access import Access
+from vmsim.guest.calls.context import O_ACCMODE, ProcessContext, fail
+from vmsim.guest.calls.transfer import Transfer, merge_segments
 from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.guest.kernel.nodes import NSEC
 from vmsim.guest.state import Node, OpenFile
@@ -21,30 +22,36 @@ from vmsim.memory import PAGE_SIZE
 FILL_TRIES = 16
 
 
-class CachedCalls(TransferCalls):
+class CachedIo:
     """The page cache in use."""
 
-    def _is_cached(self, file: OpenFile) -> bool:
+    def __init__(self, ctx: ProcessContext, access: Access, transfer: Transfer) -> None:
+        self._ctx = ctx
+        self._access = access
+        self._transfer = transfer
+
+    def is_cached(self, file: OpenFile) -> bool:
+        """Whether reads and writes of the description go through the cache."""
         direct = file.open_flags & FOPEN_DIRECT_IO or file.flags & os.O_DIRECT
-        return self.kernel.pages is not None and not direct
+        return self._ctx.kernel.pages is not None and not direct
 
     # Frames
 
     def _reserve(self) -> int:
         """A frame to fill, at the price of writing out somebody's dirty pages, or of waiting."""
         while True:
-            kernel = self._running()
+            kernel = self._ctx.running()
             assert kernel.pages is not None
             frame = kernel.pages.reserve()
             if frame is not None:
                 return frame
             victim = kernel.pages.oldest_dirty()
             if victim is not None:
-                self._write_out(victim)
+                self.write_out(victim)
                 continue
             if not kernel.requests:
                 fail(errno.ENOMEM)
-            self._until(_frame_free, "a page frame")
+            self._ctx.wait_until(_frame_free, "a page frame")
 
     def _fill(self, number: int, first: int, count: int) -> bool:
         """READ pages first to first + count - 1 into the cache; False if the file changed meanwhile.
@@ -59,13 +66,13 @@ class CachedCalls(TransferCalls):
                 frames.append(self._reserve())
                 if count > 1 and len(frames) >= self._most_frames():
                     break
-            kernel = self._running()
+            kernel = self._ctx.running()
             assert kernel.pages is not None
             node = kernel.nodes.get(kernel.state.files[number].nodeid)
             epoch, nodeid, version = node.pages_epoch, node.id, kernel.state.attr_version
             pages = merge_segments([(kernel.pages.gpa(frame), PAGE_SIZE) for frame in frames])
-            got = self._read_pages(number, first * PAGE_SIZE, pages)
-            kernel = self.kernel
+            got = self._transfer.read_pages(number, first * PAGE_SIZE, pages)
+            kernel = self._ctx.kernel
             assert kernel.pages is not None
             node = kernel.nodes.get(nodeid)
             if node.pages_epoch != epoch:
@@ -87,7 +94,7 @@ class CachedCalls(TransferCalls):
                 kernel.pages.enter(frame, nodeid, index)
             return True
         finally:
-            pages_now = self._cell.kernel.pages
+            pages_now = self._ctx.cell.kernel.pages
             for frame in frames:
                 if pages_now is not None:
                     pages_now.release(frame)
@@ -98,7 +105,7 @@ class CachedCalls(TransferCalls):
             return True
         if node.attr_version > version or node.truncating:
             return False
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         assert kernel.pages is not None
         kernel.touch(node)
         node.attr.size = size
@@ -107,18 +114,18 @@ class CachedCalls(TransferCalls):
         return True
 
     def _most_frames(self) -> int:
-        return max(1, self.kernel.state.pages.entries // 4)
+        return max(1, self._ctx.kernel.state.pages.entries // 4)
 
     # Reading
 
-    def _read_cached(self, number: int, offset: int, out: memoryview) -> int:
+    def read_cached(self, number: int, offset: int, out: memoryview) -> int:
         """read(2) through the cache; bytes read."""
-        file = self.kernel.state.files[number]
-        size = self._attr(file.nodeid, file.fh).size
+        file = self._ctx.kernel.state.files[number]
+        size = self._access.attr(file.nodeid, file.fh).size
         out = out[: max(0, size - offset)]
         done = tries = 0
         while done < len(out):
-            kernel = self._running()
+            kernel = self._ctx.running()
             assert kernel.pages is not None
             file = kernel.state.files[number]
             position = offset + done
@@ -131,12 +138,12 @@ class CachedCalls(TransferCalls):
                 last = (offset + len(out) - 1) // PAGE_SIZE
                 if tries < FILL_TRIES and self._fill(number, index, self._run(file, index, last)):
                     tries = 0
-                    node = self.kernel.nodes.get(self.kernel.state.files[number].nodeid)
+                    node = self._ctx.kernel.nodes.get(self._ctx.kernel.state.files[number].nodeid)
                     out = out[: max(done, node.attr.size - offset)]
                     continue
                 tries += 1
                 if tries > FILL_TRIES:
-                    return done + self._read_into(number, position, out[done:])
+                    return done + self._transfer.read_into(number, position, out[done:])
                 continue
             length = min(PAGE_SIZE - inside, len(out) - done)
             out[done : done + length] = kernel.memory.view(kernel.pages.gpa(frame) + inside, length)
@@ -146,7 +153,7 @@ class CachedCalls(TransferCalls):
 
     def _run(self, file: OpenFile, index: int, last: int) -> int:
         """How many pages from ``index`` on to READ at once: what is wanted and missing, and read-ahead."""
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         assert kernel.pages is not None
         node = kernel.nodes.get(file.nodeid)
         ahead = kernel.config.readahead_pages if index in (0, file.next_page) else 0
@@ -160,15 +167,15 @@ class CachedCalls(TransferCalls):
 
     # Writing
 
-    def _write_cached(self, number: int, offset: int, data: memoryview) -> int:
+    def write_cached(self, number: int, offset: int, data: memoryview) -> int:
         """write(2) through the cache; bytes taken."""
-        if self.kernel.writeback:
+        if self._ctx.kernel.writeback:
             return self._write_back(number, offset, data)
-        file = self.kernel.state.files[number]
-        node = self._node(file.nodeid)
+        file = self._ctx.kernel.state.files[number]
+        node = self._ctx.node(file.nodeid)
         node.pages_epoch += 1
-        done = self._write_from(number, offset, data)
-        kernel = self.kernel
+        done = self._transfer.write_from(number, offset, data)
+        kernel = self._ctx.kernel
         node = kernel.nodes.get(file.nodeid)
         if done:
             kernel.touch(node)
@@ -201,7 +208,7 @@ class CachedCalls(TransferCalls):
             index, inside = divmod(offset + done, PAGE_SIZE)
             length = min(PAGE_SIZE - inside, len(data) - done)
             piece = data[done : done + length]
-            kernel = self._running()
+            kernel = self._ctx.running()
             assert kernel.pages is not None
             nodeid = kernel.state.files[number].nodeid
             node = kernel.nodes.get(nodeid)
@@ -221,7 +228,7 @@ class CachedCalls(TransferCalls):
 
     def _enter_zeroed(self, frame: int, nodeid: int, index: int, whole: bool) -> int:
         """Enter a reserved frame as a page of zeros, unless the page turned up meanwhile."""
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         pages = kernel.pages
         assert pages is not None
         there = pages.find(nodeid, index)
@@ -234,7 +241,7 @@ class CachedCalls(TransferCalls):
         return frame
 
     def _dirty(self, nodeid: int, frame: int, inside: int, piece: memoryview, end: int) -> None:
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         assert kernel.pages is not None
         node = kernel.nodes.get(nodeid)
         kernel.memory.write(kernel.pages.gpa(frame) + inside, piece)
@@ -248,12 +255,13 @@ class CachedCalls(TransferCalls):
 
     # Write-out
 
-    def _write_out(self, nodeid: int) -> None:
+    def write_out(self, nodeid: int) -> None:
         """Send the node's dirty pages and times; a failure is kept for the next fsync or close."""
-        if self.kernel.pages is None:
+        if self._ctx.kernel.pages is None:
             return
+        what = f"the write-out of node {nodeid}"
         while True:
-            kernel = self._running()
+            kernel = self._ctx.running()
             assert kernel.pages is not None
             dirty = kernel.pages.dirty_pages(nodeid)
             if not dirty:
@@ -263,11 +271,15 @@ class CachedCalls(TransferCalls):
                 kernel.pages.drop(nodeid)
                 break
             if not self._write_run(number, nodeid, dirty):
-                self._until(lambda kernel: _may_write(kernel, nodeid), f"the write-out of node {nodeid}")
-        self._until(lambda kernel: _settled(kernel, nodeid), f"the write-out of node {nodeid}")
-        node = self.kernel.nodes.nodes.get(nodeid)
+                self._ctx.wait_until(lambda kernel: _may_write(kernel, nodeid), what)
+        self._ctx.wait_until(lambda kernel: _settled(kernel, nodeid), what)
+        node = self._ctx.kernel.nodes.nodes.get(nodeid)
         if node is not None and node.dirty_mtime:
             self._write_times(nodeid)
+
+    def sync_range(self, number: int, offset: int, size: int) -> None:
+        """Before direct I/O: dirty pages of the file reach the server first."""
+        self.write_out(self._ctx.kernel.state.files[number].nodeid)
 
     def _writer(self, kernel: GuestKernel, nodeid: int) -> int | None:
         """An open file through which the node can be written; rather not one that bypasses the cache."""
@@ -281,7 +293,7 @@ class CachedCalls(TransferCalls):
 
     def _write_run(self, number: int, nodeid: int, dirty: list[int]) -> bool:
         """WRITE the first run of adjacent dirty pages; False if now is not the time for it."""
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         assert kernel.pages is not None
         node = kernel.nodes.get(nodeid)
         if node.truncating:
@@ -306,13 +318,13 @@ class CachedCalls(TransferCalls):
             kernel.pages.begin_write(frame)
         error = errno.EIO
         try:
-            with self._held(kernel.state.files[number]):
-                self._write_pages(number, start, merge_segments(segments), cached=True)
+            with self._ctx.held(kernel.state.files[number]):
+                self._transfer.write_pages(number, start, merge_segments(segments), cached=True)
             error = 0
         except OSError as refused:
             error = refused.errno or errno.EIO
         finally:
-            kernel = self._cell.kernel
+            kernel = self._ctx.cell.kernel
             if kernel.pages is not None:
                 for at, frame in enumerate(frames):
                     kernel.pages.end_write(frame, nodeid, first + at)
@@ -326,16 +338,16 @@ class CachedCalls(TransferCalls):
 
     def _write_times(self, nodeid: int) -> None:
         """SETATTR of the modification time that the guest kept."""
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         number = self._writer(kernel, nodeid)
         if number is None:
             self._send_times(nodeid, None)
             return
-        with self._held(kernel.state.files[number]):  # somebody else's: it must not be closed meanwhile
+        with self._ctx.held(kernel.state.files[number]):  # somebody else's: it must not be closed meanwhile
             self._send_times(nodeid, kernel.state.files[number].fh)
 
     def _send_times(self, nodeid: int, fh: int | None) -> None:
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         node = kernel.nodes.get(nodeid)
         valid = FATTR_MTIME | FATTR_CTIME | (FATTR_FH if fh is not None else 0)
         attr = node.attr
@@ -344,15 +356,16 @@ class CachedCalls(TransferCalls):
         node.dirty_mtime = False
         version = kernel.state.attr_version
         try:
-            request = self._call(op.SETATTR, nodeid, args)
+            request = self._ctx.call(op.SETATTR, nodeid, args)
         except OSError as error:
-            _remember(self.kernel, self.kernel.nodes.get(nodeid), error.errno or errno.EIO)
+            _remember(self._ctx.kernel, self._ctx.kernel.nodes.get(nodeid), error.errno or errno.EIO)
             return
-        self._take_attr(nodeid, request.reply, version)
+        self._access.take_attr(nodeid, request.reply, version)
 
-    def _before_truncate(self, nodeid: int) -> None:
-        if self.kernel.pages is not None:
-            self._until(lambda kernel: _settled(kernel, nodeid), f"the write-out of node {nodeid}")
+    def before_truncate(self, nodeid: int) -> None:
+        """Wait for what is under write-out: it must not reach the server after the truncation."""
+        if self._ctx.kernel.pages is not None:
+            self._ctx.wait_until(lambda kernel: _settled(kernel, nodeid), f"the write-out of node {nodeid}")
 
 
 def _remember(kernel: GuestKernel, node: Node, error: int) -> None:

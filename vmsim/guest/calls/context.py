@@ -25,7 +25,7 @@ from vmsim.memory import PAGE_SIZE
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S", bound="Calls")
+S = TypeVar("S")
 
 O_ACCMODE: Final = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 O_PATH: Final = os.O_PATH
@@ -77,24 +77,24 @@ def names_two_files(
     return named
 
 
-class Calls:
+class ProcessContext:
     """Requests on behalf of one guest process."""
 
     def __init__(self, cell: KernelCell, pid: int) -> None:
-        self._cell = cell
+        self.cell = cell
         self.pid = pid
 
     @property
     def kernel(self) -> GuestKernel:
         """The kernel of this process, once it runs: nobody acts on a guest whose state is being saved."""
-        kernel = self._cell.kernel
+        kernel = self.cell.kernel
         if not kernel.here[0]:
             kernel.birthplace.refuse()
-        return self._running() if kernel.paused else kernel
+        return self.running() if kernel.paused else kernel
 
     @kernel.setter
     def kernel(self, kernel: GuestKernel) -> None:
-        self._cell.kernel = kernel
+        self.cell.kernel = kernel
 
     @property
     def process(self) -> Process:
@@ -106,9 +106,9 @@ class Calls:
 
     # Waiting
 
-    def _until(self, ready: Callable[[GuestKernel], bool], what: str) -> None:
+    def wait_until(self, ready: Callable[[GuestKernel], bool], what: str) -> None:
         """Wait until ``ready`` holds for whichever kernel runs us then. Nothing else in the facade waits."""
-        cell = self._cell
+        cell = self.cell
         cell.kernel.arm_interrupts()
         cell.waiting += 1
         try:
@@ -116,17 +116,17 @@ class Calls:
         finally:
             cell.waiting -= 1
 
-    def _running(self) -> GuestKernel:
+    def running(self) -> GuestKernel:
         """The kernel, once it runs."""
-        kernel = self._cell.kernel
+        kernel = self.cell.kernel
         if not kernel.here[0]:
             kernel.birthplace.refuse()
         if kernel.paused:
-            self._until(lambda _: True, "the machine to run")
-            kernel = self._cell.kernel
+            self.wait_until(lambda _: True, "the machine to run")
+            kernel = self.cell.kernel
         return kernel
 
-    def _call(
+    def call(
         self, opcode: int, nodeid: int, args: Sequence[Any] = (), names: Sequence[bytes] = (),
         data: bytes = b"", *,
         reads: Segments = NONE, writes: Segments = NONE, owned: Segments = NONE, extensions: bytes = b"",
@@ -137,9 +137,9 @@ class Calls:
         ``owned`` buffers are freed on failure; on success the caller takes the payload out first and then
         calls ``free_owned``.
         """
-        kernel = self._cell.kernel
+        kernel = self.cell.kernel
         if kernel.paused or not kernel.here[0]:
-            kernel = self._running()
+            kernel = self.running()
         if len(kernel.state.forgets) >= kernel.config.forget_batch:
             kernel.flush_forgets()
         request = kernel.submit(
@@ -147,42 +147,42 @@ class Calls:
             reads=reads, writes=writes, owned=owned, extensions=extensions, compat=compat,
         )  # fmt: skip
         if request.status != DONE:
-            request = self._await(request.unique)
+            request = self.await_reply(request.unique)
         else:
             del kernel.requests[request.unique]
         if request.error:
-            self._cell.kernel.free_owned(request)
+            self.cell.kernel.free_owned(request)
             raise OSError(request.error, os.strerror(request.error))
         return request
 
-    def _ask(self, opcode: int, nodeid: int, args: tuple[Any, ...]) -> bytes:
+    def ask(self, opcode: int, nodeid: int, args: tuple[Any, ...]) -> bytes:
         """``_call`` for what carries no name and no payload; the reply's bytes."""
-        kernel = self._cell.kernel
+        kernel = self.cell.kernel
         state = kernel.state
         process = state.processes.get(self.pid)
         batch = kernel.config.forget_batch
         if kernel.paused or not kernel.here[0] or process is None or len(state.forgets) >= batch:
-            return self._call(opcode, nodeid, args).reply
+            return self.call(opcode, nodeid, args).reply
         request = kernel.ask(opcode, nodeid, args, process)
         if request.status != DONE:
-            request = self._await(request.unique)
+            request = self.await_reply(request.unique)
         else:
             del kernel.requests[request.unique]
         if request.error:
             fail(request.error)
         return request.reply
 
-    def _await(self, unique: int) -> Request:
+    def await_reply(self, unique: int) -> Request:
         """Wait for one request and take it."""
         try:
-            self._until(lambda kernel: kernel.ended(unique), f"FUSE request {unique}")
+            self.wait_until(lambda kernel: kernel.ended(unique), f"FUSE request {unique}")
         except BaseException:
-            self._cell.kernel.abandon(unique)
+            self.cell.kernel.abandon(unique)
             raise
-        request = self._cell.kernel.requests.pop(unique, None)
+        request = self.cell.kernel.requests.pop(unique, None)
         return request if request is not None else fail(errno.EIO)
 
-    def _record(self, opcode: int, request: Request) -> Any:
+    def record(self, opcode: int, request: Request) -> Any:
         """The typed reply; EIO when it is too short."""
         layout = op.BY_NUMBER[opcode].record
         assert layout is not None
@@ -190,13 +190,13 @@ class Calls:
             fail(errno.EIO)
         return layout.unpack(request.reply)
 
-    def _optional(self, opcode: int, nodeid: int, args: Sequence[Any]) -> bool:
+    def optional(self, opcode: int, nodeid: int, args: Sequence[Any]) -> bool:
         """A request that a server may lack: ENOSYS is remembered and counts as done; whether it was asked."""
-        kernel = self._running()
+        kernel = self.running()
         if opcode in kernel.missing:
             return False
         try:
-            self._call(opcode, nodeid, args)
+            self.call(opcode, nodeid, args)
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
@@ -204,12 +204,12 @@ class Calls:
             return False
         return True
 
-    def _require(self, opcode: int, otherwise: int) -> None:
+    def require(self, opcode: int, otherwise: int) -> None:
         """Refuse with ``otherwise`` if the server is known not to implement ``opcode``."""
-        if opcode in self._running().missing:
+        if opcode in self.running().missing:
             fail(otherwise)
 
-    def _lacks(self, opcode: int, error: OSError) -> bool:
+    def lacks(self, opcode: int, error: OSError) -> bool:
         """Whether the error says that the server does not implement ``opcode``, which is then remembered."""
         if error.errno == errno.ENOSYS:
             self.kernel.missing.add(opcode)
@@ -218,10 +218,10 @@ class Calls:
 
     # Buffers
 
-    def _buffer(self, size: int) -> tuple[int, int]:
+    def buffer(self, size: int) -> tuple[int, int]:
         """A payload buffer of up to ``size`` bytes (less when memory is short): (address, bytes)."""
         while True:
-            kernel = self._running()
+            kernel = self.running()
             want = size
             while True:
                 gpa = kernel.allocator.allocate(want)
@@ -232,11 +232,11 @@ class Calls:
                 want = max(PAGE_SIZE, want // 2)
             if not kernel.requests:
                 fail(errno.ENOMEM)
-            self._until(_memory_free, "guest memory")
+            self.wait_until(_memory_free, "guest memory")
 
     # Descriptors
 
-    def _file(self, fd: int) -> OpenFile:
+    def file(self, fd: int) -> OpenFile:
         """The open file description behind a descriptor; EBADF if there is none, ESTALE after recover()."""
         kernel = self.kernel
         process = kernel.state.processes.get(self.pid)
@@ -245,14 +245,14 @@ class Calls:
             fail(errno.EBADF)
         return kernel.state.files[number]
 
-    def _usable(self, fd: int) -> OpenFile:
+    def usable(self, fd: int) -> OpenFile:
         """A description that has a server-side handle: EBADF for O_PATH."""
-        file = self._file(fd)
+        file = self.file(fd)
         if file.fh is None:
             fail(errno.EBADF if file.flags & O_PATH else errno.ESTALE)
         return file
 
-    def _new_file(self, nodeid: int, fh: int | None, flags: int, open_flags: int, directory: bool) -> int:
+    def new_file(self, nodeid: int, fh: int | None, flags: int, open_flags: int, directory: bool) -> int:
         """A new description with a descriptor; takes over the caller's reference on the node."""
         kernel = self.kernel
         number = kernel.state.next_file
@@ -261,9 +261,10 @@ class Calls:
         node = kernel.nodes.nodes.get(nodeid)
         file.error = 0 if node is None else node.error  # of a write-out that nobody has heard of yet
         kernel.state.files[number] = file
-        return self._new_fd(number)
+        return self.new_fd(number)
 
-    def _new_fd(self, number: int, at_least: int = 0) -> int:
+    def new_fd(self, number: int, at_least: int = 0) -> int:
+        """The lowest free descriptor from ``at_least`` on, now of description ``number``; EMFILE."""
         fds = self.process.fds
         fd = at_least
         while fd in fds:
@@ -274,17 +275,17 @@ class Calls:
         return fd
 
     @contextmanager
-    def _held(self, file: OpenFile) -> Iterator[int]:
+    def held(self, file: OpenFile) -> Iterator[int]:
         """Keep a description open while it is in use; yields its number."""
         number = file.id
         file.refs += 1
         try:
             yield number
         except Exception:
-            self._put_file(number)
+            self.put_file(number)
             raise
         except BaseException:  # the program was killed, perhaps on a machine that is no more: it cannot wait
-            kernel = self._cell.kernel
+            kernel = self.cell.kernel
             left = kernel.state.files.get(number)
             if left is not None:
                 left.refs -= 1
@@ -292,11 +293,11 @@ class Calls:
                     del kernel.state.files[number]
                     kernel.nodes.drop(left.nodeid)
             raise
-        self._put_file(number)
+        self.put_file(number)
 
-    def _put_file(self, number: int) -> None:
+    def put_file(self, number: int) -> None:
         """One user less; the last one releases the server's handle and the node."""
-        kernel = self._running()
+        kernel = self.running()
         file = kernel.state.files.get(number)
         if file is None:
             return
@@ -309,30 +310,31 @@ class Calls:
             if file.fh is not None and not kernel.state.broken and not stateless:
                 self._release(file)
         finally:
-            self._cell.kernel.nodes.drop(file.nodeid)
+            self.cell.kernel.nodes.drop(file.nodeid)
 
     def _release(self, file: OpenFile) -> None:
         opcode = op.RELEASEDIR if file.directory else op.RELEASE
         flags = 2 if file.flocked else 0  # RELEASE_FLOCK_UNLOCK
         try:
-            self._call(opcode, file.nodeid, (file.fh, file.flags, flags, file.id if file.flocked else 0))
+            self.call(opcode, file.nodeid, (file.fh, file.flags, flags, file.id if file.flocked else 0))
         except OSError:
             pass  # close(2) ignores it, and so does Linux
 
     # Nodes
 
     @contextmanager
-    def _holding(self, nodeid: int) -> Iterator[int]:
+    def holding(self, nodeid: int) -> Iterator[int]:
         """Give back a reference on a node at the end."""
         try:
             yield nodeid
         finally:
-            self._cell.kernel.nodes.drop(nodeid)
+            self.cell.kernel.nodes.drop(nodeid)
 
-    def _node(self, nodeid: int) -> Node:
+    def node(self, nodeid: int) -> Node:
+        """The inode; ESTALE if it is gone."""
         return self.kernel.nodes.get(nodeid)
 
-    def _creation(self, parent: int) -> bytes:
+    def creation(self, parent: int) -> bytes:
         """The extensions of a creating request: labels and one supplementary group, when negotiated."""
         kernel = self.kernel
         flags = kernel.state.session.flags

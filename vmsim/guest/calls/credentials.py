@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from vmsim.guest.calls import permissions
 from vmsim.guest.calls.capabilities import ALL_CAPABILITIES, CAP_SETGID, CAP_SETUID
-from vmsim.guest.calls.context import Calls, fail
+from vmsim.guest.calls.context import ProcessContext, fail
 from vmsim.guest.state import Process
 
 Ids: TypeAlias = tuple[int, int, int]
@@ -25,8 +25,11 @@ GROUPS_MAX: Final = 65536
 ID_MAX: Final = (1 << 32) - 2
 
 
-class CredentialCalls(Calls):
+class Credentials:
     """getuid, setresuid, setgroups, capset and the like, with the names of ``os``."""
+
+    def __init__(self, ctx: ProcessContext) -> None:
+        self._ctx = ctx
 
     def as_user(
         self, uid: int, gid: int, groups: Sequence[int] = (), capabilities: Iterable[int] | None = None
@@ -39,9 +42,9 @@ class CredentialCalls(Calls):
         bits = None if capabilities is None else sum(1 << number for number in set(capabilities))
         return self._acting((uid, gid, list(groups), None, None, bits, bits))
 
-    def _real_ids(self) -> AbstractContextManager[None]:
+    def real_ids(self) -> AbstractContextManager[None]:
         """The credentials by which access(2) judges: the real ids, and the rights of a process with these."""
-        process = self.process
+        process = self._ctx.process
         if process.real is None and process.capabilities is None:
             return nullcontext()
         uid, gid = process.real or (process.uid, process.gid)
@@ -49,13 +52,13 @@ class CredentialCalls(Calls):
 
     @contextmanager
     def _acting(self, credentials: _Credentials) -> Iterator[None]:
-        process = self.process
+        process = self._ctx.process
         before = _credentials(process)
         _assign(process, credentials)
         try:
             yield
         finally:
-            now = self._cell.kernel.state.processes.get(self.pid)
+            now = self._ctx.cell.kernel.state.processes.get(self._ctx.pid)
             if now is not None:
                 _assign(now, before)
 
@@ -63,11 +66,11 @@ class CredentialCalls(Calls):
 
     def getresuid(self) -> Ids:
         """Real, effective and saved user id."""
-        return _ids(self.process, 0)
+        return _ids(self._ctx.process, 0)
 
     def getresgid(self) -> Ids:
         """Real, effective and saved group id."""
-        return _ids(self.process, 1)
+        return _ids(self._ctx.process, 1)
 
     def getuid(self) -> int:
         """The real user id."""
@@ -75,7 +78,7 @@ class CredentialCalls(Calls):
 
     def geteuid(self) -> int:
         """The effective user id: the one that counts for files."""
-        return self.process.uid
+        return self._ctx.process.uid
 
     def getgid(self) -> int:
         """The real group id."""
@@ -83,37 +86,37 @@ class CredentialCalls(Calls):
 
     def getegid(self) -> int:
         """The effective group id."""
-        return self.process.gid
+        return self._ctx.process.gid
 
     def getgroups(self) -> list[int]:
         """The supplementary groups."""
-        return list(self.process.groups)
+        return list(self._ctx.process.groups)
 
     def capget(self) -> tuple[int, int]:
         """Effective and permitted capabilities as bits by number."""
-        process = self.process
+        process = self._ctx.process
         return permissions.effective(process), _permitted(process)
 
     # Changing
 
     def capset(self, effective: int, permitted: int) -> None:
         """Set both sets: none may be gained (EPERM), and only permitted ones are effective."""
-        process = self.process
+        process = self._ctx.process
         if permitted & ~_permitted(process) or effective & ~permitted:
             fail(errno.EPERM)
         process.capabilities, process.permitted = effective, permitted
 
     def setgroups(self, groups: Sequence[int]) -> None:
         """Set the supplementary groups (CAP_SETGID)."""
-        if not permissions.capable(self.process, CAP_SETGID):
+        if not permissions.capable(self._ctx.process, CAP_SETGID):
             fail(errno.EPERM)
         if len(groups) > GROUPS_MAX or any(not 0 <= gid <= ID_MAX for gid in groups):
             fail(errno.EINVAL)
-        self.process.groups = list(groups)
+        self._ctx.process.groups = list(groups)
 
     def setresuid(self, ruid: int, euid: int, suid: int) -> None:
         """Set all three user ids; -1 keeps one. Without CAP_SETUID only to one of them."""
-        process = self.process
+        process = self._ctx.process
         old = _ids(process, 0)
         new = _chosen(old, (ruid, euid, suid))
         if not permissions.capable(process, CAP_SETUID) and not set(new) <= set(old):
@@ -122,7 +125,7 @@ class CredentialCalls(Calls):
 
     def setresgid(self, rgid: int, egid: int, sgid: int) -> None:
         """Set all three group ids; -1 keeps one. Without CAP_SETGID only to one of them."""
-        process = self.process
+        process = self._ctx.process
         old = _ids(process, 1)
         new = _chosen(old, (rgid, egid, sgid))
         if not permissions.capable(process, CAP_SETGID) and not set(new) <= set(old):
@@ -132,7 +135,7 @@ class CredentialCalls(Calls):
     def setuid(self, uid: int) -> None:
         """Set the user id: all three with CAP_SETUID, else the effective one to the real or saved one."""
         old = self.getresuid()
-        if permissions.capable(self.process, CAP_SETUID):
+        if permissions.capable(self._ctx.process, CAP_SETUID):
             self._become(_chosen(old, (uid, uid, uid)))
         elif uid in (old[0], old[2]):
             self._become((old[0], uid, old[2]))
@@ -142,10 +145,10 @@ class CredentialCalls(Calls):
     def setgid(self, gid: int) -> None:
         """Set the group id: all three with CAP_SETGID, else the effective one to the real or saved one."""
         old = self.getresgid()
-        if permissions.capable(self.process, CAP_SETGID):
-            _set_ids(self.process, 1, _chosen(old, (gid, gid, gid)))
+        if permissions.capable(self._ctx.process, CAP_SETGID):
+            _set_ids(self._ctx.process, 1, _chosen(old, (gid, gid, gid)))
         elif gid in (old[0], old[2]):
-            _set_ids(self.process, 1, (old[0], gid, old[2]))
+            _set_ids(self._ctx.process, 1, (old[0], gid, old[2]))
         else:
             fail(errno.EPERM)
 
@@ -159,19 +162,19 @@ class CredentialCalls(Calls):
 
     def setreuid(self, ruid: int, euid: int) -> None:
         """Set real and effective user id; -1 keeps one."""
-        process = self.process
+        process = self._ctx.process
         old = _ids(process, 0)
         self._become(_exchanged(old, ruid, euid, permissions.capable(process, CAP_SETUID)))
 
     def setregid(self, rgid: int, egid: int) -> None:
         """Set real and effective group id; -1 keeps one."""
-        process = self.process
+        process = self._ctx.process
         old = _ids(process, 1)
         _set_ids(process, 1, _exchanged(old, rgid, egid, permissions.capable(process, CAP_SETGID)))
 
     def _become(self, new: Ids) -> None:
         """Take user ids, and lose or regain capabilities with them (capabilities(7))."""
-        process = self.process
+        process = self._ctx.process
         old = _ids(process, 0)
         effective, permitted = permissions.effective(process), _permitted(process)
         if 0 in old and 0 not in new:

@@ -7,8 +7,10 @@ import io
 import os
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from vmsim.guest.calls.context import Path, fail
-from vmsim.guest.calls.submit import SubmitCalls
+from vmsim.guest.calls.attrs import Attributes
+from vmsim.guest.calls.context import Path, ProcessContext, fail
+from vmsim.guest.calls.files import FileIo
+from vmsim.guest.calls.opening import Opening
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -25,8 +27,8 @@ _MODES: Final = {
 class GuestRawFile(io.RawIOBase):
     """A raw file object over a descriptor of a guest process, as ``io.FileIO`` over one of the host."""
 
-    def __init__(self, fs: SubmitCalls, fd: int, mode: str, closefd: bool = True) -> None:
-        self._fs = fs
+    def __init__(self, calls: FileObjects, fd: int, mode: str, closefd: bool = True) -> None:
+        self._calls = calls
         self._fd = fd
         self._closefd = closefd
         self._reads = "r" in mode or "+" in mode
@@ -68,19 +70,19 @@ class GuestRawFile(io.RawIOBase):
         self._check()
         if not self._reads:
             raise io.UnsupportedOperation("not readable")
-        return self._fs.readv(self._fd, [buffer])
+        return self._calls.files.readv(self._fd, [buffer])
 
     def write(self, data: Buffer) -> int:
         """Write at the file's offset; bytes written."""
         self._check()
         if not self._writes:
             raise io.UnsupportedOperation("not writable")
-        return self._fs.write(self._fd, data)
+        return self._calls.files.write(self._fd, data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the offset; the new one."""
         self._check()
-        return self._fs.lseek(self._fd, offset, whence)
+        return self._calls.files.lseek(self._fd, offset, whence)
 
     def truncate(self, size: int | None = None) -> int:
         """Change the file's size (to the offset unless given); the new one."""
@@ -88,7 +90,7 @@ class GuestRawFile(io.RawIOBase):
         if not self._writes:
             raise io.UnsupportedOperation("truncate")
         size = self.tell() if size is None else size
-        self._fs.ftruncate(self._fd, size)
+        self._calls.attrs.ftruncate(self._fd, size)
         return size
 
     def close(self) -> None:
@@ -99,11 +101,17 @@ class GuestRawFile(io.RawIOBase):
             super().close()
         finally:
             if self._closefd:
-                self._fs.close(self._fd)
+                self._calls.opening.close(self._fd)
 
 
-class FileObjects(SubmitCalls):
+class FileObjects:
     """The built-in ``open``, for guest files."""
+
+    def __init__(self, ctx: ProcessContext, opening: Opening, files: FileIo, attrs: Attributes) -> None:
+        self._ctx = ctx
+        self.opening = opening
+        self.files = files
+        self.attrs = attrs
 
     def open_file(
         self, path: Path | int, mode: str = "r", buffering: int = -1, encoding: str | None = None,
@@ -128,19 +136,19 @@ class FileObjects(SubmitCalls):
     def _open_raw(self, path: Path | int, kind: str, update: bool, mode: str, closefd: bool) -> GuestRawFile:
         access = os.O_RDWR if update else os.O_RDONLY if kind == "r" else os.O_WRONLY
         if isinstance(path, int):
-            if self._usable(path).directory:
+            if self._ctx.usable(path).directory:
                 fail(errno.EISDIR)
             return GuestRawFile(self, path, mode, closefd)
         if not closefd:
             raise ValueError("Cannot use closefd=False with file name")
-        fd = self.open(path, access | _MODES[kind] | os.O_CLOEXEC, 0o666)
-        if self._file(fd).directory:
-            self.close(fd)
+        fd = self.opening.open(path, access | _MODES[kind] | os.O_CLOEXEC, 0o666)
+        if self._ctx.file(fd).directory:
+            self.opening.close(fd)
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         raw = GuestRawFile(self, fd, mode)
         raw.name = path
         if kind == "a":
-            self.lseek(fd, 0, os.SEEK_END)
+            self.files.lseek(fd, 0, os.SEEK_END)
         return raw
 
     def _wrap(

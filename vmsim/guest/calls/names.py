@@ -12,25 +12,31 @@ from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.flags import RENAME_EXCHANGE, RENAME_NOREPLACE
 from vmsim.guest.calls import permissions
+from vmsim.guest.calls.access import Access
 from vmsim.guest.calls.capabilities import CAP_MKNOD
-from vmsim.guest.calls.context import Path, encode_path, fail, names_file, names_two_files
+from vmsim.guest.calls.context import Path, ProcessContext, encode_path, fail, names_file, names_two_files
 from vmsim.guest.calls.permissions import R_OK, W_OK, X_OK
 from vmsim.guest.calls.walk import DOTS, PathWalk, Place
 from vmsim.limits import NAME_MAX
 
 
-class NameCalls(PathWalk):
+class Names:
     """Creating, removing and moving names, with the semantics of Python's ``os``."""
+
+    def __init__(self, ctx: ProcessContext, access: Access, walk: PathWalk) -> None:
+        self._ctx = ctx
+        self._access = access
+        self._walk = walk
 
     @names_file
     def mkdir(self, path: Path, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         """Create a directory."""
-        place = self._place(encode_path(path), dir_fd)
-        with self._holding(place.parent):
+        place = self._walk.place(encode_path(path), dir_fd)
+        with self._ctx.holding(place.parent):
             if place.name in DOTS:
                 fail(errno.EEXIST)
-            mode, umask = self._masked(place.parent, mode & 0o1777)
-            self._create(op.MKDIR, place, (mode, umask))
+            mode, umask = self.masked(place.parent, mode & 0o1777)
+            self.create(op.MKDIR, place, (mode, umask))
 
     def makedirs(self, name: Path, mode: int = 0o777, exist_ok: bool = False) -> None:
         """Create a directory and those above it (``os.makedirs``)."""
@@ -58,15 +64,15 @@ class NameCalls(PathWalk):
             fail(errno.EPERM)
         if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
             fail(errno.EINVAL)
-        place = self._place(encode_path(path), dir_fd)
-        with self._holding(place.parent):
+        place = self._walk.place(encode_path(path), dir_fd)
+        with self._ctx.holding(place.parent):
             self._refuse_slash(place)
             rdev = (os.minor(device) & 0xFF) | os.major(device) << 8 | (os.minor(device) & ~0xFF) << 12
-            permission, umask = self._masked(place.parent, mode & 0o7777)
+            permission, umask = self.masked(place.parent, mode & 0o7777)
             whiteout = kind == stat.S_IFCHR and not device  # of an overlay; anybody may make one
             device_node = kind in (stat.S_IFCHR, stat.S_IFBLK) and not whiteout
-            forbidden = device_node and not permissions.capable(self.process, CAP_MKNOD)
-            self._create(op.MKNOD, place, (kind | permission, rdev, umask, 0), forbidden=forbidden)
+            forbidden = device_node and not permissions.capable(self._ctx.process, CAP_MKNOD)
+            self.create(op.MKNOD, place, (kind | permission, rdev, umask, 0), forbidden=forbidden)
 
     @names_file
     def mkfifo(self, path: Path, mode: int = 0o666, *, dir_fd: int | None = None) -> None:
@@ -81,10 +87,10 @@ class NameCalls(PathWalk):
         target = encode_path(src)
         if not target:
             fail(errno.ENOENT)
-        place = self._place(encode_path(dst), dir_fd)
-        with self._holding(place.parent):
+        place = self._walk.place(encode_path(dst), dir_fd)
+        with self._ctx.holding(place.parent):
             self._refuse_slash(place)
-            self._create(op.SYMLINK, place, (), (target,))
+            self.create(op.SYMLINK, place, (), (target,))
 
     @names_two_files
     def link(
@@ -93,33 +99,33 @@ class NameCalls(PathWalk):
     ) -> None:  # fmt: skip
         """Give ``src`` a further name; like CPython on Linux, follows symlinks only with a ``dir_fd``."""
         follow = follow_symlinks and (src_dir_fd is not None or dst_dir_fd is not None)
-        nodeid, _ = self._resolve(encode_path(src), src_dir_fd, follow)
-        with self._holding(nodeid):
-            place = self._place(encode_path(dst), dst_dir_fd)
-            with self._holding(place.parent):
+        nodeid, _ = self._walk.resolve(encode_path(src), src_dir_fd, follow)
+        with self._ctx.holding(nodeid):
+            place = self._walk.place(encode_path(dst), dst_dir_fd)
+            with self._ctx.holding(place.parent):
                 self._refuse_slash(place)
                 self._absent(place)
                 self._may_link(nodeid)
-                forbidden = stat.S_ISDIR(self._node(nodeid).attr.mode)
-                self._create(op.LINK, place, (nodeid,), forbidden=forbidden)
+                forbidden = stat.S_ISDIR(self._ctx.node(nodeid).attr.mode)
+                self.create(op.LINK, place, (nodeid,), forbidden=forbidden)
 
     def _may_link(self, nodeid: int) -> None:
         """EPERM for a file that is neither the process's nor a safe source (may_linkat)."""
-        process, attr = self.process, self._attr(nodeid)
-        if not self.kernel.config.protected_hardlinks or permissions.owns(process, attr):
+        process, attr = self._ctx.process, self._access.attr(nodeid)
+        if not self._ctx.kernel.config.protected_hardlinks or permissions.owns(process, attr):
             return
         mode = attr.mode
         unsafe = mode & stat.S_ISUID or mode & permissions.SGID_PROGRAM == permissions.SGID_PROGRAM
-        if not stat.S_ISREG(mode) or unsafe or not self._allowed(process, nodeid, attr, R_OK | W_OK):
+        if not stat.S_ISREG(mode) or unsafe or not self._access.allowed(process, nodeid, attr, R_OK | W_OK):
             fail(errno.EPERM)
 
-    def _masked(self, parent: int, mode: int) -> tuple[int, int]:
+    def masked(self, parent: int, mode: int) -> tuple[int, int]:
         """Mode and umask to send for something new in ``parent``: the server applies the umask only with
         DONT_MASK."""
-        umask = self.process.umask
+        umask = self._ctx.process.umask
         if mode & permissions.SGID_PROGRAM == permissions.SGID_PROGRAM:
-            mode = permissions.mode_for_new(self.process, self._attr(parent), mode)
-        if self.kernel.state.session.flags & init_flags.DONT_MASK:
+            mode = permissions.mode_for_new(self._ctx.process, self._access.attr(parent), mode)
+        if self._ctx.kernel.state.session.flags & init_flags.DONT_MASK:
             return mode, umask
         return mode & ~umask, umask
 
@@ -129,23 +135,23 @@ class NameCalls(PathWalk):
             fail(errno.EEXIST)
         if place.slash:
             try:
-                child, _ = self._step(place.parent, place.name)
+                child, _ = self._walk.step(place.parent, place.name)
             except FileNotFoundError:
                 fail(errno.ENOENT)
-            self.kernel.nodes.drop(child)
+            self._ctx.kernel.nodes.drop(child)
             fail(errno.EEXIST)
 
     def _absent(self, place: Place) -> None:
         """EEXIST if the name is there; the directory must be writable if it is not."""
         try:
-            child, _ = self._step(place.parent, place.name)
+            child, _ = self._walk.step(place.parent, place.name)
         except FileNotFoundError:
-            self._may(place.parent, W_OK | X_OK)
+            self._access.may(place.parent, W_OK | X_OK)
             return
-        self.kernel.nodes.drop(child)
+        self._ctx.kernel.nodes.drop(child)
         fail(errno.EEXIST)
 
-    def _create(
+    def create(
         self,
         opcode: int,
         place: Place,
@@ -159,21 +165,21 @@ class NameCalls(PathWalk):
         self._absent(place)
         if forbidden:
             fail(errno.EPERM)
-        extensions = b"" if opcode == op.LINK else self._creation(place.parent)
-        kernel = self._running()
+        extensions = b"" if opcode == op.LINK else self._ctx.creation(place.parent)
+        kernel = self._ctx.running()
         version = kernel.state.attr_version
-        request = self._call(opcode, place.parent, args, (place.name, *more), extensions=extensions)
-        entry = self._record(opcode, request)
-        kernel = self.kernel
-        self._changed((place.parent, place.name))
+        request = self._ctx.call(opcode, place.parent, args, (place.name, *more), extensions=extensions)
+        entry = self._ctx.record(opcode, request)
+        kernel = self._ctx.kernel
+        self.changed((place.parent, place.name))
         if not entry.nodeid:
             fail(errno.EIO)
         node = kernel.apply_entry(place.parent, place.name, entry, version, kernel.state.names_version)
         kernel.nodes.drop(node.id)
 
-    def _changed(self, *names: tuple[int, bytes]) -> None:
+    def changed(self, *names: tuple[int, bytes]) -> None:
         """We changed these names: their dentries, and what we know of their directories, are out of date."""
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         kernel.names_changed(*names)
         for parent, _ in names:
             node = kernel.nodes.nodes.get(parent)
@@ -185,49 +191,49 @@ class NameCalls(PathWalk):
     @names_file
     def unlink(self, path: Path, *, dir_fd: int | None = None) -> None:
         """Remove a name of a file."""
-        place = self._place(encode_path(path), dir_fd)
-        with self._holding(place.parent):
+        place = self._walk.place(encode_path(path), dir_fd)
+        with self._ctx.holding(place.parent):
             if place.name in DOTS:
                 fail(errno.EISDIR)
             victim = self._victim(place)
-            with self._holding(victim):
-                directory = stat.S_ISDIR(self._node(victim).attr.mode)
+            with self._ctx.holding(victim):
+                directory = stat.S_ISDIR(self._ctx.node(victim).attr.mode)
                 if place.slash:
                     fail(errno.EISDIR if directory else errno.ENOTDIR)
                 self._may_remove(place.parent, victim)
                 if directory:
                     fail(errno.EISDIR)
-                self._call(op.UNLINK, place.parent, (), (place.name,))
-                self._changed((place.parent, place.name))
-                self.kernel.touch(self._node(victim))
+                self._ctx.call(op.UNLINK, place.parent, (), (place.name,))
+                self.changed((place.parent, place.name))
+                self._ctx.kernel.touch(self._ctx.node(victim))
 
     remove = unlink
 
     @names_file
     def rmdir(self, path: Path, *, dir_fd: int | None = None) -> None:
         """Remove an empty directory."""
-        place = self._place(encode_path(path), dir_fd)
-        with self._holding(place.parent):
+        place = self._walk.place(encode_path(path), dir_fd)
+        with self._ctx.holding(place.parent):
             if place.name in DOTS:
                 fail({b".": errno.EINVAL, b"..": errno.ENOTEMPTY, b"": errno.EBUSY}[place.name])
             victim = self._victim(place)
-            with self._holding(victim):
+            with self._ctx.holding(victim):
                 self._may_remove(place.parent, victim)
-                if not stat.S_ISDIR(self._node(victim).attr.mode):
+                if not stat.S_ISDIR(self._ctx.node(victim).attr.mode):
                     fail(errno.ENOTDIR)
-                self._call(op.RMDIR, place.parent, (), (place.name,))
-                self._changed((place.parent, place.name))
-                node = self._node(victim)
+                self._ctx.call(op.RMDIR, place.parent, (), (place.name,))
+                self.changed((place.parent, place.name))
+                node = self._ctx.node(victim)
                 node.detached = True
-                self.kernel.touch(node)
+                self._ctx.kernel.touch(node)
 
     def _victim(self, place: Place) -> int:
         """The node at a place; a reference is held for the caller."""
-        return self._step(place.parent, place.name)[0]
+        return self._walk.step(place.parent, place.name)[0]
 
     def _may_remove(self, parent: int, victim: int) -> None:
-        self._may(parent, W_OK | X_OK)
-        permissions.check_sticky(self.process, self._node(parent).attr, self._node(victim).attr)
+        self._access.may(parent, W_OK | X_OK)
+        permissions.check_sticky(self._ctx.process, self._ctx.node(parent).attr, self._ctx.node(victim).attr)
 
     # Moving
 
@@ -258,14 +264,14 @@ class NameCalls(PathWalk):
     ) -> None:
         if flags & ~7 or (flags & RENAME_EXCHANGE and flags & ~RENAME_EXCHANGE):
             fail(errno.EINVAL)
-        old = self._place(encode_path(src), src_dir_fd)
-        with self._holding(old.parent):
-            new = self._place(encode_path(dst), dst_dir_fd)
-            with self._holding(new.parent):
+        old = self._walk.place(encode_path(src), src_dir_fd)
+        with self._ctx.holding(old.parent):
+            new = self._walk.place(encode_path(dst), dst_dir_fd)
+            with self._ctx.holding(new.parent):
                 if old.name in DOTS or new.name in DOTS:
                     fail(errno.EEXIST if flags & RENAME_NOREPLACE and new.name in DOTS else errno.EBUSY)
                 moved = self._victim(old)
-                with self._holding(moved):
+                with self._ctx.holding(moved):
                     self._rename_node(old, new, moved, flags)
 
     def _rename_node(self, old: Place, new: Place, moved: int, flags: int) -> None:
@@ -276,11 +282,11 @@ class NameCalls(PathWalk):
             if flags & RENAME_EXCHANGE:
                 raise
             self._may_remove(old.parent, moved)
-            self._may(new.parent, W_OK | X_OK)
+            self._access.may(new.parent, W_OK | X_OK)
             self._may_turn(old, new, moved)
             self._send_rename(old, new, moved, 0, flags)
             return
-        with self._holding(replaced):
+        with self._ctx.holding(replaced):
             if flags & RENAME_NOREPLACE:
                 fail(errno.EEXIST)
             if self._is_above(replaced, old.parent):
@@ -297,12 +303,12 @@ class NameCalls(PathWalk):
 
     def _may_turn(self, old: Place, new: Place, nodeid: int) -> None:
         """A directory that gets another parent is itself written to: its ``..`` changes."""
-        if old.parent != new.parent and stat.S_ISDIR(self._node(nodeid).attr.mode):
-            self._may(nodeid, W_OK)
+        if old.parent != new.parent and stat.S_ISDIR(self._ctx.node(nodeid).attr.mode):
+            self._access.may(nodeid, W_OK)
 
     def _check_rename(self, old: Place, new: Place, moved: int) -> None:
         """Trailing slashes, and no directory beneath itself."""
-        directory = stat.S_ISDIR(self._node(moved).attr.mode)
+        directory = stat.S_ISDIR(self._ctx.node(moved).attr.mode)
         if (old.slash or new.slash) and not directory:
             fail(errno.ENOTDIR)
         if directory and self._is_above(moved, new.parent):
@@ -311,7 +317,7 @@ class NameCalls(PathWalk):
     def _is_above(self, nodeid: int, at: int) -> bool:
         """Whether the directory ``at`` is ``nodeid`` or lies beneath it."""
         while at != nodeid:
-            above = self._node(at).parent
+            above = self._ctx.node(at).parent
             if above in (at, 0):
                 return False
             at = above
@@ -321,24 +327,25 @@ class NameCalls(PathWalk):
         """A directory replaces only a directory, and what is none only what is none."""
         if flags & RENAME_EXCHANGE or moved == replaced:
             return
-        old, new = stat.S_ISDIR(self._node(moved).attr.mode), stat.S_ISDIR(self._node(replaced).attr.mode)
+        old = stat.S_ISDIR(self._ctx.node(moved).attr.mode)
+        new = stat.S_ISDIR(self._ctx.node(replaced).attr.mode)
         if old != new:
             fail(errno.ENOTDIR if old else errno.EISDIR)
 
     def _send_rename(self, old: Place, new: Place, moved: int, replaced: int, flags: int) -> None:
         names = (old.name, new.name)
         if flags:
-            self._require(op.RENAME2, errno.EINVAL)
+            self._ctx.require(op.RENAME2, errno.EINVAL)
             try:
-                self._call(op.RENAME2, old.parent, (new.parent, flags, 0), names)
+                self._ctx.call(op.RENAME2, old.parent, (new.parent, flags, 0), names)
             except OSError as error:
-                if self._lacks(op.RENAME2, error):
+                if self._ctx.lacks(op.RENAME2, error):
                     fail(errno.EINVAL)
                 raise
         else:
-            self._call(op.RENAME, old.parent, (new.parent,), names)
-        kernel = self.kernel
-        self._changed((old.parent, old.name), (new.parent, new.name))
+            self._ctx.call(op.RENAME, old.parent, (new.parent,), names)
+        kernel = self._ctx.kernel
+        self.changed((old.parent, old.name), (new.parent, new.name))
         if moved == replaced:
             return
         kernel.touch(kernel.nodes.get(moved))
@@ -356,25 +363,25 @@ class NameCalls(PathWalk):
     @names_file
     def readlink(self, path: Path, *, dir_fd: int | None = None) -> str | bytes:
         """A symlink's target, of the type of ``path``."""
-        nodeid, _ = self._resolve(encode_path(path), dir_fd, follow=False)
-        with self._holding(nodeid):
-            if not stat.S_ISLNK(self._node(nodeid).attr.mode):
+        nodeid, _ = self._walk.resolve(encode_path(path), dir_fd, follow=False)
+        with self._ctx.holding(nodeid):
+            if not stat.S_ISLNK(self._ctx.node(nodeid).attr.mode):
                 fail(errno.EINVAL)
-            target = self._read_link(nodeid)
+            target = self._walk.read_link(nodeid)
         return target if isinstance(os.fspath(path), bytes) else os.fsdecode(target)
 
     @names_file
     def chdir(self, path: Path | int) -> None:
         """Change the working directory."""
-        nodeid, _, _ = self._target(path, None, True)
+        nodeid, _, _ = self._walk.target(path, None, True)
         try:
-            self._may(nodeid, X_OK)
+            self._access.may(nodeid, X_OK)
         except OSError:
-            self.kernel.nodes.drop(nodeid)
+            self._ctx.kernel.nodes.drop(nodeid)
             raise
-        process = self.process
+        process = self._ctx.process
         old, process.cwd = process.cwd, nodeid
-        self.kernel.nodes.drop(old)
+        self._ctx.kernel.nodes.drop(old)
 
     def fchdir(self, fd: int) -> None:
         """Change the working directory to an open one."""
@@ -382,7 +389,7 @@ class NameCalls(PathWalk):
 
     def getcwdb(self) -> bytes:
         """The working directory's path; FileNotFoundError if it was removed."""
-        return self.kernel.nodes.path(self.process.cwd)
+        return self._ctx.kernel.nodes.path(self._ctx.process.cwd)
 
     def getcwd(self) -> str:
         """The working directory's path; FileNotFoundError if it was removed."""
@@ -390,7 +397,7 @@ class NameCalls(PathWalk):
 
     def umask(self, mask: int) -> int:
         """Set the umask; the old one."""
-        process = self.process
+        process = self._ctx.process
         old, process.umask = process.umask, mask & 0o777
         return old
 
@@ -403,8 +410,8 @@ class NameCalls(PathWalk):
     def _kind(self, path: Path) -> int | None:
         """The mode of what a path leads to, None if nothing."""
         try:
-            nodeid, _ = self._resolve(encode_path(path))
+            nodeid, _ = self._walk.resolve(encode_path(path))
         except OSError:
             return None
-        with self._holding(nodeid):
-            return self._node(nodeid).attr.mode
+        with self._ctx.holding(nodeid):
+            return self._ctx.node(nodeid).attr.mode

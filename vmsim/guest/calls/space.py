@@ -11,10 +11,12 @@ from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import IOCTL_DIR
 from vmsim.fuse.abi.replies import IOCTL_OUT
 from vmsim.guest.calls import permissions
+from vmsim.guest.calls.access import Access
+from vmsim.guest.calls.cached_io import CachedIo
 from vmsim.guest.calls.capabilities import CAP_LINUX_IMMUTABLE
-from vmsim.guest.calls.context import fail
+from vmsim.guest.calls.context import ProcessContext, fail
 from vmsim.guest.calls.files import OFFSET_MAX
-from vmsim.guest.calls.xattrs import XattrCalls
+from vmsim.guest.calls.transfer import Transfer
 from vmsim.guest.state import OpenFile
 from vmsim.memory import PAGE_SIZE
 
@@ -40,8 +42,14 @@ FLAG_CHANGES: Final = {
 """Requests that change flags: what asks for them, its bytes, the flags that are guarded."""
 
 
-class SpaceCalls(XattrCalls):
+class Space:
     """Space, copies on the server, ioctl."""
+
+    def __init__(self, ctx: ProcessContext, access: Access, transfer: Transfer, cached: CachedIo) -> None:
+        self._ctx = ctx
+        self._access = access
+        self._transfer = transfer
+        self._cached = cached
 
     def posix_fallocate(self, fd: int, offset: int, length: int) -> None:
         """Reserve space; the file grows if it is shorter."""
@@ -49,29 +57,29 @@ class SpaceCalls(XattrCalls):
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2): modes 0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE; others are EOPNOTSUPP."""
-        file = self._writable(fd)
+        file = self._transfer.writable(fd)
         if offset < 0 or length <= 0:
             fail(errno.EINVAL)
         if mode not in FALLOC_MODES:
             fail(errno.EOPNOTSUPP)
         if offset + length > OFFSET_MAX:
             fail(errno.EFBIG)
-        self._require(op.FALLOCATE, errno.EOPNOTSUPP)
-        with self._held(file) as number:
+        self._ctx.require(op.FALLOCATE, errno.EOPNOTSUPP)
+        with self._ctx.held(file) as number:
             nodeid = file.nodeid
-            self._write_out(nodeid)
-            self._remove_privs(nodeid, delegated=False)
+            self._cached.write_out(nodeid)
+            self._access.remove_privs(nodeid, delegated=False)
             try:
-                self._call(op.FALLOCATE, nodeid, (file.fh, offset, length, mode, 0))
+                self._ctx.call(op.FALLOCATE, nodeid, (file.fh, offset, length, mode, 0))
             except OSError as error:
-                if self._lacks(op.FALLOCATE, error):
+                if self._ctx.lacks(op.FALLOCATE, error):
                     fail(errno.EOPNOTSUPP)
                 raise
             self._changed_range(number, offset, length, not mode & FALLOC_FL_KEEP_SIZE)
 
     def _changed_range(self, number: int, offset: int, length: int, grows: bool) -> None:
         """The server changed a range behind the cache."""
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         node = kernel.nodes.get(kernel.state.files[number].nodeid)
         kernel.touch(node)
         node.pages_epoch += 1
@@ -86,7 +94,7 @@ class SpaceCalls(XattrCalls):
         """Copy between two open files on the server (or, if it cannot, through the guest); bytes copied."""
         if count < 0:
             raise ValueError("negative value for 'count' not allowed")
-        source, target = self._usable(src), self._usable(dst)
+        source, target = self._ctx.usable(src), self._ctx.usable(dst)
         if source.directory or target.directory:
             fail(errno.EISDIR)
         if target.flags & os.O_APPEND or target.flags & 3 == os.O_RDONLY or source.flags & 3 == os.O_WRONLY:
@@ -95,12 +103,12 @@ class SpaceCalls(XattrCalls):
         least = min(offset_src or 0, offset_dst or 0)
         if least < 0:  # Linux adds without signs, and looks at the sum first
             fail(errno.EOVERFLOW if least + count >= 0 else errno.EINVAL)
-        with self._held(source) as first, self._held(target) as second:
+        with self._ctx.held(source) as first, self._ctx.held(target) as second:
             begin = source.offset if offset_src is None else offset_src
             end = target.offset if offset_dst is None else offset_dst
-            self._write_out(source.nodeid)
-            self._write_out(target.nodeid)
-            count = min(count, max(0, self._attr(source.nodeid, source.fh).size - begin))
+            self._cached.write_out(source.nodeid)
+            self._cached.write_out(target.nodeid)
+            count = min(count, max(0, self._access.attr(source.nodeid, source.fh).size - begin))
             if source.nodeid == target.nodeid and begin < end + count and end < begin + count:
                 fail(errno.EINVAL)
             if not count:
@@ -108,9 +116,9 @@ class SpaceCalls(XattrCalls):
             if end >= OFFSET_MAX:
                 fail(errno.EFBIG)
             count = min(count, OFFSET_MAX - end)
-            self._remove_privs(target.nodeid, delegated=False)
+            self._access.remove_privs(target.nodeid, delegated=False)
             copied = self._copy(first, second, begin, end, count)
-            files = self.kernel.state.files
+            files = self._ctx.kernel.state.files
             if offset_src is None:
                 files[first].offset = begin + copied
             if offset_dst is None:
@@ -120,33 +128,33 @@ class SpaceCalls(XattrCalls):
         return copied
 
     def _copy(self, first: int, second: int, begin: int, end: int, count: int) -> int:
-        files = self.kernel.state.files
+        files = self._ctx.kernel.state.files
         source, target = files[first], files[second]
-        if op.COPY_FILE_RANGE not in self.kernel.missing and count:
+        if op.COPY_FILE_RANGE not in self._ctx.kernel.missing and count:
             args = (source.fh, begin, target.nodeid, target.fh, end, count, 0)
             try:
-                copied = self._record(
-                    op.COPY_FILE_RANGE, self._call(op.COPY_FILE_RANGE, source.nodeid, args)
+                copied = self._ctx.record(
+                    op.COPY_FILE_RANGE, self._ctx.call(op.COPY_FILE_RANGE, source.nodeid, args)
                 ).size
                 return min(int(copied), count)
             except OSError as error:
-                if not self._lacks(op.COPY_FILE_RANGE, error) and error.errno not in (
+                if not self._ctx.lacks(op.COPY_FILE_RANGE, error) and error.errno not in (
                     errno.EOPNOTSUPP,
                     errno.EXDEV,
                 ):
                     raise
         piece = memoryview(bytearray(min(count, 1 << 20)))
-        got = self._read_into(first, begin, piece)
-        return self._write_from(second, end, piece[:got])
+        got = self._transfer.read_into(first, begin, piece)
+        return self._transfer.write_from(second, end, piece[:got])
 
     def ioctl(self, fd: int, request: int, arg: int | Buffer = 0) -> int | bytes:
         """ioctl(2) with an int (its result is returned), or a buffer: the bytes that come back for it.
 
         The request's number says how many bytes go each way. ENOTTY where the server answers none.
         """
-        file = self._usable(fd)
-        self._require(op.IOCTL, errno.ENOTTY)
-        if file.directory and not stat.S_ISDIR(self._node(file.nodeid).attr.mode):
+        file = self._ctx.usable(fd)
+        self._ctx.require(op.IOCTL, errno.ENOTTY)
+        if file.directory and not stat.S_ISDIR(self._ctx.node(file.nodeid).attr.mode):
             fail(errno.ENOTTY)
         size, direction = request >> 16 & 0x3FFF, request >> 30 & 3
         data = b"" if isinstance(arg, int) else bytes(arg)
@@ -157,7 +165,7 @@ class SpaceCalls(XattrCalls):
         flags = IOCTL_DIR if file.directory else 0
         if request in FLAG_CHANGES and not isinstance(arg, int):
             self._may_change_flags(file, request, sent)
-            file = self._usable(fd)
+            file = self._ctx.usable(fd)
         value = arg if isinstance(arg, int) else 0
         args = (file.fh, flags, request & 0xFFFFFFFF, value & 0xFFFFFFFFFFFFFFFF, len(sent), out_size)
         return self._send_ioctl(file.nodeid, args, sent, out_size, isinstance(arg, int))
@@ -165,12 +173,12 @@ class SpaceCalls(XattrCalls):
     def _may_change_flags(self, file: OpenFile, request: int, sent: bytes) -> None:
         """EPERM as fileattr_set_prepare: flags are the owner's, those that make a file immutable or
         append-only take CAP_LINUX_IMMUTABLE."""
-        process, number, nodeid = self.process, file.id, file.nodeid
-        permissions.check_owner(process, self._attr(nodeid, None if file.directory else file.fh))
+        process, number, nodeid = self._ctx.process, file.id, file.nodeid
+        permissions.check_owner(process, self._access.attr(nodeid, None if file.directory else file.fh))
         if permissions.capable(process, CAP_LINUX_IMMUTABLE) or len(sent) < 4:
             return
         asking, size, guarded = FLAG_CHANGES[request]
-        file = self.kernel.state.files[number]
+        file = self._ctx.kernel.state.files[number]
         args = (file.fh, IOCTL_DIR if file.directory else 0, asking, 0, 0, size)
         now = self._send_ioctl(nodeid, args, b"", size, False)
         assert isinstance(now, bytes)
@@ -180,17 +188,17 @@ class SpaceCalls(XattrCalls):
     def _send_ioctl(
         self, nodeid: int, args: tuple[int | None, ...], sent: bytes, out_size: int, plain: bool
     ) -> int | bytes:
-        payload = [self._buffer(out_size)] if out_size else []
+        payload = [self._ctx.buffer(out_size)] if out_size else []
         writes = [(gpa, min(size, out_size)) for gpa, size in payload]
         try:
-            request = self._call(
+            request = self._ctx.call(
                 op.IOCTL, nodeid, args, (), sent, writes=writes, owned=payload, room=IOCTL_OUT.size
             )
         except OSError as error:
-            if self._lacks(op.IOCTL, error):
+            if self._ctx.lacks(op.IOCTL, error):
                 fail(errno.ENOTTY)
             raise
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         if len(request.reply) < IOCTL_OUT.size:
             fail(errno.EIO)
         result = IOCTL_OUT.unpack(request.reply).result

@@ -10,9 +10,9 @@ from typing import Final
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.flags import WRITE_CACHE, WRITE_KILL_SUIDGID
 from vmsim.guest.calls import permissions
+from vmsim.guest.calls.access import Access
 from vmsim.guest.calls.capabilities import CAP_FSETID
-from vmsim.guest.calls.context import fail
-from vmsim.guest.calls.opening import OpenCalls
+from vmsim.guest.calls.context import ProcessContext, fail
 from vmsim.guest.state import OpenFile, Request, Segments
 
 READ_CHUNK: Final = 1 << 20
@@ -42,25 +42,29 @@ def merge_segments(segments: Sequence[tuple[int, int]]) -> Segments:
     return merged
 
 
-class TransferCalls(OpenCalls):
+class Transfer:
     """Payload in place (zero copy) and payload copied."""
 
-    def _read_pages(self, number: int, offset: int, segments: Segments) -> int:
+    def __init__(self, ctx: ProcessContext, access: Access) -> None:
+        self._ctx = ctx
+        self._access = access
+
+    def read_pages(self, number: int, offset: int, segments: Segments) -> int:
         """READ straight into guest memory; bytes read, short only at the end of the file."""
         done = 0
         while segments:
-            kernel = self._running()
+            kernel = self._ctx.running()
             file = kernel.state.files[number]
             part, segments = split_segments(segments, kernel.max_segments, kernel.max_read)
             size = sum(length for _, length in part)
             args = (file.fh, offset + done, size, 0, 0, file.flags, 0)
-            got = min(self._call(op.READ, file.nodeid, args, writes=part).written, size)
+            got = min(self._ctx.call(op.READ, file.nodeid, args, writes=part).written, size)
             done += got
             if got < size:
                 break
         return done
 
-    def _write_pages(self, number: int, offset: int, segments: Segments, cached: bool = False) -> int:
+    def write_pages(self, number: int, offset: int, segments: Segments, cached: bool = False) -> int:
         """WRITE straight from guest memory; bytes taken.
 
         Pages of the cache go out whole, or their error is known: where the server took a part, the rest is
@@ -68,7 +72,7 @@ class TransferCalls(OpenCalls):
         """
         done = 0
         while segments:
-            kernel = self._running()
+            kernel = self._ctx.running()
             file = kernel.state.files[number]
             part, segments = split_segments(segments, kernel.max_segments, kernel.max_write)
             size = sum(length for _, length in part)
@@ -76,13 +80,13 @@ class TransferCalls(OpenCalls):
                 file.fh,
                 offset + done,
                 size,
-                self._write_flags(cached),
+                self.write_flags(cached),
                 0,
                 0 if cached else file.flags,
                 0,
             )
             try:
-                reply = self._record(op.WRITE, self._call(op.WRITE, file.nodeid, args, reads=part))
+                reply = self._ctx.record(op.WRITE, self._ctx.call(op.WRITE, file.nodeid, args, reads=part))
             except OSError:
                 if done and not cached:
                     break
@@ -96,17 +100,17 @@ class TransferCalls(OpenCalls):
                 segments = split_segments(part, len(part), reply.size)[1] + segments
         return done
 
-    def _write_flags(self, cached: bool) -> int:
+    def write_flags(self, cached: bool) -> int:
         """Of a direct write Linux always says whether set-id bits go, KILLPRIV_V2 or not."""
         if cached:
             return WRITE_CACHE
-        return 0 if permissions.capable(self.process, CAP_FSETID) else WRITE_KILL_SUIDGID
+        return 0 if permissions.capable(self._ctx.process, CAP_FSETID) else WRITE_KILL_SUIDGID
 
-    def _read_into(self, number: int, offset: int, out: memoryview) -> int:
+    def read_into(self, number: int, offset: int, out: memoryview) -> int:
         """READ through payload buffers into ``out``; bytes read."""
         done = 0
         for request, size in self._read_pieces(number, offset, len(out)):
-            kernel = self.kernel
+            kernel = self._ctx.kernel
             at = 0
             for view in kernel.memory.views(request.writes[0][0], size):
                 out[done + at : done + at + len(view)] = view
@@ -114,11 +118,11 @@ class TransferCalls(OpenCalls):
             done += size
         return done
 
-    def _read_bytes(self, number: int, offset: int, size: int) -> bytes:
+    def read_bytes(self, number: int, offset: int, size: int) -> bytes:
         """READ through payload buffers; the bytes."""
         pieces = []
         for request, got in self._read_pieces(number, offset, size):
-            pieces.append(self.kernel.memory.read(request.writes[0][0], got))
+            pieces.append(self._ctx.kernel.memory.read(request.writes[0][0], got))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_pieces(self, number: int, offset: int, size: int) -> Iterator[tuple[Request, int]]:
@@ -127,41 +131,42 @@ class TransferCalls(OpenCalls):
         The request's buffer is freed when the next piece is asked for.
         """
         while size > 0:
-            kernel = self._running()
-            gpa, room = self._buffer(min(size, kernel.max_read))
-            file = self.kernel.state.files[number]
+            kernel = self._ctx.running()
+            gpa, room = self._ctx.buffer(min(size, kernel.max_read))
+            file = self._ctx.kernel.state.files[number]
             args = (file.fh, offset, room, 0, 0, file.flags, 0)
-            request = self._call(op.READ, file.nodeid, args, writes=[(gpa, room)], owned=[(gpa, room)])
+            request = self._ctx.call(op.READ, file.nodeid, args, writes=[(gpa, room)], owned=[(gpa, room)])
             got = min(request.written, room)
             try:
                 if got:
                     yield request, got
             finally:
-                self._cell.kernel.free_owned(request)
+                self._ctx.cell.kernel.free_owned(request)
             if got < room:
                 break
             offset += got
             size -= got
 
-    def _write_from(self, number: int, offset: int, data: memoryview) -> int:
+    def write_from(self, number: int, offset: int, data: memoryview) -> int:
         """Copy ``data`` to payload buffers and WRITE it; bytes taken. An error after some bytes is left to
         the next call, as write(2) does."""
         done = 0
         while done < len(data):
-            kernel = self._running()
-            gpa, size = self._buffer(min(len(data) - done, kernel.max_write))
-            kernel = self.kernel
+            kernel = self._ctx.running()
+            gpa, size = self._ctx.buffer(min(len(data) - done, kernel.max_write))
+            kernel = self._ctx.kernel
             kernel.memory.write(gpa, data[done : done + size])
             file = kernel.state.files[number]
-            args = (file.fh, offset + done, size, self._write_flags(False), 0, file.flags, 0)
+            args = (file.fh, offset + done, size, self.write_flags(False), 0, file.flags, 0)
             try:
-                request = self._call(op.WRITE, file.nodeid, args, reads=[(gpa, size)], owned=[(gpa, size)])
+                buffer = [(gpa, size)]
+                request = self._ctx.call(op.WRITE, file.nodeid, args, reads=buffer, owned=list(buffer))
             except OSError:
                 if done:
                     break
                 raise
-            self.kernel.free_owned(request)
-            taken = self._record(op.WRITE, request).size
+            self._ctx.kernel.free_owned(request)
+            taken = self._ctx.record(op.WRITE, request).size
             if taken > size:
                 fail(errno.EIO)
             done += taken
@@ -169,68 +174,36 @@ class TransferCalls(OpenCalls):
                 break
         return done
 
-    # For programs that bring their own guest pages
-
-    def alloc_guest(self, size: int) -> int:
-        """Page-aligned guest memory of ``size`` bytes for zero-copy calls; ENOMEM if there is none."""
-        gpa = self._running().allocator.allocate(size)
-        return gpa if gpa is not None else fail(errno.ENOMEM)
-
-    def free_guest(self, gpa: int, size: int) -> None:
-        """Give back what ``alloc_guest(size)`` returned."""
-        self._running().allocator.free(gpa, size)
-
-    def pread_guest(self, fd: int, segments: Segments, offset: int) -> int:
-        """READ into (address, bytes) pieces of guest memory, past any cache; bytes read."""
-        with self._held(self._readable(fd)) as number:
-            self._sync_range(number, offset, sum(size for _, size in segments))
-            return self._read_pages(number, offset, list(segments))
-
-    def pwrite_guest(self, fd: int, segments: Segments, offset: int) -> int:
-        """WRITE from (address, bytes) pieces of guest memory, past any cache; bytes written."""
-        with self._held(self._writable(fd)) as number:
-            total = sum(size for _, size in segments)
-            self._remove_privs(self.kernel.state.files[number].nodeid)
-            self._sync_range(number, offset, total)
-            offset = self._write_start(self.kernel.state.files[number], offset)
-            done = self._write_pages(number, offset, list(segments))
-            self._wrote(number, offset, done)
-            return done
-
-    def _write_start(self, file: OpenFile, offset: int | None) -> int:
+    def write_start(self, file: OpenFile, offset: int | None) -> int:
         """Where a write goes: O_APPEND wins over ``offset``, None is the file's own."""
         if file.flags & os.O_APPEND:
-            return self._attr(file.nodeid, file.fh).size
+            return self._access.attr(file.nodeid, file.fh).size
         return file.offset if offset is None else offset
 
-    def _readable(self, fd: int) -> OpenFile:
+    def readable(self, fd: int) -> OpenFile:
         """The description, if it may be read: EBADF or EISDIR."""
-        file = self._usable(fd)
+        file = self._ctx.usable(fd)
         if file.directory:
             fail(errno.EISDIR)
         if file.flags & 3 == 1:
             fail(errno.EBADF)
         return file
 
-    def _writable(self, fd: int) -> OpenFile:
+    def writable(self, fd: int) -> OpenFile:
         """The description, if it may be written: EBADF."""
-        file = self._usable(fd)
+        file = self._ctx.usable(fd)
         if file.directory or file.flags & 3 == 0:
             fail(errno.EBADF)
         return file
 
-    def _wrote(self, number: int, offset: int, size: int) -> None:
+    def wrote(self, number: int, offset: int, size: int) -> None:
         """The file grew to at least offset + size by a write past the cache; its cached pages are stale."""
         if not size:
             return
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         node = kernel.nodes.get(kernel.state.files[number].nodeid)
         kernel.touch(node)
         node.attr.size = max(node.attr.size, offset + size)
         if kernel.pages is not None:
             node.pages_epoch += 1
             kernel.pages.drop_clean(node.id, offset // 4096, (offset + size - 1) // 4096)
-
-    def _sync_range(self, number: int, offset: int, size: int) -> None:
-        """Before direct I/O: dirty pages of the file reach the server first."""
-        self._write_out(self.kernel.state.files[number].nodeid)

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.headers import FUSE_ROOT_ID
 from vmsim.guest.calls import permissions
-from vmsim.guest.calls.access import AccessCalls
-from vmsim.guest.calls.context import O_PATH, Path, encode_path, fail
+from vmsim.guest.calls.access import Access
+from vmsim.guest.calls.context import O_PATH, Path, ProcessContext, encode_path, fail
 from vmsim.guest.state import Node
 from vmsim.limits import NAME_MAX, PATH_MAX
 
@@ -36,10 +36,14 @@ def components(path: bytes) -> list[bytes]:
     return parts
 
 
-class PathWalk(AccessCalls):
+class PathWalk:
     """From paths to nodes."""
 
-    def _start(self, path: bytes, dir_fd: int | None) -> int:
+    def __init__(self, ctx: ProcessContext, access: Access) -> None:
+        self._ctx = ctx
+        self._access = access
+
+    def start(self, path: bytes, dir_fd: int | None) -> int:
         """Where the walk begins; a reference is held for the caller."""
         if not path:
             fail(errno.ENOENT)
@@ -48,26 +52,27 @@ class PathWalk(AccessCalls):
         if path.startswith(b"/"):
             nodeid = FUSE_ROOT_ID
         elif dir_fd is None:
-            nodeid = self.process.cwd
+            nodeid = self._ctx.process.cwd
         else:
-            nodeid = self._file(dir_fd).nodeid
-            if not stat.S_ISDIR(self._node(nodeid).attr.mode):
+            nodeid = self._ctx.file(dir_fd).nodeid
+            if not stat.S_ISDIR(self._ctx.node(nodeid).attr.mode):
                 fail(errno.ENOTDIR)
-        self.kernel.nodes.hold(nodeid)
+        self._ctx.kernel.nodes.hold(nodeid)
         return nodeid
 
-    def _resolve(self, path: bytes, dir_fd: int | None = None, follow: bool = True) -> tuple[int, bool]:
+    def resolve(self, path: bytes, dir_fd: int | None = None, follow: bool = True) -> tuple[int, bool]:
         """The node that a path names (a reference is held), and whether its attributes have just come."""
-        at = self._start(path, dir_fd)
+        at = self.start(path, dir_fd)
         at, _, fresh = self._walk(at, components(path), path.endswith(b"/"), follow)
         return at, fresh
 
-    def _place(self, path: bytes, dir_fd: int | None = None) -> Place:
+    def place(self, path: bytes, dir_fd: int | None = None) -> Place:
         """The directory (held) and name that a path ends in; the last component is not looked up."""
-        at = self._start(path, dir_fd)
-        return self._place_from(at, path, 0)[0]
+        at = self.start(path, dir_fd)
+        return self.place_from(at, path, 0)[0]
 
-    def _place_from(self, at: int, path: bytes, links: int) -> tuple[Place, int]:
+    def place_from(self, at: int, path: bytes, links: int) -> tuple[Place, int]:
+        """``place`` from a node on (the reference is taken over), and the symlinks followed up to there."""
         rest = components(path)
         name = rest[0] if rest else b""
         at, links, _ = self._walk(at, rest[1:], True, True, links)
@@ -77,9 +82,9 @@ class PathWalk(AccessCalls):
     def _check_directory(self, nodeid: int) -> None:
         """ENOTDIR or EACCES (and the reference is given back) unless names in it may be looked up."""
         try:
-            self._may(nodeid, permissions.X_OK)
+            self._access.may(nodeid, permissions.X_OK)
         except OSError:
-            self.kernel.nodes.drop(nodeid)
+            self._ctx.kernel.nodes.drop(nodeid)
             raise
 
     def _walk(
@@ -94,53 +99,53 @@ class PathWalk(AccessCalls):
         try:
             while rest:
                 name = rest.pop()
-                self._may(at, permissions.X_OK)
+                self._access.may(at, permissions.X_OK)
                 if name == b".":
                     fresh = False
                     continue
-                child, fresh = self._step(at, name)
-                if stat.S_ISLNK(self._node(child).attr.mode) and (rest or follow or slash):
+                child, fresh = self.step(at, name)
+                if stat.S_ISLNK(self._ctx.node(child).attr.mode) and (rest or follow or slash):
                     links += 1
                     at, slash = self._follow(at, child, rest, slash, links)
                     continue
-                self.kernel.nodes.drop(at)
+                self._ctx.kernel.nodes.drop(at)
                 at = child
-            if slash and not stat.S_ISDIR(self._node(at).attr.mode):
+            if slash and not stat.S_ISDIR(self._ctx.node(at).attr.mode):
                 fail(errno.ENOTDIR)
         except BaseException:
-            self._cell.kernel.nodes.drop(at)
+            self._ctx.cell.kernel.nodes.drop(at)
             raise
         return at, links, fresh
 
     def _follow(self, at: int, link: int, rest: list[bytes], slash: bool, links: int) -> tuple[int, bool]:
         """Push a symlink's target in front of ``rest``; where to go on. Takes the reference on ``link``."""
-        with self._holding(link):
+        with self._ctx.holding(link):
             if links > SYMLINKS_MAX:
                 fail(errno.ELOOP)
-            target = self._read_link(link)
+            target = self.read_link(link)
         if not target:
             fail(errno.ENOENT)
         if not rest and target.endswith(b"/"):
             slash = True
         rest.extend(components(target))
         if target.startswith(b"/") and at != FUSE_ROOT_ID:
-            nodes = self.kernel.nodes
+            nodes = self._ctx.kernel.nodes
             nodes.hold(FUSE_ROOT_ID)
             nodes.drop(at)
             at = FUSE_ROOT_ID
         return at, slash
 
-    def _step(self, at: int, name: bytes) -> tuple[int, bool]:
+    def step(self, at: int, name: bytes) -> tuple[int, bool]:
         """One component: the child (held) and whether its attributes have just come."""
         if name == b"..":
-            node = self._node(at)
+            node = self._ctx.node(at)
             if not node.parent:
                 fail(errno.ENOENT)
-            self.kernel.nodes.hold(node.parent)
+            self._ctx.kernel.nodes.hold(node.parent)
             return node.parent, False
         if len(name) > NAME_MAX:
             fail(errno.ENAMETOOLONG)
-        kernel = self.kernel
+        kernel = self._ctx.kernel
         if kernel.dentries is not None:
             known = kernel.dentries.get(at, name, kernel.schedule.now_ns())
             if known:
@@ -153,10 +158,10 @@ class PathWalk(AccessCalls):
 
     def _lookup(self, parent: int, name: bytes) -> tuple[Node, int]:
         """LOOKUP: the node (held) and the version its attributes were asked at. ENOENT if there is none."""
-        kernel = self._running()
+        kernel = self._ctx.running()
         version, names_version = kernel.state.attr_version, kernel.state.names_version
-        entry = self._record(op.LOOKUP, self._call(op.LOOKUP, parent, (), (name,)))
-        kernel = self.kernel
+        entry = self._ctx.record(op.LOOKUP, self._ctx.call(op.LOOKUP, parent, (), (name,)))
+        kernel = self._ctx.kernel
         if not entry.nodeid:
             if names_version == kernel.state.names_version:
                 expiry = kernel.expiry(entry.entry_valid, entry.entry_valid_nsec)
@@ -164,17 +169,18 @@ class PathWalk(AccessCalls):
             fail(errno.ENOENT)
         return kernel.apply_entry(parent, name, entry, version, names_version), version
 
-    def _read_link(self, nodeid: int) -> bytes:
-        gpa, size = self._buffer(PATH_MAX)
-        request = self._call(op.READLINK, nodeid, writes=[(gpa, size)], owned=[(gpa, size)])
-        kernel = self.kernel
+    def read_link(self, nodeid: int) -> bytes:
+        """READLINK: the symlink's target; EIO if it has a NUL byte in it."""
+        gpa, size = self._ctx.buffer(PATH_MAX)
+        request = self._ctx.call(op.READLINK, nodeid, writes=[(gpa, size)], owned=[(gpa, size)])
+        kernel = self._ctx.kernel
         target = kernel.memory.read(gpa, min(request.written, size))
         kernel.free_owned(request)
         if b"\0" in target:
             fail(errno.EIO)
         return target
 
-    def _target(
+    def target(
         self, path: Path | int, dir_fd: int | None, follow: bool, opened: bool = False
     ) -> tuple[int, int | None, bool]:
         """A path or descriptor as (node, handle, fresh); a reference on the node is held for the caller.
@@ -182,10 +188,10 @@ class PathWalk(AccessCalls):
         EBADF for an O_PATH descriptor if the file must have been ``opened``.
         """
         if isinstance(path, int):
-            file = self._usable(path) if opened else self._file(path)
+            file = self._ctx.usable(path) if opened else self._ctx.file(path)
             if file.fh is None and not file.flags & O_PATH:
                 fail(errno.ESTALE)
-            self.kernel.nodes.hold(file.nodeid)
+            self._ctx.kernel.nodes.hold(file.nodeid)
             return file.nodeid, None if file.directory else file.fh, False
-        nodeid, fresh = self._resolve(encode_path(path), dir_fd, follow)
+        nodeid, fresh = self.resolve(encode_path(path), dir_fd, follow)
         return nodeid, None, fresh

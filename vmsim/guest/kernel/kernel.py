@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import msgspec
 
 from vmsim.errors import StateError, UsageError
 from vmsim.fuse import opcodes as op
@@ -27,9 +29,6 @@ from vmsim.guest.state import STATE_VERSION, Attr, KernelState, LocalLock, Proce
 from vmsim.memory import PAGE_SIZE, GuestMemory
 from vmsim.schedule import Schedule
 from vmsim.virtio.ring_types import Fence
-
-if TYPE_CHECKING:
-    from vmsim.guest.calls.posix import GuestFs
 
 
 class KernelCell:
@@ -164,15 +163,23 @@ class GuestKernel(Knowledge):
         self._mount()
         self.nodes.get(FUSE_ROOT_ID).refs += len(state.processes)
 
-    # Saving and mounting
+    # Saving
 
     def save(self) -> bytes:
         """All state that is not in guest memory, as bytes; leaves the kernel able to go on."""
-        return snapshot.save(self)
+        return snapshot.save(self._caught_up())
 
     def save_to_travel(self) -> bytes:
         """The same, in groups of nodes that a destination may know already (``early_groups``)."""
-        return snapshot.save_to_travel(self)
+        return snapshot.save_to_travel(self._caught_up())
+
+    def _caught_up(self) -> KernelState:
+        """The state, with what is kept elsewhere while the guest runs: rings' positions, opcodes not served."""
+        state = self.state
+        state.missing = sorted(self.missing)
+        for queue in self.queues:
+            queue.state.ring = msgspec.msgpack.encode(queue.ring.save())
+        return state
 
     def early_groups(self) -> Iterator[bytes]:
         """The nodes as they are now, for a destination's ``known`` while this guest runs on."""
@@ -198,17 +205,6 @@ class GuestKernel(Knowledge):
         """Commit of a migration: the programs of ``source`` go on here."""
         self.cell = source.cell
         self.cell.kernel = self
-
-    def mount(self, pid: int = 1) -> GuestFs:
-        """The facade for process ``pid``; one that does not exist begins at the root, as user 0."""
-        from vmsim.guest.calls.posix import GuestFs
-
-        if pid not in self.state.processes:
-            if pid <= 0 or pid >= 1 << 31:
-                raise UsageError(f"{pid} is not a process id")
-            self.nodes.hold(FUSE_ROOT_ID)
-            self.state.processes[pid] = Process(pid, FUSE_ROOT_ID)
-        return GuestFs(self.cell, pid)
 
 
 def default_heap(memory: GuestMemory) -> Segments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -30,8 +30,6 @@ from vmsim.guest.state import DONE, IN_FLIGHT, QUEUED, STATE_VERSION, KernelStat
 from vmsim.limits import GUEST_STATE_MAX, QUEUE_SIZE_MAX, SUBMOUNTS_MAX, VIRTIO_QUEUE_MAX
 from vmsim.memory import GuestMemory
 
-if TYPE_CHECKING:
-    from vmsim.guest.kernel.kernel import GuestKernel
 
 class Loaded(NamedTuple):
     """A checked state, and its caches in guest memory as they were indexed for that."""
@@ -41,24 +39,15 @@ class Loaded(NamedTuple):
     dentries: DentryCache | None
 
 
-def save(kernel: GuestKernel) -> bytes:
-    """The kernel's state with the rings' positions."""
-    return msgspec.msgpack.encode(_caught_up(kernel))
+def save(state: KernelState) -> bytes:
+    """A state that has the rings' positions."""
+    return msgspec.msgpack.encode(state)
 
 
-def save_to_travel(kernel: GuestKernel) -> bytes:
+def save_to_travel(state: KernelState) -> bytes:
     """The same with the nodes in groups."""
-    state = _caught_up(kernel)
     groups = list(encoded(state.nodes))
     return msgspec.msgpack.encode(msgspec.structs.replace(state, nodes={}, groups=groups))
-
-
-def _caught_up(kernel: GuestKernel) -> KernelState:
-    state = kernel.state
-    state.missing = sorted(kernel.missing)
-    for queue in kernel.queues:
-        queue.state.ring = msgspec.msgpack.encode(queue.ring.save())
-    return state
 
 
 def load(saved: bytes, memory: GuestMemory) -> KernelState:
