@@ -174,7 +174,7 @@ class GuestKernel(Knowledge):
         return snapshot.save_to_travel(self._caught_up())
 
     def _caught_up(self) -> KernelState:
-        """The state, with what is kept elsewhere while the guest runs: rings' positions, opcodes not served."""
+        """The state, with what is kept elsewhere meanwhile: rings' positions, opcodes not served."""
         state = self.state
         state.missing = sorted(self.missing)
         for queue in self.queues:
