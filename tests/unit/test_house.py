@@ -119,11 +119,11 @@ def test_imports_go_downwards_only():
 
 def test_no_file_imports_itself_by_a_detour():
     """Imports inside functions and for type checking count: whoever reads one file has to read the other."""
-    files = {name_of(path).removesuffix(".py").removesuffix("/__init__"): path for path in python_files(*CODE)}
-    modules = {name.replace("/", "."): path for name, path in files.items()}
+    names = {path: name_of(path).removesuffix(".py").removesuffix("/__init__") for path in python_files(*CODE)}
+    modules = {name.replace("/", "."): path for path, name in names.items()}
     waits_for = {module: imports_of(path) & modules.keys() - {module} for module, path in modules.items()}
     for module, named in waits_for.items():
-        # Of `from package import module`, the package itself is meant only if it is where the name comes from.
+        # `from package import module` means the module; the package itself only where a name comes from it.
         named -= {parent for parent in named if any(other.startswith(f"{parent}.") for other in named)}
         named.discard(module)
     assert len(waits_for) > 200
