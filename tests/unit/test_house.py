@@ -119,8 +119,10 @@ def test_imports_go_downwards_only():
 
 def test_no_file_imports_itself_by_a_detour():
     """Imports inside functions and for type checking count: whoever reads one file has to read the other."""
-    names = {path: name_of(path).removesuffix(".py").removesuffix("/__init__") for path in python_files(*CODE)}
-    modules = {name.replace("/", "."): path for path, name in names.items()}
+    modules = {
+        name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
+        for path in python_files(*CODE)
+    }
     waits_for = {module: imports_of(path) & modules.keys() - {module} for module, path in modules.items()}
     for module, named in waits_for.items():
         # `from package import module` means the module; the package itself only where a name comes from it.

@@ -22,7 +22,8 @@ import os, signal, sys, time, traceback
 from vmsim.host import capabilities, sandbox
 from vmsim.host.sandbox import IdMap, Sandbox, run
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it, as a shell in the background does
+# Who runs the tests may ignore it, as a shell's background job does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def confined(serve, **more):
     def told(place):
