@@ -18,7 +18,7 @@ from vmsim.errors import HostError, StateError
 from vmsim.host.apart import apart, socket_apart
 from vmsim.host.kept import NOTHING, OWN, KeptProcess
 from vmsim.host.socket_file import SocketFile, reachable, who_has
-from vmsim.host.waits import PATIENCE_NS, FdWaits
+from vmsim.host.waits import PATIENCE_NS, FdWaits, wait_in_slices
 from vmsim.migration.channel import ChannelBase
 from vmsim.migration.errors import ChannelError, DeliveryInDoubt
 from vmsim.schedule import Schedule
@@ -50,7 +50,7 @@ class FdChannel(ChannelBase):
         poll.register(fd, events)
         until_ns = time.monotonic_ns() + self.patience_ns
         if self._schedule is None:
-            ready = bool(poll.poll(self.patience_ns / 1e6))
+            ready = bool(wait_in_slices(poll, self.patience_ns / 1e6))
         else:
             ready = self._wait_in_turn(fd, events, poll, until_ns, what)
         if not ready:

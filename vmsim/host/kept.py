@@ -24,6 +24,7 @@ from typing import Final
 from vmsim.errors import HostError, StateError
 from vmsim.host import keeper
 from vmsim.host.apart import socket_apart
+from vmsim.host.waits import wait_in_slices
 
 NOTHING: Final = -1
 OWN: Final = -2
@@ -142,7 +143,7 @@ class KeptProcess:
         """The next message; empty if there is none in time. A keeper that is gone has ended its command."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
-        if not poll.poll(None if timeout_s is None else timeout_s * 1e3):
+        if not wait_in_slices(poll, None if timeout_s is None else timeout_s * 1e3):
             return ""
         said = self._control.recv(MESSAGE_BYTES).decode()
         if not said:

@@ -23,6 +23,7 @@ import errno
 import fcntl
 import os
 import platform
+import select
 import signal
 import sys
 import time
@@ -37,6 +38,7 @@ from vmsim.errors import HostError, UsageError
 from vmsim.host import capabilities
 from vmsim.host.fs import LinuxFs
 from vmsim.host.fs.libc import AT_FDCWD, ffi, libc, syscall
+from vmsim.host.waits import wait_in_slices
 
 KINDS: Final = ("namespace", "chroot", "none")
 
@@ -189,6 +191,7 @@ def _start(sandbox: Sandbox, child: int, told_r: int, go_w: int) -> int:
 def _keep(server: int) -> int:
     """Wait for the server, and pass on the signal that ends us."""
     try:
+        _wait_for_end(server)
         while (ended := os.waitpid(-1, 0))[0] != server:
             pass
     except KeyboardInterrupt as interrupt:
@@ -198,6 +201,18 @@ def _keep(server: int) -> int:
         raise
     code = os.waitstatus_to_exitcode(ended[1])
     return code if code >= 0 else 128 - code
+
+
+def _wait_for_end(server: int) -> None:
+    """Return when the process has ended, which is what waitpid(2) waits for, but not deaf to signals."""
+    poll = select.poll()
+    with contextlib.suppress(OSError):  # before Linux 5.3
+        watch = os.pidfd_open(server)
+        poll.register(watch, select.POLLIN)
+        try:
+            wait_in_slices(poll, None)
+        finally:
+            os.close(watch)
 
 
 def _reap() -> None:

@@ -18,6 +18,24 @@ AWAY_NS: Final = 10_000
 """Who was off the CPU for longer while looking did not have it to itself."""
 
 
+SLICE_MS: Final = 1000
+"""Of a long wait."""
+
+
+def wait_in_slices(poll: select.poll, timeout_ms: float | None) -> list[tuple[int, int]]:
+    """``poll.poll(timeout_ms)``, but Python gets to look for signals meanwhile.
+
+    It does so between two of its instructions. A signal that comes after that look, and before the system
+    call sleeps, interrupts nothing: its handler would run when something else wakes us, or never.
+    """
+    while timeout_ms is None or timeout_ms > SLICE_MS:
+        if found := poll.poll(SLICE_MS):
+            return found
+        if timeout_ms is not None:
+            timeout_ms -= SLICE_MS
+    return poll.poll(timeout_ms)
+
+
 class FdWaits:
     """The descriptors that somebody waits for; :meth:`idle` is how a schedule waits for the outside.
 
@@ -73,7 +91,7 @@ class FdWaits:
         if later:
             timeout_ms = 0
         found = self._look(timeout_ms) if self.spin_ns and timeout_ms else []
-        found = found or self._poll.poll(timeout_ms)
+        found = found or wait_in_slices(self._poll, timeout_ms)
         for fd, _ in found:
             ready = self._ready.get(fd)
             if ready is not None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from vmsim.host.eventfd import EventFd
+from vmsim.host.waits import wait_in_slices
 from vmsim.limits import WORKERS_MAX, WORKERS_PER_KEY
 
 IDLE_S: Final = 10.0
@@ -132,7 +133,7 @@ class Workers:
         # A thread signals after it has left its result: the signal may come when that was handed over before.
         while not self.join():
             left_ns = deadline - time.monotonic_ns()
-            if left_ns <= 0 or not poll.poll(left_ns / 1e6):
+            if left_ns <= 0 or not wait_in_slices(poll, left_ns / 1e6):
                 return self.join()
         return True
 

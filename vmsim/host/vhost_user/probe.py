@@ -15,6 +15,7 @@ from typing import Final
 from vmsim.errors import HostError, PeerError
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent
+from vmsim.host.waits import wait_in_slices
 from vmsim.vhost.framing import MessageBuffer, RawMessage
 
 GONE: Final = (errno.EPIPE, errno.ECONNRESET)
@@ -26,7 +27,7 @@ def wait_ready(fd: int, timeout_s: float, *, writing: bool = False) -> bool:
     """Wait until ``fd`` can be read (or written); whether it could within ``timeout_s``."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT if writing else select.POLLIN)
-    return bool(poll.poll(timeout_s * 1000))
+    return bool(wait_in_slices(poll, timeout_s * 1000))
 
 
 def wait_any(fds: Sequence[int], timeout_s: float) -> list[int]:
@@ -34,7 +35,7 @@ def wait_any(fds: Sequence[int], timeout_s: float) -> list[int]:
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(timeout_s * 1000)]
+    return [fd for fd, _ in wait_in_slices(poll, timeout_s * 1000)]
 
 
 def _unread(fd: int) -> int:

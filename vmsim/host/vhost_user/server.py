@@ -12,7 +12,7 @@ from typing import Final
 from vmsim.errors import HostError, InternalFault, PeerError, VmsimError, contained
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.channel import ChannelClient
-from vmsim.host.waits import FdWaits
+from vmsim.host.waits import FdWaits, wait_in_slices
 from vmsim.limits import TURN_NS
 from vmsim.vhost.backend import VhostBackend
 from vmsim.vhost.constants import F_INBAND_NOTIFICATIONS, F_REPLY_ACK, FLAG_NEED_REPLY
@@ -134,7 +134,7 @@ class VhostUserServer:
                     continue
                 poll = select.poll()
                 poll.register(self._connection.fd, select.POLLOUT)
-                if not poll.poll(REPLY_TIMEOUT_MS):
+                if not wait_in_slices(poll, REPLY_TIMEOUT_MS):
                     raise MessageError(f"{row.name}: the front-end does not read its replies", spec=SPEC)
         finally:
             for fd in reply.fds:
