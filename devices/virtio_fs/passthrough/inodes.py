@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, KeysView
+from operator import attrgetter
 from typing import Final
 
 from vmsim.errors import StateError
@@ -149,10 +150,14 @@ class InodeTable:
             self.mounts[root.mount.dev, root.mount.mnt_id] = root.mount
             self._by_id[root.id] = root
 
+    def ids(self) -> KeysView[int]:
+        """All nodeids, as they are at any time."""
+        return self._by_id.keys()
+
     def items(self) -> list[Inode]:
         """A snapshot of all inodes, ascending by nodeid."""
         inodes = list(self._by_id.values())
-        inodes.sort(key=_nodeid)
+        inodes.sort(key=attrgetter("id"))
         return inodes
 
     def mount(self, dev: int, mnt_id: int) -> Mount:
@@ -220,7 +225,3 @@ class InodeTable:
         if mount.count == 0 and self.mounts.pop((mount.dev, mount.mnt_id), None) is mount and mount.fd >= 0:
             self._close(mount.fd)
             mount.fd = -1
-
-
-def _nodeid(inode: Inode) -> int:
-    return inode.id

@@ -31,11 +31,21 @@ from .records import (
 )
 
 
-def encode(blob: StateBlob) -> bytearray:
-    """The blob's bytes, as virtiofsd 1.13.2 would write them; UsageError for values that do not fit."""
+def encode(blob: StateBlob, ready: Sequence[tuple[int, int, bytes]] = ()) -> bytearray:
+    """The blob's bytes, as virtiofsd 1.13.2 would write them; UsageError for values that do not fit.
+
+    ``ready`` are more inodes, in parts that are encoded already: before which of the blob's own they stand,
+    how many they are, and their bytes.
+    """
     out = bytearray()
     put_varint(out, blob.version)
-    _encode_inodes(out, blob.inodes)
+    put_varint(out, len(blob.inodes) + sum(count for _, count, _ in ready))
+    done = 0
+    for index, _, body in ready:
+        _encode_inodes(out, blob.inodes[done:index])
+        out += body
+        done = index
+    _encode_inodes(out, blob.inodes[done:] if done else blob.inodes)
     U64.encode(out, blob.next_inode)
     _encode_handles(out, blob.handles)
     U64.encode(out, blob.next_handle)
@@ -48,13 +58,20 @@ def encode(blob: StateBlob) -> bytearray:
 def encode_inodes(inodes: list[InodeRecord]) -> bytearray:
     """An inode vector alone, as it stands in a blob."""
     out = bytearray()
+    put_varint(out, len(inodes))
     _encode_inodes(out, inodes)
     return out
 
 
+def encode_records(inodes: list[InodeRecord]) -> bytes:
+    """The same without their number."""
+    out = bytearray()
+    _encode_inodes(out, inodes)
+    return bytes(out)
+
+
 def _encode_inodes(out: bytearray, inodes: list[InodeRecord]) -> None:
-    """The inode vector; the shapes Path and FileHandle with small numbers are written out by hand."""
-    put_varint(out, len(inodes))
+    """Inode records; the shapes Path and FileHandle with small numbers are written out by hand."""
     append = out.append
     for record in inodes:
         value = record.id

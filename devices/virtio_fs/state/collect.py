@@ -8,6 +8,7 @@ comes in through the watch. Saving leaves the server unchanged, and drops all th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from vmsim.fuse.session import Session
 
 from ..passthrough.inodes import STALE
 from .collect_paths import GONE, NotFound, PathFinder, Place, reason_of
+from .collect_ready import ReadyRun
 from .collect_records import RecordBuilder
 from .options import StateOptions
 from .records import FileHandle
@@ -45,6 +47,9 @@ class StateCollector:
         """Where an inode is, if not at its own (parent_id, name)."""
         self.lost: dict[int, NotFound] = {}
         self.handles: dict[int, FileHandle] = {}
+        self.ready: list[ReadyRun] = []
+        """Records that went ahead, and how many children each of all inodes had then."""
+        self.ready_children: Counter[int] = Counter()
         self._unplaced: dict[tuple[int, int, int], Inode] = {}
         self._hidden: set[int] = set()
         """Those of them that are gone if no name of them is found."""
@@ -204,9 +209,9 @@ class StateCollector:
     def _settle(self) -> None:
         """Catch up with what the guest did since, and confirm all places if that was asked for."""
         inodes = self._fs.inodes
-        late = [inode for inode in inodes if inode.id > self._newest]
-        for inode in late:
-            self._collect(inode)
+        if inodes.next_id > self._newest + 1:
+            for inode in [inode for inode in inodes if inode.id > self._newest]:
+                self._collect(inode)
         if self.options.mode == "find-paths":
             again = self._again.union(self.unsound())
             if self.options.confirm_paths:
@@ -228,9 +233,10 @@ class StateCollector:
     def unsound(self) -> set[int]:
         """The inodes whose place hangs on a directory that the guest forgot or that moved meanwhile."""
         inodes = self._fs.inodes
-        found = {
-            inode.id for inode in inodes if inode.parent_id not in inodes and inode.id not in self.places
-        }
+        found: set[int] = set()
+        unknown = {inode.parent_id for inode in inodes} - inodes.ids()
+        found.update([inode.id for inode in inodes if inode.parent_id in unknown])
+        found -= self.places.keys()
         broken = self.finder.broken()
         for nodeid, (parent, _) in self.places.items():
             if parent in broken or (type(parent) is int and parent not in inodes):

@@ -12,6 +12,7 @@ from vmsim.fuse.session import Session
 from . import blob, extension
 from .collect_content import ContentBudget, TooLarge, capture
 from .collect_paths import Missing, Parent, mount_paths, reason_of
+from .collect_ready import ReadyRun, unchanged
 from .extension import Extension, Flock, HandleExtra, Loss, ModeInfo, PosixLock, RawName, ToldOf
 from .negotiation import options_of
 from .postcard import is_utf8
@@ -41,6 +42,8 @@ class RecordBuilder:
         self._session = session
         self._options = collector.options
         self._records: list[InodeRecord] = []
+        self._runs: list[tuple[int, ReadyRun]] = []
+        """What is encoded already, and before which of the records it stands."""
         self._next_inode = max(fs.inodes.next_id, 2)
         self.extra = Extension(
             info=ModeInfo(self._options.mode, self._options.verify_handles, self._options.confirm_paths),
@@ -67,7 +70,8 @@ class RecordBuilder:
         state.inodes = self._records
         state.next_inode = self._next_inode
         state.next_handle = self._fs.handles.next_id
-        out = blob.encode(state)
+        ready = [(index, len(run.inodes), run.body) for index, run in self._runs]
+        out = blob.encode(state, ready)
         if self._options.extension:
             self.extra.negotiated = negotiated
             out += extension.encode(self.extra)
@@ -77,13 +81,22 @@ class RecordBuilder:
 
     def _add_inodes(self) -> None:
         """One record per inode, ascending by nodeid."""
+        inodes = self._fs.inodes.items()
+        done = 0
+        for start, run in unchanged(self._collector, inodes):
+            self._add(inodes[done:start])
+            self._runs.append((len(self._records), run))
+            done = start + len(run.inodes)
+        self._add(inodes[done:] if done else inodes)
+
+    def _add(self, inodes: list[Inode]) -> None:
         collector = self._collector
         by_handle = self._options.mode == "file-handles"
         lost = collector.lost
         places = collector.places
         handles = collector.handles
         append = self._records.append
-        for inode in self._fs.inodes.items():
+        for inode in inodes:
             nodeid = inode.id
             if nodeid == 1:
                 verify = None if by_handle else handles.get(1)
@@ -149,10 +162,31 @@ class RecordBuilder:
     def _count_children(self) -> None:
         """Add to each refcount one per child that refers to it as parent (reference section 1.2)."""
         children = Counter([record.parent for record in self._records if record.location == PATH])
+        for _, run in self._runs:
+            for parent, more in run.parents.items():
+                children[parent] += more
+        if self._runs:
+            self._reopen(children)
         for record in self._records:
             count = children.get(record.id)
             if count:
                 record.refcount += count
+
+    def _reopen(self, children: Counter[int]) -> None:
+        """Make records again of the runs in which a directory has another number of children than before."""
+        before = self._collector.ready_children
+        other = {nodeid for nodeid in before.keys() | children.keys() if before[nodeid] != children[nodeid]}
+        records, runs = self._records, self._runs
+        self._records, self._runs = [], []
+        done = 0
+        for index, run in runs:
+            self._records += records[done:index]
+            done = index
+            if other.isdisjoint(run.id_set):
+                self._runs.append((len(self._records), run))
+            else:
+                self._add(run.inodes)
+        self._records += records[done:]
 
     # -- handles, locks, mounts ------------------------------------------------------------------
 

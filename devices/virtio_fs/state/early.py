@@ -7,7 +7,7 @@ and those that change, are as before in the blob alone, which is complete in any
 
 In mode file-handles the blob has no places. They go ahead all the same, beside the handle: only of a name
 that is still there, in directories that nobody has changed, is it known without a look that its file has not
-lost it. The destination makes the blob's bytes of them (:func:`in_blob`).
+lost it. The destination makes the blob's bytes of them (:func:`.collect_ready.in_blob`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import msgspec
 
 from . import blob
 from .collect_paths import NotFound, Place, mount_paths
+from .collect_ready import ReadyRun
 from .postcard import is_utf8
-from .records import FILE_HANDLE, PATH, InodeRecord
+from .records import PATH, InodeRecord
 
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
@@ -46,11 +47,6 @@ class EarlyPiece(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     mount_paths: dict[int, bytes] | None = None
 
 
-def in_blob(record: InodeRecord) -> InodeRecord:
-    """How the blob says in mode file-handles what ``record`` says with place and handle."""
-    return InodeRecord(record.id, record.refcount, FILE_HANDLE, handle=record.file_handle)
-
-
 def pieces(collector: StateCollector, fs: PassthroughFs) -> Iterator[bytes]:
     """What can go ahead, of what ``collector`` has collected completely; others may run between pieces."""
     if not collector.options.extension:
@@ -64,7 +60,11 @@ def pieces(collector: StateCollector, fs: PassthroughFs) -> Iterator[bytes]:
         children.update(inode.parent_id for inode in inodes if inode.id not in collector.places)
         children.update(parent for parent, _ in collector.places.values() if isinstance(parent, int))
     runs: list[bytes] = []
+    collector.ready, collector.ready_children = [], children
     for group in _groups(collector, fs, inodes, children):
+        ready = [inode for record in group if (inode := fs.inodes.get(record.id)) is not None]
+        if len(ready) == len(group):
+            collector.ready.append(ReadyRun(ready, group, children, by_handle=mounts is not None))
         runs.append(bytes(blob.encode_inodes(group)))
         if len(runs) == RUNS_IN_PIECE:
             yield msgspec.msgpack.encode(EarlyPiece(runs, mounts))

@@ -22,7 +22,8 @@ from ..passthrough.host_calls import CTIME, CTIME_NS, MTIME, MTIME_NS, SECOND
 from ..passthrough.inodes import Inode, pack_handle
 from ..passthrough.reach import open_listing
 from . import blob
-from .early import EarlyPiece, in_blob
+from .collect_ready import in_blob
+from .early import EarlyPiece
 from .extension import Extension
 from .records import FILE_HANDLE, PATH, FileHandle, InodeRecord
 from .restore_inodes import InodeRestorer
@@ -115,8 +116,7 @@ class EarlyInodes:
         body = run[start:]
         if by_handle:
             records = list(map(in_blob, records))
-            whole = blob.encode_inodes(records)
-            body = bytes(whole[blob.decode_inodes(bytes(whole))[1] :])
+            body = blob.encode_records(records)
         self.runs.append(EarlyRun(body, records))
 
     def _check(self, record: InodeRecord, by_handle: bool) -> None:

@@ -184,7 +184,7 @@ def test_tables_are_found_again_in_memory():
     assert late.reserve() is None
 
 
-def heap(size=1 << 30):
+def heap(size=1 << 26):
     memory = make_memory([(0, size)])
     return memory, PageAllocator.over([(PAGE_SIZE, size - PAGE_SIZE)])
 
@@ -263,11 +263,11 @@ def pages_of(entries):
 
 @pytest.mark.parametrize("make", [names_of, pages_of])
 def test_a_large_table_with_little_in_it_is_read_as_a_small_one(make):
-    assert work(make(1 << 17)) < 1.1 * work(make(1 << 10))
+    assert work(make(1 << 13)) < 1.1 * work(make(1 << 10))
 
 
 def test_nothing_is_touched_of_a_table_that_is_not_used():
-    few, many = (peak_bytes(names_of(entries))[0] for entries in (1 << 10, 1 << 20))
+    few, many = (peak_bytes(names_of(entries))[0] for entries in (1 << 10, 1 << 17))
     assert many < few + 10_000
 
 

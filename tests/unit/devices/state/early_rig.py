@@ -46,10 +46,11 @@ def look_up_all(guest):
             guest.lookup(os.path.normpath(f"{below}/{name}"))
 
 
-def ahead(guest, *others, **options):
+def ahead(guest, *others, meanwhile=lambda: None, **options):
     """The guest's collection, and what each of ``others`` has found of it."""
     collector = guest.collector(**options)
     collector.start()
+    meanwhile()
     while not collector.step(50):
         pass
     found = [EarlyInodes(other.fs) for other in others]

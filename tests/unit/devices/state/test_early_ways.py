@@ -19,7 +19,8 @@ from .early_rig import ahead, look_up_all, plant, same
 EXCHANGE = 2
 BY_HANDLE = pytest.mark.skipif(not LinuxFs().handles_allowed(), reason="needs CAP_DAC_READ_SEARCH")
 MODES = [
-    pytest.param({}, id="paths"), pytest.param({"verify_handles": True}, id="verified"),
+    pytest.param({}, id="paths"),
+    pytest.param({"verify_handles": True, "confirm_paths": True}, id="verified"),
     pytest.param({"mode": "file-handles"}, id="handles", marks=BY_HANDLE),
 ]  # fmt: skip
 FILE, FOLDER = b"file3", b"dir1"
@@ -82,6 +83,9 @@ class Ways:
     def unlinked_and_made_anew(self):
         self.unlinked()
         self.guest.create(self.folder, FILE)
+
+    def neighbour_made(self):
+        self.guest.create(self.folder, b"neighbour")
 
     def opened(self):
         self.guest.open(self.node)
@@ -182,7 +186,10 @@ def both_policies(guest, make_guest, options, change, save_first):
     collector, found = ahead(guest, *others, **options)
     data = collector.save() if save_first else b""
     change()
-    data = data or collector.save()
+    if not save_first:
+        data = collector.save()
+        if change.__name__ in BY_GUEST or "confirm_paths" in options:  # else it has not heard of it
+            assert data == guest.save(**options), "what was encoded early is as if it had been encoded now"
     for other, each, on_error in zip(others, found, ("abort", "guest-error"), strict=True):
         same(make_guest, data, other, each, on_error=on_error, **options)
 
@@ -205,6 +212,19 @@ def test_after_it_is_saved(options, is_open, way, guest, make_guest, share):
     if is_open:
         ways.opened()
     both_policies(guest, make_guest, options, getattr(ways, way), save_first=True)
+
+
+@pytest.mark.parametrize("options", MODES)
+def test_what_the_guest_meets_while_it_is_collected(options, guest, make_guest, share):
+    """It goes ahead as it is known then, and is collected for good later."""
+    plant(share, 3, 6)
+    look_up_all(guest)
+    guest.fs.forget(guest.lookup("dir1/file3"), 2)
+    other = make_guest()
+    collector, (found,) = ahead(guest, other, meanwhile=lambda: guest.lookup("dir1/file3"), **options)
+    data = collector.save()
+    assert data == guest.save(**options)
+    same(make_guest, data, other, found, **options)
 
 
 @BY_HANDLE
