@@ -20,7 +20,7 @@ TRIES: Final = 5
 LEAST: Final = 32
 """Of fewer there is nothing to be learnt, and nothing to be feared."""
 
-GUEST_SAVE: Final = 1.4
+GUEST_SAVE: Final = 2.2
 
 
 class Steps(NamedTuple):
@@ -31,9 +31,9 @@ class Steps(NamedTuple):
     load: float
 
 
-AS_IT_IS: Final = {"find-paths": Steps(9.5, 17.0, 27.0), "file-handles": Steps(9.5, 9.0, 45.0)}
+AS_IT_IS: Final = {"find-paths": Steps(12.0, 25.0, 45.0), "file-handles": Steps(12.0, 25.0, 90.0)}
 """Without anything done beforehand."""
-AHEAD: Final = {"find-paths": Steps(3.5, 4.5, 2.0), "file-handles": Steps(3.5, 5.0, 45.0)}
+AHEAD: Final = {"find-paths": Steps(6.0, 4.0, 3.0), "file-handles": Steps(6.0, 4.0, 3.0)}
 """When state went ahead: the back-end has collected, the destination knows nodes and has found inodes."""
 STATE_BYTES: Final = 40
 """Of one inode in the back-end's state, about."""
