@@ -14,7 +14,7 @@ import threading
 import pytest
 
 from tests.contract import posix
-from tests.support.sampling import in_pairs
+from tests.support.sampling import product
 from vmsim.guest.config import DRIVER_FEATURES, GuestConfig
 from vmsim.machine import Machine
 from vmsim.schedule.immediate import ImmediateSchedule
@@ -82,14 +82,10 @@ class Moving:
         return call
 
 
-PRODUCT = list(itertools.product(posix.CHECKS, MACHINES))
-PLACES = [at + posix.CHECKS.index(check) for at, (check, _) in enumerate(PRODUCT)]
-
-
-@pytest.mark.parametrize(("check", "kind"), [
-    pytest.param(*PRODUCT[at], id=f"{PRODUCT[at][0].__name__}-{PRODUCT[at][1]}")
-    for at in in_pairs(PLACES, 3, "POSIX on machines")
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("check", "kind"), product("POSIX on machines", 3, posix.CHECKS, MACHINES),
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_the_guest_sees_what_os_sees(check, kind, machine, host, tmp_path):
     fs = machine(kind).mount()
     check(posix.Both(fs, host))

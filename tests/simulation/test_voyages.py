@@ -25,7 +25,7 @@ from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.memory import DirtyLog
 
 USUAL = range(240)
-SOME = 48
+SOME = 36
 """Of the usual seeds in a plain run."""
 DEFECTIVE = range(20)
 """Seeds of voyages that have a defect to find."""

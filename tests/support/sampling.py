@@ -6,6 +6,7 @@ its summary, and in what a failed test printed: "NAME: N of M members, seed S".
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -57,10 +58,27 @@ def in_pairs(positions: Sequence[int], one_in: int, name: str) -> list[int]:
     """
     if Run.whole or one_in == 1:
         return list(range(len(positions)))
-    remainder = random.Random(f"{Run.seed} {name}").randrange(one_in)
-    taken = [at for at, position in enumerate(positions) if position % one_in == remainder]
+    left = remainder(one_in, name)
+    taken = [at for at, position in enumerate(positions) if position % one_in == left]
     _say(name, len(taken), len(positions))
     return taken
+
+
+def remainder(one_in: int, name: str) -> int:
+    """Of the positions of this enumeration those are taken that leave this when divided by ``one_in``."""
+    return random.Random(f"{Run.seed} {name}").randrange(one_in)
+
+
+def product(name: str, one_in: int, *axes: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """All rows of a table with these axes; in a plain run one in ``one_in``, with pairs, see ``in_pairs``."""
+    rows = list(itertools.product(*(list(enumerate(axis)) for axis in axes)))
+    taken = in_pairs([sum(at for at, _ in row) for row in rows], one_in, name)
+    return [tuple(value for _, value in rows[at]) for at in taken]
+
+
+def examples(count: int) -> int:
+    """How many examples hypothesis tries: all with ``--whole``, else a third."""
+    return count if Run.whole else max(10, count // 3)
 
 
 def _say(name: str, taken: int, count: int) -> None:

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from tests.support.sampling import sample
 from vmsim.errors import HostError
 from vmsim.host.sockets import UnixSocket
 
@@ -52,11 +53,11 @@ def path(tmp_path):
     return tmp_path / "socket"
 
 
-@pytest.mark.parametrize("words", [
+@pytest.mark.parametrize("words", sample([
     "", "--sandbox=none", "--reconnect", "--sandbox=none --reconnect", "--tag=shared --request-queues=4",
     "--no-packed --no-inflight --dialect=rfc2023", "--posix-acl --writeback --cache=always --log-level=trace",
     "--inode-file-handles=never --rlimit-nofile=512", "--rlimit-nofile=0 --readonly --trace=vhost.*",
-])  # fmt: skip
+], 5, "serve: options"))  # fmt: skip
 def test_it_serves_and_leaves_nothing(share, path, words):
     with start("--socket-path", path, "--shared-dir", share, *words.split()) as process:
         line = ""
@@ -83,7 +84,7 @@ def test_it_serves_in_a_changed_root(share, path):
     test_it_serves_and_leaves_nothing(share, path, "--sandbox=chroot")
 
 
-@pytest.mark.parametrize(("words", "said"), [
+@pytest.mark.parametrize(("words", "said"), sample([
     ("--sandbox=jail", "--sandbox"), ("--shared-dir={share}", "where to serve?"),
     ("--socket-path={path}", "say --shared-dir"),
     ("--socket-path={path} --shared-dir=/nowhere", "not a directory"),
@@ -98,7 +99,7 @@ def test_it_serves_in_a_changed_root(share, path):
     ("--socket-path={path} --shared-dir={share} --rlimit-nofile=4000000000", "open files"),
     ("--socket-path={path} --shared-dir={share} --xattrmap=nonsense", "xattr"),
     ("--socket-path={path} --shared-dir={share} --trace=nothing", "no event matches"),
-])  # fmt: skip
+], 6, "serve: misuse"))  # fmt: skip
 def test_wrong_usage(share, path, words, said):
     status, text = ended(*words.format(share=share, path=path).split())
     assert (status, said in text) == (2, True), text

@@ -50,7 +50,7 @@ GUESTS = {
 SAMPLE = 3
 """The guest with caches makes one call in so many: its checks are the same code, fed from its caches. Where
 caches and ``killpriv_v2`` decide (who takes set-id bits away) it makes all of them."""
-ONE_IN = 4
+ONE_IN = 6
 """Cells of a table of which a plain run of the tests takes one."""
 
 

@@ -14,6 +14,7 @@ import sys
 
 import pytest
 
+from tests.support.sampling import product
 from vmsim.host.fs import LinuxFs
 
 pytestmark = pytest.mark.skipif(not LinuxFs().privileged, reason="needs to be anybody")
@@ -186,8 +187,7 @@ GUESTS = {
 }
 
 
-@pytest.mark.parametrize("kind", GUESTS)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("seed", "kind"), product("random calls by users", 3, range(5), GUESTS))
 def test_users_are_held_to_the_same_rules(rig, tmp_path, set_umask, seed, kind):
     host_root = tmp_path / "host"
     host_root.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.contract import posix
+from tests.support.sampling import product
 from vmsim.guest.calls.posix import mount
 from vmsim.guest.config import DRIVER_FEATURES
 from vmsim.virtio.constants import F_RING_PACKED, RING_FEATURES
@@ -28,8 +29,10 @@ GUESTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("guest", GUESTS)
-@pytest.mark.parametrize("check", posix.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    ("check", "guest"), product("POSIX in guests", 2, posix.CHECKS, GUESTS),
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_posix(check, guest, rig, tmp_path):
     options = dict(GUESTS[guest])
     made = rig(**options) if "config_features" not in options else in_order(rig, options)

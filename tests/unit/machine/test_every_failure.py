@@ -11,12 +11,14 @@ import pytest
 
 from tests.support.leaks import no_leaks
 from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life
-from tests.support.sampling import in_pairs
+from tests.support.sampling import Run, in_pairs
 from vmsim.machine import Seams
 from vmsim.machine.assembled import FINISHED, RUNNING
 from vmsim.wrappers.faults import Fault, Step
 
 FAULTS = ("fail", "lose", "cut")
+PLAIN = 6
+"""A plain run takes one in so many of the failures: every other step, in one way each."""
 CHANNEL_AND_MESSAGES = ("vhost source", "vhost destination", "channel source", "channel destination")
 HOST_CALLS = ("host source", "host destination")
 MESSAGES_SAVED = {
@@ -84,16 +86,15 @@ def outcome(share, kind: Kind, step: Step, fault: str, *, waiter: bool, **change
 
 def enumerate_failures(shares, kind: Kind, seams: tuple[str, ...], name: str, *, one_in=1, **changes):
     """How often who ran in the end, and the number of cases. Every step fails in each way; or, one in three,
-    in one way, which moves on with the steps. A plain run does that for all kinds."""
+    in one way, which moves on with the steps."""
     waiter = "host source" not in seams
     steps = count_steps(shares(), kind, seams, **changes)
     assert {step.seam.rstrip(" 123") for step in steps} == set(seams)
     rows = [(at + way, step, fault) for at, step in enumerate(steps) for way, fault in enumerate(FAULTS)]
-    if one_in > 1:
-        rows = [row for row in rows if row[0] % one_in == 0]
-    else:
-        cases = in_pairs([position for position, *_ in rows], len(FAULTS), f"failures: {name}")
-        rows = [rows[at] for at in cases]
+    rows = [row for row in rows if row[0] % one_in == 0]
+    # The position of what is left, so that a plain run has every way at every other step.
+    cases = in_pairs([position // one_in for position, *_ in rows], PLAIN, f"failures: {name}")
+    rows = [rows[at] for at in cases]
     outcomes = {"source": 0, "destination": 0}
     for _, step, fault in rows:
         try:
@@ -109,7 +110,8 @@ def expect(found, source: int, destination: int = 0) -> None:
     """At least these per cent of the failures come before commit, or do not matter and come after it."""
     outcomes, cases = found
     assert outcomes["source"] * 100 > source * cases, outcomes
-    assert outcomes["destination"] * 100 >= destination * cases, outcomes
+    if Run.whole:  # few do, beside one another: a part may have none
+        assert outcomes["destination"] * 100 >= destination * cases, outcomes
 
 
 @pytest.mark.parametrize("kind", FEW_KINDS[:2], ids=str)

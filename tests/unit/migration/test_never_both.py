@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.broken_line import BACK, FORTH, Break, BrokenLine, breaks
 from tests.support.migration_rig import Machine, Run, make_memory
+from tests.support.sampling import sample
 from vmsim.errors import MigrationError, StateError, VmsimError
 from vmsim.migration.report import MigrationInDoubt
 from vmsim.migration.returnpath import FAILED, READY, RESUME_ACK, SHUT, ReturnMessage, encode
@@ -92,8 +93,9 @@ def outcomes(direction: str, positions) -> dict[int, set[str]]:
 
 def test_every_byte_from_the_devices_to_the_go():
     begins, total = undisturbed()
-    found = outcomes(FORTH, range(begins, total + 2))
-    assert set().union(*(found[passed] for passed in range(begins, total - 1))) == {"source"}, "before the go"
+    before = sample(range(begins, total - 1), 50, "bytes from the devices to the go")
+    found = outcomes(FORTH, [*before, *range(total - 1, total + 2)])
+    assert set().union(*(found[passed] for passed in before)) == {"source"}, "before the go"
     assert found[total - 1] == {"doubt, it does not"}, "the go does not arrive"
     assert found[total] == found[total + 1] == {"destination"}
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.migration_rig import Machine
+from tests.support.sampling import examples
 from vmsim.errors import MigrationError, StreamError, StreamTruncated, UsageError
 from vmsim.migration.byteio import StreamInput, StreamOutput
 from vmsim.migration.channel import ChannelBase
@@ -228,7 +229,7 @@ def test_a_stream_cut_anywhere_is_never_a_success(stream):
         assert isinstance(refused(stream[:end]), StreamError), end
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.data())
 def test_changed_bytes_are_refused_or_mean_something_else(stream, data):
     """Whatever is flipped, the result is a StreamError or a machine that loaded all of a valid stream."""
@@ -275,7 +276,7 @@ def outcome(data: bytes) -> None:
         pass
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data())
 def test_changed_streams_of_qemu_are_documents_or_stream_errors(data):
     original = (GOLDEN[0].parent / "qemu10.0.2-microvm-mmio-split.bin").read_bytes()

@@ -119,4 +119,6 @@ def test_the_source_archive_is_the_tree(sdist):
 def test_the_source_archive_tests_itself(sdist):
     # It is the tree (see above): a few are enough, of the code, of the tree, with rigs and processes.
     tests = ["tests/unit/wire", "tests/unit/test_house.py", "tests/unit/machine/test_processes.py"]
-    assert " passed" in run(sys.executable, "-m", "pytest", "-q", *tests, cwd=sdist)
+    few = "hexdump or top_level or linter or by_address"
+    said = run(sys.executable, "-m", "pytest", "-q", "-k", few, *tests, cwd=sdist)
+    assert re.search(r"\b\d\d passed", said), said

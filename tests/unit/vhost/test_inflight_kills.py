@@ -102,7 +102,7 @@ def test_any_line(features, goes_on, request):
         count = lines_of(waiting_work(rig, Requests(rig)))
         rig.echo.during = None
     assert count > 100
-    for line in sample(range(count + 1), 120, f"lines to die at: {request.node.name}"):
+    for line in sample(range(count + 1), 60, f"lines to die at: {request.node.name}"):
         with boot(features, SIZE) as rig:
             requests = Requests(rig)
             died = dies(waiting_work(rig, requests), line)

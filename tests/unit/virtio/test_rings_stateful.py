@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.support.ring_pair import DATA, make_config, make_memory
+from tests.support.sampling import examples
 from vmsim.virtio.constants import (
     F_EVENT_IDX,
     F_IN_ORDER,
@@ -205,4 +206,4 @@ class Rings(RuleBasedStateMachine):
 
 
 TestRings = Rings.TestCase
-TestRings.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestRings.settings = settings(max_examples=examples(150), stateful_step_count=60, deadline=None)

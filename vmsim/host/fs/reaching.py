@@ -24,6 +24,8 @@ CREATES: Final = os.O_CREAT | UNNAMED
 MAKES: Final = os.O_EXCL | UNNAMED
 ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 EAGAIN_TRIES: Final = 16
+ENOMEM_TRIES: Final = 256
+"""With the CPU given away in between: somebody else must get on with making a file."""
 
 OPEN_TREE: Final = 428
 OPEN_TREE_CLONE: Final = 1
@@ -114,17 +116,25 @@ class LinuxReaching(LinuxMaking):
         return self._mount_id[0], kind, bytes(self._handle_bytes[HANDLE_HEADER : HANDLE_HEADER + size])
 
     def open_handle(self, mount_fd: int, handle_type: int, raw: bytes, flags: int) -> int:
-        """open_by_handle_at."""
+        """open_by_handle_at; ESTALE where the inode is gone, also while its number is given to another file.
+
+        The kernel's ``iget_locked`` finds such an inode half made (``I_CREATING``), and its callers take that
+        for a lack of memory: ENOMEM, for microseconds, then ESTALE. A real lack is still there afterwards.
+        """
         if len(raw) > MAX_HANDLE_SZ:
             raise OSError(errno.EINVAL, "file handle too long")
         handle = self._handle
         handle[0] = len(raw)
         handle[1] = handle_type & 0xFFFFFFFF
         self._handle_bytes[HANDLE_HEADER : HANDLE_HEADER + len(raw)] = raw
-        fd: int = libc.open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC)
-        if fd < 0:
-            fail("open_by_handle_at")
-        return apart(fd)
+        for _ in range(ENOMEM_TRIES):
+            fd: int = libc.open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC)
+            if fd >= 0:
+                return apart(fd)
+            if ffi.errno != errno.ENOMEM:
+                break
+            os.sched_yield()
+        fail("open_by_handle_at")
 
     def open_parent(self, fd: int) -> int:
         """``..``; the kernel refuses to leave a mount elsewhere than at its root."""

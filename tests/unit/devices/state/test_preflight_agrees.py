@@ -21,6 +21,7 @@ from devices.virtio_fs.state.preflight import preflight
 from devices.virtio_fs.state.restore import RestoreError
 from tests.support.inode_flags import APPEND, IMMUTABLE, change_flags
 from tests.support.machine_rig import HANDLES_ALLOWED
+from tests.support.sampling import product
 
 pytestmark = pytest.mark.unprivileged
 ROOT = os.geteuid() == 0
@@ -276,7 +277,7 @@ def use(call):
         return "raises", error.errno
 
 
-@pytest.fixture(params=KNOWN)
+@pytest.fixture
 def world(request, make_guest, share, monkeypatch):
     """The budget for contents is small, so that it can be exceeded."""
     monkeypatch.setattr(collect_content, "UNLINKED_CONTENT_MAX", 2000)
@@ -300,22 +301,24 @@ def evict(world):
             world.guest.lookup(f"crowd-{number}")
 
 
-@pytest.mark.parametrize("mode", FEW_MODES)
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def ways(name, one_in, known, modes, ways):
+    """Parametrizes a test with a table of these: all of it, or one in so many with every pair."""
+    rows = product(f"pre-flight and load agree: {name}", one_in, known, modes, ways)
+    ids = [f"{way.__name__}-{known}-{mode}" for known, mode, way in rows]
+    return pytest.mark.parametrize(("world", "mode", "way"), rows, ids=ids, indirect=["world"])
+
+
+@ways("files", 3, KNOWN, FEW_MODES, WAYS)
 def test_a_file(world, make_guest, way, mode):
     agree(world, make_guest, way, mode)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in FEW_MODES])
-@pytest.mark.parametrize("world", ["open for reading", "forgotten descriptor"], indirect=True)
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@ways("checks", 2, ["open for reading", "forgotten descriptor"], ["verified", "confirmed"], WAYS)
 def test_a_file_with_checks(world, make_guest, way, mode):
     agree(world, make_guest, way, mode)
 
 
-@pytest.mark.parametrize("mode", FEW_MODES)
-@pytest.mark.parametrize("world", ["looked up", "forgotten descriptor"], indirect=True)
-@pytest.mark.parametrize("way", SPECIAL, ids=lambda way: way.__name__)
+@ways("special files", 2, ["looked up", "forgotten descriptor"], FEW_MODES, SPECIAL)
 def test_what_is_never_opened(world, make_guest, way, mode):
     agree(world, make_guest, way, mode)
 

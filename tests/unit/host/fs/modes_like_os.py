@@ -1,6 +1,8 @@
 """A program whose umask is its own: makes everything by LinuxFs, and by ``os`` with the guest's umask set.
 
-    modes_like_os.py FOLDER      prints a line for each difference, and how many things were made
+    modes_like_os.py FOLDER ONE_IN REMAINDER
+
+Takes one in so many of all combinations; prints a line for each difference, and how many things were made.
 """
 
 from __future__ import annotations
@@ -90,11 +92,15 @@ def looks(at, name):
 def main() -> None:
     os.umask(0)
     host = LinuxFs()
-    made = 0
+    made, one_in, left = 0, int(sys.argv[2]), int(sys.argv[3])
     for folder in folders(sys.argv[1]):
         at = os.open(folder, os.O_RDONLY)
         for (what, ours, theirs), caller in itertools.product(ways(host), CALLERS):
-            for mask, umask, mode in itertools.product(PROCESS, GUEST, ASKED):
+            for (place_1, mask), (place_2, umask), (place_3, mode) in itertools.product(
+                enumerate(PROCESS), enumerate(GUEST), enumerate(ASKED)
+            ):
+                if (place_1 + place_2 + place_3) % one_in != left:
+                    continue
                 if ROOT:
                     host.become(*caller, True)
                 try:
@@ -103,16 +109,16 @@ def main() -> None:
                     os.umask(mask)
                     ours(at, b"ours", mode, umask)
                 finally:
-                    left = os.umask(0)
+                    mask_left = os.umask(0)
                     host.become_self()
                 here, there = looks(at, b"ours"), looks(at, b"theirs")
                 for name in (b"ours", b"theirs"):
                     (os.rmdir if what == "mkdir" else os.unlink)(name, dir_fd=at)
                 made += 1
-                if here != there or left != mask:
+                if here != there or mask_left != mask:
                     place = os.path.basename(folder)
                     print(f"{what} {mode:#o} in {place} by {caller}, umask {umask:#o} in a program with "
-                          f"{mask:#o}: {here}, not {there}; its umask is {left:#o}")
+                          f"{mask:#o}: {here}, not {there}; its umask is {mask_left:#o}")
         os.close(at)
     print(made)
 

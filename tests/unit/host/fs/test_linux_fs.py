@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 
 import pytest
 
 from tests.contract import hostfs
+from tests.support.direct_fs import refused
 from tests.support.leaks import Held
-from vmsim.host.fs import LinuxFs
+from vmsim.host.fs import LinuxFs, libc, reaching
 
 
 @pytest.mark.parametrize("check", hostfs.CHECKS, ids=lambda check: check.__name__)
@@ -23,6 +25,38 @@ def test_contract(check, variant, tmp_path):
         host.fstat = host._fstat_any
     check(host, tmp_path)
     assert before.more() == []
+
+
+class ShortOfMemory:
+    """The C library, whose open_by_handle_at fails with ENOMEM so many times."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def __getattr__(self, name):
+        return getattr(libc.libc, name)
+
+    def open_by_handle_at(self, *words):
+        if self.times:
+            self.times -= 1
+            libc.ffi.errno = errno.ENOMEM
+            return -1
+        return libc.libc.open_by_handle_at(*words)
+
+
+@pytest.mark.skipif(not LinuxFs().handles_allowed(), reason="needs CAP_DAC_READ_SEARCH")
+@pytest.mark.parametrize(("times", "number"), [(3, errno.ESTALE), (1 << 30, errno.ENOMEM)])
+def test_a_number_that_is_given_to_another_file_right_now_is_stale(tmp_path, monkeypatch, times, number):
+    """Linux says ENOMEM while it makes an inode whose number the handle has (seen once in 200 on ext4)."""
+    (tmp_path / "a").touch()
+    root = os.open(tmp_path, os.O_RDONLY)
+    host = LinuxFs()
+    _, kind, raw = host.file_handle_at(root, b"a")
+    monkeypatch.setattr(reaching, "libc", ShortOfMemory(times))
+    (tmp_path / "a").unlink()
+    with refused(number):
+        host.open_handle(root, kind, raw, os.O_PATH)
+    os.close(root)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="struct stat of another machine")
