@@ -8,13 +8,14 @@ holds up nobody's end, and a dead mount holds WORKERS_PER_KEY of them at most.
 
 from __future__ import annotations
 
+import errno
 import os
-import queue
 import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeAlias
 
 from vmsim.host.eventfd import EventFd
@@ -36,6 +37,36 @@ class _Job:
         self.error: BaseException | None = None
 
 
+class _Crew:
+    """The threads, and the calls that wait for one of them.
+
+    A thread leaves, and a call comes, only under the lock: none is left to a thread that is about to go.
+    """
+
+    __slots__ = ("lock", "threads", "todo")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.todo: SimpleQueue[_Job | None] = SimpleQueue()
+        self.threads: set[threading.Thread] = set()
+
+    def next(self) -> _Job | None:
+        """The next call for this thread; None if it may leave, as there was none for a while."""
+        try:
+            job = self.todo.get(timeout=IDLE_S)
+        except Empty:
+            job = None
+        if job is None:
+            with self.lock:
+                try:  # one may have come since
+                    job = self.todo.get_nowait()
+                except Empty:
+                    pass
+                if job is None:
+                    self.threads.discard(threading.current_thread())
+        return job
+
+
 class Workers:
     """Runs calls aside. ``make`` gives each thread what its calls get as their argument.
 
@@ -49,11 +80,10 @@ class Workers:
 
     def _forget(self) -> None:
         self._pid = os.getpid()
-        self._todo: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._crew = _Crew()
         self._finished: deque[_Job] = deque()
         self._held: deque[_Job] = deque()
         self._by_key: dict[object, int] = {}
-        self._threads: set[threading.Thread] = set()
         self.pending = 0
         """Calls whose results have not been handed over."""
 
@@ -78,28 +108,27 @@ class Workers:
             self._held.append(job)
             return
         self._by_key[job.key] = self._by_key.get(job.key, 0) + 1
-        self._threads = {thread for thread in self._threads if thread.is_alive()}
-        if len(self._threads) <= running:
-            event = self._event
-            assert event is not None
-            thread = threading.Thread(
-                target=_work,
-                args=(self._make, self._todo, self._finished, event),
-                daemon=True,
-                name="vmsim-host",
-            )
-            try:
-                thread.start()
-            except RuntimeError as error:  # no more threads for this user
-                if not self._threads:
-                    self._by_key[job.key] -= 1
-                    job.error = OSError(11, f"no thread: {error}")
-                    self._finished.append(job)
-                    event.signal()
-                    return
-            else:
-                self._threads.add(thread)
-        self._todo.put(job)
+        crew = self._crew
+        with crew.lock:
+            if len(crew.threads) > running or self._start() or crew.threads:
+                crew.todo.put(job)
+                return
+        job.error = OSError(errno.EAGAIN, "no thread for the call")
+        self._finished.append(job)
+        self.wake()
+
+    def _start(self) -> bool:
+        """One more thread; whether there may be one."""
+        crew = self._crew
+        thread = threading.Thread(
+            target=_work, args=(self._make, crew, self._finished, self._event), daemon=True, name="vmsim-host"
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads for this user
+            return False
+        crew.threads.add(thread)
+        return True
 
     def join(self) -> bool:
         """Hand the results that there are to those who wait for them; whether there were any."""
@@ -145,26 +174,23 @@ class Workers:
 
     def close(self) -> None:
         """Hand over nothing more; threads end as soon as their calls do."""
-        for _ in self._threads:
-            self._todo.put(None)
+        if os.getpid() != self._pid:
+            self._forget()
+        with self._crew.lock:
+            for _ in self._crew.threads:
+                self._crew.todo.put(None)
         if self._event is not None and not self.pending:
             self._event.close()
             self._event = None
 
 
-def _work(
-    make: Callable[[], Any], todo: queue.SimpleQueue[_Job | None], finished: deque[_Job], event: EventFd
-) -> None:
+def _work(make: Callable[[], Any], crew: _Crew, finished: deque[_Job], event: EventFd) -> None:
     """A thread's life. Between two calls it holds nothing."""
-    own = make()
-    while True:
+    own: Any = None
+    while (job := crew.next()) is not None:
         try:
-            job = todo.get(timeout=IDLE_S)
-        except queue.Empty:
-            return
-        if job is None:
-            return
-        try:
+            if own is None:
+                own = make()
             job.result = job.call(own)
         except BaseException as error:  # whoever waits for it gets it
             job.error = error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
+from queue import Empty, SimpleQueue
 
 import pytest
 
@@ -111,6 +113,96 @@ def test_threads_are_used_again(workers):
         workers.submit("key", lambda thread: thread.ident, names)
         wait(workers, lambda count=count: len(names.results) > count, "a result")
     assert len(set(names.results)) == 1
+
+
+class Gate(SimpleQueue):
+    """A queue at which the first wait of a thread that finds nothing ends when ``leave`` is set."""
+
+    def __init__(self):
+        self.idle, self.leave = threading.Event(), threading.Event()
+
+    def get(self, block=True, timeout=None):
+        if timeout is None or self.leave.is_set():
+            return super().get(block, timeout)
+        try:
+            return super().get(timeout=0.001)
+        except Empty:
+            self.idle.set()
+            assert self.leave.wait(20)
+            raise
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    monkeypatch.setattr("vmsim.host.workers.SimpleQueue", Gate)
+    workers = Workers(threading.current_thread)
+    yield workers, workers._crew.todo
+    workers._crew.todo.leave.set()
+    workers.close()
+
+
+def test_a_call_that_comes_as_its_thread_is_about_to_leave_is_served(gate):
+    """The thread has waited in vain and has not gone yet: to the loop it is there and free."""
+    workers, todo = gate
+    landed = Landed()
+    workers.submit("key", lambda thread: thread, landed)
+    wait(workers, lambda: landed.results, "the first call")
+    assert todo.idle.wait(20), "the thread has not run out of work within 20 s"
+    workers.submit("key", lambda thread: thread, landed)
+    todo.leave.set()
+    wait(workers, lambda: len(landed.results) == 2, "the second call")
+    assert landed.results[0] is landed.results[1]
+
+
+def test_a_call_that_comes_after_its_thread_has_left_gets_another(gate, monkeypatch):
+    monkeypatch.setattr("vmsim.host.workers.IDLE_S", 0.001)
+    workers, todo = gate
+    landed = Landed()
+    workers.submit("key", lambda thread: thread, landed)
+    wait(workers, lambda: landed.results, "the first call")
+    todo.leave.set()
+    landed.results[0].join(20)
+    assert not landed.results[0].is_alive(), "the thread has not left within 20 s"
+    workers.submit("key", lambda thread: thread, landed)
+    wait(workers, lambda: len(landed.results) == 2, "the second call")
+    assert landed.results[0] is not landed.results[1]
+
+
+def test_where_no_thread_can_be_made_the_call_fails_and_the_count_is_right(workers, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    landed = Landed()
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        for _ in range(3 * WORKERS_PER_KEY):
+            workers.submit("key", lambda _: None, landed)
+        wait(workers, lambda: len(landed.results) == 3 * WORKERS_PER_KEY, "the refusals")
+    assert {error.errno for error in landed.results} == {errno.EAGAIN}
+    gates = [threading.Event() for _ in range(WORKERS_PER_KEY)]
+    for each in gates:
+        workers.submit("key", lambda _, each=each: each.wait(20), landed)
+    assert workers._by_key == {"key": WORKERS_PER_KEY}
+    for each in gates:
+        each.set()
+
+
+def test_what_cannot_be_made_for_a_thread_fails_its_call_alone():
+    tries = iter([OSError(errno.EMFILE, "no descriptor"), None])
+
+    def make():
+        error = next(tries)
+        if error:
+            raise error
+        return "made"
+
+    workers, landed = Workers(make), Landed()
+    for count in (1, 2):
+        workers.submit("key", lambda own: own, landed)
+        wait(workers, lambda count=count: len(landed.results) == count, f"call {count}")
+    assert landed.results[0].errno == errno.EMFILE
+    assert landed.results[1] == "made"
+    workers.close()
 
 
 def test_after_a_fork_the_child_has_threads_of_its_own(workers):
