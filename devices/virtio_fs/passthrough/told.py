@@ -6,6 +6,9 @@ goes on telling the old ones: the ctime until the file changes, the number for a
 
 The host may give the old number to another file. The guest must not take the two for one, so from then on
 that other file has the number with its highest bit flipped, here and wherever the machine moves.
+
+The share's root gets a new ctime as well, where something other than a regular file is made anew: only in a
+directory can that be done. It keeps its number.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ OTHER: Final = 1 << 63
 
 
 class Told(NamedTuple):
-    """Of one file: its number; its ctime while the host's is ``since_ns``; when it was born (0: unknown)."""
+    """Of one file: its number; its ctime while the host's is ``since_ns``; when it was born.
+
+    Number and birth 0: as the host says.
+    """
 
     ino: int
     since_ns: int
@@ -39,7 +45,7 @@ class ToldTable:
         self.numbers: set[int] = set()
 
     def __bool__(self) -> bool:
-        return bool(self.numbers)
+        return bool(self.numbers or self.by_id)
 
     def clear(self) -> None:
         """A new session."""
@@ -48,7 +54,9 @@ class ToldTable:
 
     def add(self, nodeid: int, told: Told) -> None:
         """From now on; beyond the bound the file has its new number."""
-        if told.ino in self.numbers or len(self.numbers) < STATE_UNLINKED_MAX:
+        if not told.ino:
+            self.by_id[nodeid] = told
+        elif told.ino in self.numbers or len(self.numbers) < STATE_UNLINKED_MAX:
             self.numbers.add(told.ino)
             self.by_id[nodeid] = told
 
@@ -63,7 +71,7 @@ class ToldTable:
     def number(self, nodeid: int, ino: int) -> int:
         """The number that the guest is told of a file; ``nodeid`` 0: of one that it need not know."""
         told = self.by_id.get(nodeid)
-        if told is not None:
+        if told is not None and told.ino:
             return told.ino
         return ino ^ OTHER if ino in self.numbers else ino
 

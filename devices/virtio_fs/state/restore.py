@@ -20,6 +20,7 @@ from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.fuse.session import Session
 from vmsim.limits import REPORT_LINES_MAX, STATE_BLOB_MAX
 
+from ..passthrough.host_calls import HostAttr
 from ..passthrough.lock_table import HeldLock
 from ..passthrough.told import Told
 from . import blob, extension
@@ -112,17 +113,19 @@ def restore_state(
     known = len(early.inodes) if early is not None else 0
     if session.state.initialized or len(fs.inodes) > 1 + known or len(fs.handles):
         raise StateError("a state can be loaded only before the guest's first request")
+    root = fs.host.fstat(fs.path_fd(fs.root))
     if early is not None:
         try:
-            return _restore(fs, session, data, options, early)
+            return _restore(fs, session, data, options, early, root)
         except (Changed, StreamError):
             session.reset()  # what is wrong with the state, if anything, is found without what came early
-    return _restore(fs, session, data, options, None)
+    return _restore(fs, session, data, options, None, root)
 
 
 def _restore(
-    fs: PassthroughFs, session: Session, data: bytes, options: StateOptions, early: EarlyInodes | None
-) -> RestoreReport:
+    fs: PassthroughFs, session: Session, data: bytes, options: StateOptions, early: EarlyInodes | None,
+    root: HostAttr,
+) -> RestoreReport:  # fmt: skip
     report = RestoreReport()
     checked = _checked(data, options, session.options, early)
     if checked is None:
@@ -131,7 +134,7 @@ def _restore(
     plan, state, extra, negotiated = checked
     report.extended = extra is not None
     report.notes = plan.notes
-    load = Load(fs, session, options, report, early)
+    load = Load(fs, session, options, report, early, root)
     try:
         load.run(plan, state, extra, negotiated)
     except BaseException:
@@ -211,9 +214,11 @@ class Load:
 
     def __init__(
         self, fs: PassthroughFs, session: Session, options: StateOptions, report: RestoreReport,
-        early: EarlyInodes | None = None,
+        early: EarlyInodes | None = None, root: HostAttr = (),
     ) -> None:  # fmt: skip
+        """``root``: of the share's root, before anything was made in it."""
         self._early = early
+        self._root = root
         self._fs = fs
         self._session = session
         self._abort = options.on_error == "abort"
@@ -232,6 +237,7 @@ class Load:
         restorer.finish()
         if extra is not None:
             self._tell(extra)
+        restorer.hide_change(self._root)
         fs.handles.next_id = plan.next_handle
         self._drop_unknown(plan)
         if extra is not None:

@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from ..passthrough.core import BIRTH
-from ..passthrough.host_calls import CTIME, CTIME_NS, MODE, NLINK, SECOND
+from ..passthrough.host_calls import CTIME, CTIME_NS, MODE, NLINK, SECOND, HostAttr
 from ..passthrough.inodes import INVALID, NOWHERE, PINNED, STALE, Inode, Mount, pack_handle
 from ..passthrough.told import Told
 from .collect_content import ContentBudget
@@ -50,6 +50,8 @@ class InodeRestorer:
         self._proof: Proof | None = None
         self._mounts: dict[tuple[int, int], Mount] = {}
         self._made: list[Anonymous] = []
+        self._touched = False
+        """Whether something was made in the share's root."""
         self._space = ContentBudget()
         self.unproven: dict[tuple[int, int, int], list[Inode]] = {}
         """Inodes opened by handle of which it is not known that they are in the share."""
@@ -226,6 +228,7 @@ class InodeRestorer:
 
     def anonymous(self, record: InodeRecord, file: Anonymous) -> None:
         """An unlinked file whose contents came along; ``finish`` gives it its attributes."""
+        self._touched = self._touched or not stat.S_ISREG(file.mode)
         self._keep(record, recreate(self._fs, file, self._notes), pinned=True)
         self._made.append(file)
 
@@ -242,3 +245,15 @@ class InodeRestorer:
                     attr = self._host.fstat(inode.fd)
                     since_ns = attr[CTIME] * SECOND + attr[CTIME_NS]
                     self._fs.tell(file.id, Told(file.ino, since_ns, file.ctime_ns, file.birth_ns))
+
+    def hide_change(self, before: HostAttr) -> None:
+        """The guest is told the ctime of the share's root that it had ``before``, until it changes again."""
+        if not self._touched:
+            return
+        fs = self._fs
+        attr = self._host.fstat(fs.path_fd(fs.root))
+        told = fs.told.by_id.get(fs.root.id)
+        seconds, nanoseconds = fs.told.ctime(fs.root.id, before[CTIME], before[CTIME_NS])
+        since_ns = attr[CTIME] * SECOND + attr[CTIME_NS]
+        birth_ns = told.birth_ns if told is not None else 0
+        fs.tell(fs.root.id, Told(0, since_ns, seconds * SECOND + nanoseconds, birth_ns))
