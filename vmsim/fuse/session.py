@@ -1,7 +1,8 @@
 """The server's session: one request in, one reply out, and whatever the client sends, no exception.
 
 ``handle`` is the fast path: a simple row whose header and arguments, and whose reply, lie where they should.
-Everything else takes ``_general``, which assumes nothing.
+READ, WRITE and LOOKUP have ways of their own (:mod:`vmsim.fuse.short`). Everything else takes ``_general``,
+which assumes nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.fuse.opcodes import DESTROY, FUSE_INIT_BSWAP_RESERVED, INIT, OPCODES, Reply
 from vmsim.fuse.plans import Plan
 from vmsim.fuse.request import FINISHED, OUT_HEADER_SIZE, RUNNING, WAITING, Request
+from vmsim.fuse.short import SHORT_WAYS, ShortWay
 from vmsim.fuse.views import gather, scatter
 from vmsim.limits import FUSE_INTERRUPTS_MAX
 
@@ -56,8 +58,8 @@ class Session:
     """
 
     __slots__ = (
-        "_again", "_apart", "_aside", "_fast", "_interrupted", "_plans", "_routes", "_waiting", "fs",
-        "on_fault", "options", "state",
+        "_again", "_apart", "_aside", "_fast", "_interrupted", "_plans", "_routes", "_short", "_waiting",
+        "_ways", "fs", "on_fault", "options", "state",
     )  # fmt: skip
 
     def __init__(self, fs: FileSystem, options: InitOptions | None = None) -> None:
@@ -77,7 +79,10 @@ class Session:
             for row in OPCODES
         }
         self._routes = {row.number: self._plans[row.number].route for row in OPCODES if row.simple}
+        self._ways = {number: way(fs) for number, way in SHORT_WAYS.items()}
         self._fast: dict[int, Any] = {}
+        self._short: dict[int, ShortWay] = {}
+        """Both empty until INIT."""
 
     def serve_aside(self, aside: Aside, opcodes: Container[int]) -> None:
         """Have ``aside`` asked about requests with these opcodes, and serve those that may take long."""
@@ -87,8 +92,13 @@ class Session:
             for row in OPCODES
             if row.simple and row.number not in opcodes
         }
-        if self._fast:
-            self._fast = self._routes
+        self._ways = {number: way(self.fs) for number, way in SHORT_WAYS.items() if number not in opcodes}
+        self._use_ways()
+
+    def _use_ways(self) -> None:
+        """Fast and short ways are for sessions that INIT has begun."""
+        self._fast = self._routes if self.state.initialized else {}
+        self._short = self._ways if self.state.initialized else {}
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -104,7 +114,7 @@ class Session:
             header = _unpack_header(first)
             route = self._fast.get(header[1])
             if route is None:
-                return self._general(readable, writable, complete)
+                return self._another_way(header, readable, writable, complete)
             handler, unpack, request_size, pack_into, reply_size, body_into = route
             out = writable[0]
             body = None
@@ -134,6 +144,21 @@ class Session:
         except Exception as error:
             return self._refuse(writable, header[2], self._errno_of(error, header[1]))
         return reply_size  # type: ignore[no-any-return]
+
+    def _another_way(
+        self, header: Any, readable: Views, writable: Views, complete: Callable[[int], None]
+    ) -> int | None:
+        """The short way of a request that has one and is in shape for it, else the general one."""
+        way = self._short.get(header[1])
+        if way is not None:
+            try:
+                if written := way(header, readable[0], readable, writable):
+                    return written
+            except TryAgain:
+                pass
+            except Exception as error:
+                return self._refuse(writable, header[2], self._errno_of(error, header[1]))
+        return self._general(readable, writable, complete)
 
     def _general(self, readable: Views, writable: Views, complete: Callable[[int], None]) -> int | None:
         """Any request at all."""
@@ -359,7 +384,7 @@ class Session:
     def _begin(self, state: NegotiatedState) -> None:
         self.state = state._replace(interrupted=())
         self._interrupted = dict.fromkeys(state.interrupted)
-        self._fast = self._routes if state.initialized else {}
+        self._use_ways()
 
     def _end(self, error: int) -> None:
         """Answer who waits with ``error``, then drop all state."""
