@@ -119,8 +119,7 @@ class VirtioFsDevice:
         self.virtio.features_offered = offered
         transport.on_call = self._called
         transport.on_ring_error = self._ring_error
-        kick = frontend.kick
-        self.virtio.on_notify = lambda queue, data: kick(queue)
+        self.virtio.on_notify = frontend.kick
 
     @property
     def attached(self) -> bool:
@@ -266,5 +265,5 @@ class VirtioFsDevice:
             self.frontend.stop_log()
 
 
-def _ignore_notification(queue: int, data: int) -> None:
+def _ignore_notification(queue: int) -> None:
     """Nobody is there to work on the queue."""

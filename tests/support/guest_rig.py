@@ -64,7 +64,7 @@ class FsDevice:
             config = RingConfig(queue.size, queue.desc, queue.driver, queue.device, features, index=index)
             self.rings[index] = make_device_ring(config, self.memory, log=None, log_used=False)
 
-    def notify(self, index, _data):
+    def notify(self, index):
         self.kicks += 1
         ring = self.rings[index]
         try:

@@ -39,10 +39,10 @@ class QueueConfig:
     """One virtqueue as the driver sets it up: sizes in entries, areas as guest-physical addresses.
 
     ``base`` says where a stopped ring stands, in the encoding of vhost's GET_VRING_BASE; ``notifications``
-    counts what the driver sent.
+    counts what the driver sent, ``notified`` are the upper 16 bits of the last one.
     """
 
-    __slots__ = ("base", "desc", "device", "driver", "notifications", "ready", "size", "size_max")
+    __slots__ = ("base", "desc", "device", "driver", "notifications", "notified", "ready", "size", "size_max")
 
     def __init__(self, size_max: int) -> None:
         self.size_max = size_max
@@ -50,7 +50,7 @@ class QueueConfig:
         self.ready = False
         self.desc = self.driver = self.device = 0
         self.base = 0
-        self.notifications = 0
+        self.notifications = self.notified = 0
 
     def reset(self) -> None:
         """Back to what the driver found."""
@@ -81,8 +81,9 @@ class VirtioDevice:
 
     Hooks of the owner: ``on_activate()`` when DRIVER_OK is set, ``on_reset()`` before everything is cleared,
     ``on_queue_reset(queue)`` before a queue that is ready is cleared, ``on_queue_ready(queue)`` when a queue
-    becomes ready while the device is live, ``on_notify(queue, data)`` for available-buffer notifications
-    (data: the upper 16 bits of NOTIFICATION_DATA), ``on_interrupt()`` when the driver should look.
+    becomes ready while the device is live, ``on_notify(queue)`` for available-buffer notifications (what
+    NOTIFICATION_DATA says besides is the queue's ``notified``), ``on_interrupt()`` when the driver should
+    look.
     """
 
     __slots__ = (
@@ -117,7 +118,7 @@ class VirtioDevice:
         self.on_reset: Callable[[], None] = _nothing
         self.on_queue_reset: Callable[[int], None] = _nothing
         self.on_queue_ready: Callable[[int], None] = _nothing
-        self.on_notify: Callable[[int, int], None] = _nothing
+        self.on_notify: Callable[[int], None] = _nothing
         self.on_interrupt: Callable[[], None] = _nothing
 
     # -- the driver's side
@@ -205,7 +206,8 @@ class VirtioDevice:
                 queue = self.queues[index]
                 if queue.ready:
                     queue.notifications += 1
-                    self.on_notify(index, value >> 16)
+                    queue.notified = value >> 16
+                    self.on_notify(index)
 
     def reset(self) -> None:
         """Device reset (section 2.4): everything as the driver found it."""

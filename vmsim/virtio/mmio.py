@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from vmsim.limits import VIRTIO_QUEUE_MAX
@@ -39,7 +40,12 @@ class MmioRegisters:
         self.shared_memory = {region.id: region for region in shared_memory}
         self.shm_sel = 0
         self._readers = {row.offset: row.read for row in REGISTERS if row.read is not None}
-        self._writers = {row.offset: row.write for row in REGISTERS if row.write is not None}
+        self._writers: dict[int, Callable[[int], None]] = {}
+        for row in REGISTERS:
+            if row.command is not None:
+                self._writers[row.offset] = partial(row.command, device)
+            elif row.write is not None:
+                self._writers[row.offset] = partial(row.write, self)
 
     def read(self, offset: int, size_bytes: int) -> int:
         """The value at ``offset`` of the window, little-endian."""
@@ -53,7 +59,7 @@ class MmioRegisters:
         """Store ``value``; the configuration space of a file system is not writable."""
         writer = self._writers.get(offset)
         if writer is not None and size_bytes == 4:
-            writer(self, value & WORD)
+            writer(value & WORD)
 
     @property
     def queue(self) -> QueueConfig:
@@ -81,6 +87,8 @@ class Register(NamedTuple):
     name: str
     read: Callable[[MmioRegisters], int] | None = None
     write: Callable[[MmioRegisters, int], None] | None = None
+    command: Callable[[VirtioDevice, int], None] | None = None
+    """What writing does where it is the device's own business, with nothing in between."""
 
 
 def _read_features(regs: MmioRegisters) -> int:
@@ -152,10 +160,10 @@ REGISTERS: Final = (
     Register(0x034, "QueueSizeMax", lambda regs: regs.queue.size_max),
     Register(0x038, "QueueSize", write=_write_size),
     Register(0x044, "QueueReady", lambda regs: int(regs.queue.ready), _write_ready),
-    Register(0x050, "QueueNotify", write=lambda regs, value: regs.device.notify(value)),
+    Register(0x050, "QueueNotify", command=VirtioDevice.notify),
     Register(0x060, "InterruptStatus", lambda regs: regs.device.isr),
     Register(0x064, "InterruptACK", write=_ack_interrupt),
-    Register(0x070, "Status", lambda regs: regs.device.status, lambda regs, v: regs.device.write_status(v)),
+    Register(0x070, "Status", lambda regs: regs.device.status, command=VirtioDevice.write_status),
     Register(0x080, "QueueDescLow", write=_area("desc", high=False)),
     Register(0x084, "QueueDescHigh", write=_area("desc", high=True)),
     Register(0x090, "QueueDriverLow", write=_area("driver", high=False)),

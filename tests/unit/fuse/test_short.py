@@ -69,7 +69,7 @@ def ask(request, cuts, reply_cuts, room, answer, *, short):
     written = session.handle(
         cut_views(memoryview(bytes(request)), cuts), cut_views(memoryview(reply), reply_cuts), print
     )
-    return written, bytes(reply), fs.calls, bool(served and served[-1])
+    return written, bytes(reply[: written or 0]), fs.calls, bool(served and served[-1])
 
 
 def mostly(usual, *odd):

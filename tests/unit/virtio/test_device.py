@@ -32,7 +32,7 @@ class Machine:
         device.on_interrupt = lambda: self.heard.append("interrupt")
         device.on_queue_reset = lambda queue: self.heard.append(f"queue reset {queue}")
         device.on_queue_ready = lambda queue: self.heard.append(f"queue ready {queue}")
-        device.on_notify = lambda queue, data: self.heard.append((queue, data))
+        device.on_notify = lambda queue: self.heard.append((queue, device.queues[queue].notified))
 
     def read(self, offset):
         return self.regs.read(offset, 4)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 from vmsim.errors import StateError
@@ -75,6 +74,51 @@ def names_two_files(
 
     functools.update_wrapper(named, call)
     return named
+
+
+class _Held:
+    """A user more of an open file description, within a ``with``; one object, since every transfer has it."""
+
+    __slots__ = ("_ctx", "_number")
+
+    def __init__(self, ctx: ProcessContext, file: OpenFile) -> None:
+        self._ctx = ctx
+        self._number = file.id
+        file.refs += 1
+
+    def __enter__(self) -> int:
+        return self._number
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        kernel = self._ctx.cell.kernel
+        file = kernel.state.files.get(self._number)
+        if file is None:
+            return
+        if file.refs > 1 and not kernel.paused:
+            file.refs -= 1
+        elif kind is None or issubclass(kind, Exception):
+            self._ctx.put_file(self._number)
+        else:  # the program was killed, perhaps on a machine that is no more: it cannot wait
+            file.refs -= 1
+            if not file.refs:
+                del kernel.state.files[self._number]
+                kernel.nodes.drop(file.nodeid)
+
+
+class _Holding:
+    """A reference on an inode that is given back at the end of a ``with``."""
+
+    __slots__ = ("_ctx", "_nodeid")
+
+    def __init__(self, ctx: ProcessContext, nodeid: int) -> None:
+        self._ctx = ctx
+        self._nodeid = nodeid
+
+    def __enter__(self) -> int:
+        return self._nodeid
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._ctx.cell.kernel.nodes.drop(self._nodeid)
 
 
 class ProcessContext:
@@ -238,7 +282,9 @@ class ProcessContext:
 
     def file(self, fd: int) -> OpenFile:
         """The open file description behind a descriptor; EBADF if there is none, ESTALE after recover()."""
-        kernel = self.kernel
+        kernel = self.cell.kernel
+        if kernel.paused or not kernel.here[0]:
+            kernel = self.running()
         process = kernel.state.processes.get(self.pid)
         number = process.fds.get(fd) if process is not None else None
         if number is None:
@@ -274,26 +320,9 @@ class ProcessContext:
         fds[fd] = number
         return fd
 
-    @contextmanager
-    def held(self, file: OpenFile) -> Iterator[int]:
+    def held(self, file: OpenFile) -> _Held:
         """Keep a description open while it is in use; yields its number."""
-        number = file.id
-        file.refs += 1
-        try:
-            yield number
-        except Exception:
-            self.put_file(number)
-            raise
-        except BaseException:  # the program was killed, perhaps on a machine that is no more: it cannot wait
-            kernel = self.cell.kernel
-            left = kernel.state.files.get(number)
-            if left is not None:
-                left.refs -= 1
-                if not left.refs:
-                    del kernel.state.files[number]
-                    kernel.nodes.drop(left.nodeid)
-            raise
-        self.put_file(number)
+        return _Held(self, file)
 
     def put_file(self, number: int) -> None:
         """One user less; the last one releases the server's handle and the node."""
@@ -322,13 +351,9 @@ class ProcessContext:
 
     # Nodes
 
-    @contextmanager
-    def holding(self, nodeid: int) -> Iterator[int]:
+    def holding(self, nodeid: int) -> _Holding:
         """Give back a reference on a node at the end."""
-        try:
-            yield nodeid
-        finally:
-            self.cell.kernel.nodes.drop(nodeid)
+        return _Holding(self, nodeid)
 
     def node(self, nodeid: int) -> Node:
         """The inode; ESTALE if it is gone."""

@@ -65,7 +65,8 @@ class FileIo:
             fail(errno.EINVAL)
         with self._ctx.held(file) as number:
             start = file.offset if offset is None else offset
-            self._cached.sync_range(number, start, n)
+            if self._ctx.kernel.pages is not None:
+                self._cached.sync_range(number, start, n)
             data = self._transfer.read_bytes(number, start, n)
             if offset is None:
                 self._ctx.kernel.state.files[number].offset = start + len(data)

@@ -120,10 +120,29 @@ class Transfer:
 
     def read_bytes(self, number: int, offset: int, size: int) -> bytes:
         """READ through payload buffers; the bytes."""
-        pieces = []
-        for request, got in self._read_pieces(number, offset, size):
-            pieces.append(self._ctx.kernel.memory.read(request.writes[0][0], got))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces: list[bytes] = []
+        while size > 0:
+            data, ended = self._read_once(number, offset, size)
+            size -= len(data)
+            if ended or not size:
+                if not pieces:
+                    return data
+                size = 0
+            offset += len(data)
+            pieces.append(data)
+        return b"".join(pieces)
+
+    def _read_once(self, number: int, offset: int, size: int) -> tuple[bytes, bool]:
+        """One READ of at most ``size`` bytes: these, and whether it met the end of the file."""
+        gpa, room = self._ctx.buffer(min(size, self._ctx.running().max_read))
+        file = self._ctx.kernel.state.files[number]
+        args = (file.fh, offset, room, 0, 0, file.flags, 0)
+        request = self._ctx.call(op.READ, file.nodeid, args, writes=[(gpa, room)], owned=[(gpa, room)])
+        kernel = self._ctx.cell.kernel
+        got = min(request.written, room)
+        data = kernel.memory.read(gpa, got)
+        kernel.free_owned(request)
+        return data, got < room
 
     def _read_pieces(self, number: int, offset: int, size: int) -> Iterator[tuple[Request, int]]:
         """READ ``size`` bytes in as many requests as it takes; each with its (non-zero) bytes.

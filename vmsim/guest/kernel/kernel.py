@@ -112,6 +112,7 @@ class GuestKernel(Knowledge):
         args, compat = init.init_arguments(self.config)
         reply = self._boot_call(op.INIT, 0, args, compat, INIT_OUT.size)
         state.session = init.decode_init(self.config, reply)
+        self._bound()
         self.writeback = bool(self.pages and state.session.flags & init_flags.WRITEBACK_CACHE)
         attr = self._boot_call(op.GETATTR, FUSE_ROOT_ID, (0, 0, 0), room=ATTR_OUT.size)
         if len(attr) < ATTR_OUT.size:

@@ -96,6 +96,7 @@ class FuseTransport:
         self.writeback = bool(self.pages and state.session.flags & init_flags.WRITEBACK_CACHE)
         self.missing = set(state.missing)
         self.nodes.gone = self.pages.drop if self.pages is not None else None
+        self._bound()
 
     def close(self) -> None:
         """Let go of guest memory; a program that still calls us gets StateError."""
@@ -377,17 +378,14 @@ class FuseTransport:
 
     # Bounds
 
-    @property
-    def max_segments(self) -> int:
-        """Descriptors of payload per request, as Linux bounds them (virtio_fs.c: ring size less overhead)."""
-        return max(1, min(self.state.session.max_pages, self.queues[1].state.size - SEGMENT_OVERHEAD))
+    def _bound(self) -> None:
+        """Set the bounds of one request, once the session is known.
 
-    @property
-    def max_read(self) -> int:
-        """Bytes of one READ."""
-        return min(self.config.max_transfer, self.state.session.max_pages * PAGE_SIZE)
-
-    @property
-    def max_write(self) -> int:
-        """Bytes of one WRITE."""
-        return min(self.max_read, self.state.session.max_write)
+        Descriptors of payload (``max_segments``) are bounded as Linux does it: ring size less overhead. The
+        others are bytes of one READ and of one WRITE.
+        """
+        session = self.state.session
+        room = self.queues[1].state.size - SEGMENT_OVERHEAD if len(self.queues) > 1 else 0
+        self.max_segments = max(1, min(session.max_pages, room))
+        self.max_read = min(self.config.max_transfer, session.max_pages * PAGE_SIZE)
+        self.max_write = min(self.max_read, session.max_write)
