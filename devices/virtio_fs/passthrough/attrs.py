@@ -67,6 +67,8 @@ class AttrOps(LookupOps):
             self.host.chmod(self._fd_of(nodeid, fh), attr.mode & 0o7777)
         if valid & (f.FATTR_UID | f.FATTR_GID):
             self._chown(self._fd_of(nodeid, fh), attr)
+            if not stat.S_ISDIR(inode.mode):
+                drop_capability(self, self._fd_of(nodeid, fh))
         if valid & f.FATTR_SIZE:
             self._truncate(nodeid, fh, attr.size)
             if valid & f.FATTR_KILL_SUIDGID:
@@ -86,7 +88,6 @@ class AttrOps(LookupOps):
         if INVALID_ID in (uid, gid):
             raise OSError(errno.EINVAL, "no such id")
         self.host.chown(fd, uid, gid)
-        drop_capability(self, fd)
 
     def _truncate(self, nodeid: int, fh: int | None, size: int) -> None:
         if size < 0 or size >> 63:

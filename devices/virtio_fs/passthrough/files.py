@@ -69,9 +69,11 @@ class FileOps(LockOps):
         if wanted & os.O_TRUNC:
             self.check_emptying(inode)
         fd, effective = self.open_inode(inode, wanted, flags)
-        if wanted & os.O_TRUNC and self._truncation_kills(ctx, open_flags):
+        if wanted & os.O_TRUNC:
             try:
-                self.drop_set_ids(fd)
+                if self._truncation_kills(ctx, open_flags):
+                    self.drop_set_ids(fd)
+                drop_capability(self, fd)
             except BaseException:
                 self.host.close(fd)
                 raise

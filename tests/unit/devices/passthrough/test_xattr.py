@@ -97,7 +97,7 @@ def test_a_mapped_capability_goes_when_the_file_changes(serve, share):
     assert fs.listxattr("/a") == []
 
 
-@pytest.mark.parametrize("change", ["write", "fallocate", "copy"])
+@pytest.mark.parametrize("change", ["write", "fallocate", "copy", "truncate", "O_TRUNC", "chown"])
 @pytest.mark.usefixtures("probed")
 def test_a_mapped_capability_goes_without_being_told(serve, share, change):
     """On the host it has a name that the kernel does not know, and the guest's does not look for it."""
@@ -110,9 +110,25 @@ def test_a_mapped_capability_goes_without_being_told(serve, share, change):
         fs.ask(op.WRITE, node, (fh, 0, 1, 0, 0, 0, 0), (), b"x")
     elif change == "fallocate":
         fs.ask(op.FALLOCATE, node, (fh, 0, 10, 0, 0))
+    elif change == "truncate":
+        fs.truncate("/a", 1)
+    elif change == "O_TRUNC":
+        fs.close(fs.open("/a", os.O_WRONLY | os.O_TRUNC))
+    elif change == "chown":
+        fs.chown("/a", os.getuid(), os.getgid())
     else:
         fs.ask(op.COPY_FILE_RANGE, node, (fh, 0, node, fh, 2, 2, 0))
     assert fs.listxattr("/a") == []
+
+
+@pytest.mark.usefixtures("probed")
+def test_a_directory_keeps_its_mapped_capability(serve, share):
+    """As the kernel lets directories keep theirs in chown_common."""
+    fs = serve(xattrmap=":map::user.vm.:")
+    fs.mkdir("/d")
+    fs.setxattr("/d", "security.capability", b"caps")
+    fs.chown("/d", os.getuid(), os.getgid())
+    assert fs.listxattr("/d") == ["security.capability"]
 
 
 @pytest.mark.parametrize("group", [0, 777])
