@@ -10,7 +10,7 @@ from devices.virtio_fs.config import NOTIFICATION_QUEUE, VIRTIO_FS_F_NOTIFICATIO
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.aside import Pool
 from devices.virtio_fs.passthrough.fs import PassthroughFs
-from devices.virtio_fs.passthrough.host_calls import HostFs
+from devices.virtio_fs.passthrough.host_calls import ATIME, ATIME_NS, CTIME, CTIME_NS, HostAttr, HostFs
 from devices.virtio_fs.passthrough.slow import LONG
 from devices.virtio_fs.state import early
 from devices.virtio_fs.state.collect import StateCollector
@@ -24,6 +24,9 @@ from vmsim.limits import LOCK_TRIES
 from vmsim.virtio.chain import Chain
 from vmsim.virtio.constants import RING_FEATURES
 from vmsim.virtio.rings import RingState
+
+BY_ATTEMPT = {ATIME, ATIME_NS, CTIME, CTIME_NS}
+"""What a destination that fails may leave changed of the share's root; anything else was somebody else."""
 
 Complete = Callable[[Chain, int], None]
 
@@ -110,6 +113,8 @@ class VirtioFsBackend:
         """What was found of a state that is still to come."""
         self._saved = b""
         """A digest of the state that was saved last, while the session is what it says."""
+        self._root_then: HostAttr = ()
+        """The share's root when a state was saved whose load leaves traces there."""
         self._busy = False
         """Whether something beside the plain serving of requests is going on."""
 
@@ -222,6 +227,8 @@ class VirtioFsBackend:
     def resume_parked(self, ring: int) -> RingState | None:
         """Hand them back, once: the ring starts again."""
         self._saved = b""
+        if self._root_then:
+            self._hide_attempt()
         if self._locks_suspended:
             self._resume_locks()
         return self._kept.pop(ring, None)
@@ -230,6 +237,7 @@ class VirtioFsBackend:
         """The driver reset the device."""
         self._kept.clear()
         self._saved = b""
+        self._root_then = ()
         self._early = None
         self.session.reset()
         self.open_slots = [{} for _ in self.open_slots]
@@ -279,6 +287,8 @@ class VirtioFsBackend:
             state += parked.encode(self._kept)
             self._suspend_locks()
             self._saved = _digest(state)
+            if self.collector.leaves_traces:
+                self._root_then = self.fs.root_attr()
         self._note_business()
         return (state[at : at + PIECE] for at in range(0, len(state), PIECE))
 
@@ -302,6 +312,14 @@ class VirtioFsBackend:
         if locks.owners or locks.flocks:
             self._locks_suspended = True  # also if it fails half-way
             self.fs.suspend_locks()
+
+    def _hide_attempt(self) -> None:
+        """A destination may have loaded the state, and failed: to the guest nothing has happened."""
+        before, self._root_then = self._root_then, ()
+        pairs = zip(before, self.fs.root_attr(), strict=True)
+        changed = {at for at, (then, now) in enumerate(pairs) if then != now}
+        if changed and changed <= BY_ATTEMPT:
+            self.fs.keep_root_ctime(before)
 
     def _resume_locks(self) -> None:
         """Take the locks back; a destination that failed may need a moment to let go of them."""

@@ -25,7 +25,7 @@ from ..options import FsOptions
 from .aside import AsideHost, Pool
 from .fdcache import FdCache
 from .handles import Handle, HandleTable
-from .host_calls import MODE, NLINK, UID, HostAttr, HostFs
+from .host_calls import CTIME, CTIME_NS, MODE, NLINK, SECOND, UID, HostAttr, HostFs
 from .idmap import IdMap
 from .inodes import OK, ROOT_ID, Inode, InodeTable, Mount, pack_handle, unpack_handle, unusable
 from .told import Told, ToldTable
@@ -276,6 +276,19 @@ class Core(FileSystem):
         """Tell the guest these facts of an inode, whatever the host says."""
         self.told.add(nodeid, told)
         self.translates = True
+
+    def root_attr(self) -> HostAttr:
+        """The host's attributes of the share's root."""
+        return self.host.fstat(self.root.fd)
+
+    def keep_root_ctime(self, before: HostAttr) -> None:
+        """Tell the guest the ctime that the root had ``before``, until it changes again."""
+        seconds, nanoseconds = self.told.ctime(ROOT_ID, before[CTIME], before[CTIME_NS])
+        told = self.told.by_id.get(ROOT_ID)
+        attr = self.root_attr()
+        since_ns = attr[CTIME] * SECOND + attr[CTIME_NS]
+        birth_ns = told.birth_ns if told is not None else 0
+        self.tell(ROOT_ID, Told(0, since_ns, seconds * SECOND + nanoseconds, birth_ns))
 
     def reserve_numbers(self, numbers: Sequence[int]) -> None:
         """Numbers that the guest was told of files which it may still know."""

@@ -26,8 +26,10 @@ DirEntry: TypeAlias = tuple[int, int, int, bytes]
 
 INO: Final = 0
 BLOCKS: Final = 2
+ATIME: Final = 3
 MTIME: Final = 4
 CTIME: Final = 5
+ATIME_NS: Final = 6
 MTIME_NS: Final = 7
 CTIME_NS: Final = 8
 MODE: Final = 9

@@ -8,6 +8,7 @@ comes in through the watch. Saving leaves the server unchanged, and drops all th
 
 from __future__ import annotations
 
+import stat
 from collections import Counter
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ class StateCollector:
         self._fs = fs
         self._session = session
         self.active = False
+        self.leaves_traces = False
+        """Whether something in the state saved last is made in the share's root by whoever loads it."""
         self._reset()
 
     def _reset(self) -> None:
@@ -125,7 +128,10 @@ class StateCollector:
             while not self.step(1 << 20):
                 pass
             self._settle()
-            return RecordBuilder(self, self._fs, self._session).build()
+            builder = RecordBuilder(self, self._fs, self._session)
+            saved = builder.build()
+            self.leaves_traces = any(not stat.S_ISREG(file.mode) for file in builder.extra.anonymous)
+            return saved
         finally:
             self.stop()
 

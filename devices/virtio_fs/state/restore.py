@@ -113,7 +113,7 @@ def restore_state(
     known = len(early.inodes) if early is not None else 0
     if session.state.initialized or len(fs.inodes) > 1 + known or len(fs.handles):
         raise StateError("a state can be loaded only before the guest's first request")
-    root = fs.host.fstat(fs.path_fd(fs.root))
+    root = fs.root_attr()
     if early is not None:
         try:
             return _restore(fs, session, data, options, early, root)

@@ -247,13 +247,6 @@ class InodeRestorer:
                     self._fs.tell(file.id, Told(file.ino, since_ns, file.ctime_ns, file.birth_ns))
 
     def hide_change(self, before: HostAttr) -> None:
-        """The guest is told the ctime of the share's root that it had ``before``, until it changes again."""
-        if not self._touched:
-            return
-        fs = self._fs
-        attr = self._host.fstat(fs.path_fd(fs.root))
-        told = fs.told.by_id.get(fs.root.id)
-        seconds, nanoseconds = fs.told.ctime(fs.root.id, before[CTIME], before[CTIME_NS])
-        since_ns = attr[CTIME] * SECOND + attr[CTIME_NS]
-        birth_ns = told.birth_ns if told is not None else 0
-        fs.tell(fs.root.id, Told(0, since_ns, seconds * SECOND + nanoseconds, birth_ns))
+        """The guest is told the ctime that the share's root had ``before`` something was made in it."""
+        if self._touched:
+            self._fs.keep_root_ctime(before)

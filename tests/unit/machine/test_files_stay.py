@@ -14,8 +14,10 @@ from devices.virtio_fs.state.restore import Load
 from tests.support.exhibits import exhibit
 from tests.support.inventory import changes, inventory
 from tests.support.machine_rig import MODES
+from vmsim.errors import MigrationError, UsageError
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine
+from vmsim.machine.roles import Destination
 
 
 def boot(share, mode="find-paths", cache="none", **arguments):
@@ -229,27 +231,39 @@ def test_what_is_made_anew_in_a_directory_leaves_it_as_it_was(tmp_path, make, mo
         vm.close()
 
 
-def test_a_second_try_hides_what_the_first_did(tmp_path):
-    """The source goes on after a failed migration, with another ctime than before; so does the next."""
+@pytest.mark.parametrize("transport", [None, "vhost-user"], ids=["here", "vhost-user"])
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_migration_that_fails_leaves_the_directory_as_it_was_too(tmp_path, monkeypatch, tries, transport):
+    """The destination has made the file already when the source goes on."""
     share = tmp_path / "share"
-    vm = boot(share)
+    vm = boot(share, transport=transport)
     try:
         fs = vm.mount()
         fifo(fs)
         fs.open("/special", os.O_PATH)
         fs.unlink("/special")
-        vm = vm.migrate()
-        before = vm.mount().stat("/").st_ctime_ns
 
-        def fail(report):
-            if report.phase == "ready":
-                raise RuntimeError("no")
+        def attempt(meanwhile=lambda: None):
+            def fail(destination):
+                meanwhile()
+                raise UsageError("it is loaded, and gives up")
 
-        with pytest.raises(RuntimeError, match="no"):
-            vm.migrate(progress=fail)
-        before = vm.mount().stat("/").st_ctime_ns
+            with monkeypatch.context() as context:
+                context.setattr(Destination, "prepare", fail)
+                with pytest.raises(MigrationError, match="gives up"):
+                    vm.migrate()
+
+        before = inventory(vm)
+        for _ in range(tries):
+            on_host = share.stat().st_ctime_ns
+            attempt()
+            assert share.stat().st_ctime_ns > on_host, "else there is nothing to hide"
+            assert changes(before, inventory(vm)) == []
         vm = vm.migrate()
-        assert vm.mount().stat("/").st_ctime_ns == before
+        assert changes(before, inventory(vm)) == []
+        share.chmod(0o700)
+        attempt(lambda: share.chmod(0o755))
+        assert vm.mount().stat("/").st_ctime_ns == share.stat().st_ctime_ns, "what others do is seen"
     finally:
         vm.close()
 
