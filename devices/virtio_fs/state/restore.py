@@ -134,6 +134,7 @@ def _restore(
     plan, state, extra, negotiated = checked
     report.extended = extra is not None
     report.notes = plan.notes
+    state.inodes = []  # the plan has them, and gives them up one by one
     load = Load(fs, session, options, report, early, root)
     try:
         load.run(plan, state, extra, negotiated)
@@ -227,8 +228,10 @@ class Load:
     def run(
         self, plan: Plan, state: StateBlob, extra: Extension | None, negotiated: NegotiatedState
     ) -> None:
-        """Everything, in the order of dependence."""
+        """Everything, in the order of dependence. The plan's records are used up."""
         fs = self._fs
+        unknown = [record.id for record in reversed(plan.inodes) if record.refcount == 0]
+        unknown += [nodeid for nodeid, count in plan.counts.items() if count == 0]
         restorer = InodeRestorer(fs, state.mount_paths, self._report.notes)
         self._inodes(restorer, plan, extra)
         fs.inodes.next_id = plan.next_inode
@@ -239,7 +242,7 @@ class Load:
             self._tell(extra)
         restorer.hide_change(self._root)
         fs.handles.next_id = plan.next_handle
-        self._drop_unknown(plan)
+        self._drop_unknown(unknown, plan.handles)
         if extra is not None:
             self._locks(extra)
             self._forgotten(extra)
@@ -273,7 +276,10 @@ class Load:
         stale = frozenset(extra.stale) if extra is not None else frozenset()
         one, early = restorer.one, self._early
         try:
-            for record in plan.inodes:
+            records = plan.inodes
+            records.reverse()
+            while records:  # what a record says its inode says, so that both need not be there
+                record = records.pop()
                 if early is not None and early.keep(record):
                     continue
                 file = files.get(record.id) if files else None
@@ -336,12 +342,10 @@ class Load:
             self._fs.inodes.remove(inode)
             restorer.invalid(InodeRecord(inode.id, inode.nlookup, PATH))
 
-    def _drop_unknown(self, plan: Plan) -> None:
+    def _drop_unknown(self, unknown: list[int], handles: list[HandleRecord]) -> None:
         """Directories that only their children needed (lookup count 0) go, as virtiofsd lets them go."""
         inodes = self._fs.inodes
-        held = {handle.inode for handle in plan.handles}
-        unknown = [record.id for record in reversed(plan.inodes) if record.refcount == 0]
-        unknown += [nodeid for nodeid, count in plan.counts.items() if count == 0]
+        held = {handle.inode for handle in handles}
         for nodeid in unknown:
             if nodeid not in held:
                 inode = inodes.get(nodeid)
