@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 
 from vmsim.fuse.abi.headers import rec_align
 from vmsim.fuse.abi.replies import DIRENT, ENTRY_OUT
@@ -13,7 +14,8 @@ _DIRENT_SIZE = DIRENT.size
 _PLUS_SIZE = ENTRY_OUT.size + DIRENT.size
 _PADDING = (b"", *[bytes(n) for n in range(1, 8)])
 _pack_dirent = DIRENT.pack
-_pack_entry = ENTRY_OUT.pack
+_pack_plus = struct.Struct(ENTRY_OUT.struct.format + DIRENT.struct.format[1:]).pack
+"""An entry and its dirent in one: what there is one of for each name of a directory."""
 
 
 def _full(count: int, limit: int) -> bool:
@@ -65,10 +67,9 @@ class DirentPlusSink:
 
     def add(self, entry: EntryReply, off: int, kind: int, name: bytes) -> bool:
         """See DirPlusSink."""
-        if not self.fits(name):
-            return False
-        length = len(name)
-        dirent = _pack_dirent(entry[6], off, length, kind)
-        self.buffer += _pack_entry(*entry) + dirent + name + _PADDING[-length & 7]
+        buffer, length = self.buffer, len(name)
+        if len(buffer) + (_PLUS_SIZE + length + 7 & ~7) > self.limit or self.count >= FUSE_DIRENTS_PLUS_MAX:
+            return _full(self.count, self.limit)
+        buffer += _pack_plus(*entry, entry[6], off, length, kind) + name + _PADDING[-length & 7]
         self.count += 1
         return True

@@ -34,6 +34,8 @@ The low half of rdev is what the kernel's new_encode_dev makes, and the padding 
 """
 
 _unpack_stat = STAT_X86_64.unpack_from
+_unpack_statx = STATX.unpack_from
+_makedev = os.makedev
 _attr_order: Callable[[tuple[int, ...]], tuple[int, ...]] = operator.itemgetter(
     1, 8, 10, 11, 13, 15, 12, 14, 16, 3, 2, 4, 5, 7, 9, 6
 )
@@ -83,13 +85,14 @@ class LinuxAttributes:
         (
             _, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, _, atime, atimensec, _, _,
             ctime, ctimensec, mtime, mtimensec, rdev_major, rdev_minor, dev_major, dev_minor, mnt_id,
-        ) = STATX.unpack_from(self._stat_bytes)  # fmt: skip
-        rdev = (rdev_minor & 0xFF) | rdev_major << 8 | (rdev_minor & ~0xFF) << 12
-        attr = (
+        ) = _unpack_statx(self._stat_bytes)  # fmt: skip
+        rdev = 0
+        if rdev_major or rdev_minor:
+            rdev = ((rdev_minor & 0xFF) | rdev_major << 8 | (rdev_minor & ~0xFF) << 12) & 0xFFFFFFFF
+        return (
             ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, nlink, uid, gid,
-            rdev & 0xFFFFFFFF, blksize, 0,
-        )  # fmt: skip
-        return attr, os.makedev(dev_major, dev_minor), mnt_id, bool(attributes & STATX_ATTR_MOUNT_ROOT)
+            rdev, blksize, 0,
+        ), _makedev(dev_major, dev_minor), mnt_id, attributes & STATX_ATTR_MOUNT_ROOT != 0  # fmt: skip
 
     def identify_at(self, dir_fd: int, name: bytes) -> tuple[int, int, int, int]:
         """(dev, ino, mnt_id, mode) of a name."""
