@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import struct
 import threading
 
@@ -14,6 +15,7 @@ from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.replies import ATTR_OUT, ENTRY_OUT, OPEN_OUT
 
 CONTENT = b"contents of a slow file"
+LOOK_MS = 50
 HANGS_S = 60
 """Then it answers after all: a test has failed, and whoever waits in the kernel could not even be killed."""
 
@@ -34,7 +36,9 @@ class SlowMount:
         if self._libc.mount(b"slow", self._path, b"fuse", 0, options.encode()):
             os.close(self._fd)
             pytest.skip(f"this process may not mount: {os.strerror(ctypes.get_errno())}")
+        os.set_blocking(self._fd, False)
         self.seen = []
+        self._closing = False
         self._answers = threading.Event()
         self._answers.set()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -49,13 +53,19 @@ class SlowMount:
     def close(self):
         """Whatever still waits for an answer fails."""
         self._libc.umount2(self._path, 3)  # MNT_FORCE and MNT_DETACH: whoever waits gets an error
+        # The mount may live on in somebody's namespace: what ends its connection is that its server goes.
+        self._closing = True
         self._answers.set()
-        self._thread.join(10)
-        assert not self._thread.is_alive(), "10 s after the unmount the server still waits for requests"
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "30 s after the unmount the server still serves"
         os.close(self._fd)
 
     def _serve(self):
-        while True:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        while not self._closing:
+            if not poll.poll(LOOK_MS):
+                continue
             try:
                 request = os.read(self._fd, 1 << 18)
             except OSError as error:

@@ -17,7 +17,7 @@ from vmsim.fuse.abi.init_flags import (
     SUBMOUNTS,
     WRITEBACK_CACHE,
 )
-from vmsim.fuse.filesystem import Context, FileSystem
+from vmsim.fuse.filesystem import Context
 from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.limits import MOUNT_FDS_MAX
 
@@ -28,6 +28,8 @@ from .handles import Handle, HandleTable
 from .host_calls import CTIME, CTIME_NS, MODE, NLINK, SECOND, UID, HostAttr, HostFs
 from .idmap import IdMap
 from .inodes import OK, ROOT_ID, Inode, InodeTable, Mount, pack_handle, unpack_handle, unusable
+from .lock_table import LockTable
+from .lock_waiters import WaitTable
 from .told import Told, ToldTable
 from .watch import TreeWatch
 from .xattrmap import XattrMap
@@ -47,8 +49,8 @@ SGID_PROGRAM: Final = stat.S_ISGID | stat.S_IXGRP
 T = TypeVar("T")
 
 
-class Core(FileSystem):
-    """The state of one passthrough file system over the directory ``share``.
+class Core:
+    """The state of one passthrough file system over the directory ``share``, and what every operation needs.
 
     Whatever the host refuses is an OSError; UsageError if the options ask for file handles
     that this process may not use. ``share_fd``, which is ours then, is the directory itself, if somebody has
@@ -65,7 +67,7 @@ class Core(FileSystem):
         self.uids = IdMap(self.options.translate_uid)
         self.gids = IdMap(self.options.translate_gid)
         self.told = ToldTable()
-        self.translates = self._maps_ids()
+        self.translates = self.maps_ids()
         """Whether the guest is told other attributes than the host's."""
         self.xattr_map = XattrMap(self.options.xattrmap)
         self.mapped_capability = self._map_capability()
@@ -75,7 +77,7 @@ class Core(FileSystem):
         self.fds = FdCache(inode_fds, self._may_drop, host.close)
         self.handles = HandleTable(min(self.options.guest_fds, room) or max(FDS_MIN, room // 2))
         self.inodes = InodeTable(host.close)
-        self._fstat = host.fstat
+        self.fstat = host.fstat
         self.pool: Pool | None = None
         self.aside: AsideHost | None = None
         """Makes the calls that may sleep; None while there is no reason to."""
@@ -83,9 +85,19 @@ class Core(FileSystem):
         """The types of file systems by mnt_id."""
         self.slow_names: frozenset[tuple[int, bytes]] = frozenset()
         """(mnt_id of the directory, name) of places where mounts that may hang lie."""
-        self._on_slow: Callable[[], None] = _nothing
+        self.locks = LockTable()
+        self.waits = WaitTable()
+        self.on_waits: Callable[[], None] = _nothing
+        """Called when requests wait that ``retry_waiting`` has to be called for."""
+        # What is different where calls may be made elsewhere: ``SlowOps.use_pool``.
+        self.close_file: Callable[[int], None] = self._close
+        """Closes a descriptor of a file, perhaps its last."""
+        self.check_emptying: Callable[[Inode], None] = _nothing
+        """TryAgain if the content of an inode should rather go where nobody waits for it."""
+        self.find_slow_mounts: Callable[[], None] = _nothing
+        self.note_kind: Callable[[Mount], None] = _nothing
         self._open_root(share_fd)
-        self._negotiate(NegotiatedState())
+        self.negotiate(NegotiatedState())
 
     def _map_capability(self) -> bytes | None:
         """The host's name of the guest's security.capability, if that is another one."""
@@ -119,7 +131,8 @@ class Core(FileSystem):
         root.fd = fd
         self.root = root
 
-    def _negotiate(self, negotiated: NegotiatedState) -> None:
+    def negotiate(self, negotiated: NegotiatedState) -> None:
+        """Serve by what INIT agreed on."""
         self.negotiated = negotiated
         self.writeback = negotiated.has(WRITEBACK_CACHE)
         self.posix_acl = negotiated.has(POSIX_ACL)
@@ -180,12 +193,6 @@ class Core(FileSystem):
             return _pack_birth(self.host.birth_at(dir_fd, name))
         _, kind, raw = self.host.file_handle_at(dir_fd, name)
         return pack_handle(kind, raw)
-
-    def note_kind(self, mount: Mount) -> None:
-        """See ``SlowOps``."""
-
-    def find_slow_mounts(self) -> None:
-        """See ``SlowOps``."""
 
     def _may_drop(self, inode: Inode) -> bool:
         """Whether ``inode`` will be found again without its descriptor; records what that takes."""
@@ -248,7 +255,7 @@ class Core(FileSystem):
         The kernel, which does so for a writer without CAP_FSETID, looks at the writer's groups besides, and
         of the guest's we are not told.
         """
-        mode = self._fstat(fd)[MODE]
+        mode = self.fstat(fd)[MODE]
         kept = mode & ~stat.S_ISUID
         if mode & SGID_PROGRAM == SGID_PROGRAM:
             kept &= ~stat.S_ISGID
@@ -262,14 +269,11 @@ class Core(FileSystem):
         except PermissionError:
             pass
 
-    def close_file(self, fd: int) -> None:
-        """Close a descriptor of a file, perhaps its last."""
+    def _close(self, fd: int) -> None:
         self.host.close(fd)
 
-    def check_emptying(self, inode: Inode) -> None:
-        """TryAgain if the content of ``inode`` should rather go where nobody waits for it."""
-
-    def _maps_ids(self) -> bool:
+    def maps_ids(self) -> bool:
+        """Whether ids are translated."""
         return not (self.uids.identity and self.gids.identity)
 
     def tell(self, nodeid: int, told: Told) -> None:
@@ -293,7 +297,7 @@ class Core(FileSystem):
     def reserve_numbers(self, numbers: Sequence[int]) -> None:
         """Numbers that the guest was told of files which it may still know."""
         self.told.reserve(numbers)
-        self.translates = self._maps_ids() or bool(self.told)
+        self.translates = self.maps_ids() or bool(self.told)
 
     def guest_attr(self, nodeid: int, attr: HostAttr) -> HostAttr:
         """The attributes as the guest knows them: with its ids, and what it was told before a migration."""
@@ -304,7 +308,7 @@ class Core(FileSystem):
         return (*attr[:UID], uid, gid, *attr[UID + 2 :])
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     """Nobody wants to know."""
 
 

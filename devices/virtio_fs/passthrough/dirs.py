@@ -10,28 +10,35 @@ import errno
 import os
 from collections.abc import Callable
 
-from vmsim.fuse.filesystem import Context, DirPlusSink, DirSink, OpenReply
+from vmsim.fuse.filesystem import Context, DirPlusSink, DirSink, FileSystem, OpenReply
 
+from .core import Core
 from .files import KEPT_FLAGS, FileOps
 from .handles import Handle
 from .host_calls import DirEntry
 from .inodes import ROOT_ID
+from .lookup import LookupOps
 
 
-class DirOps(FileOps):
+class DirOps(FileSystem):
     """Handles of directories."""
+
+    def __init__(self, core: Core, lookups: LookupOps, files: FileOps) -> None:
+        self._core = core
+        self._lookups = lookups
+        self._files = files
 
     def opendir(self, ctx: Context, nodeid: int, flags: int) -> OpenReply:
         """OPENDIR; directories are read, whatever access mode the guest names."""
-        inode = self.require_dir(nodeid)
-        self.handles.check_room()
+        inode = self._core.require_dir(nodeid)
+        self._core.handles.check_room()
         flags &= ~os.O_ACCMODE
         wanted = flags & KEPT_FLAGS & ~(os.O_TRUNC | os.O_DIRECT) | os.O_DIRECTORY
-        if not self.options.preserve_noatime:
+        if not self._core.options.preserve_noatime:
             wanted &= ~os.O_NOATIME
-        fd, effective = self.open_inode(inode, wanted, flags)
-        handle = self.handles.add(inode, fd, effective, flags, True)
-        return handle.id, self.open_reply_flags(True), 0
+        fd, effective = self._files.open_inode(inode, wanted, flags)
+        handle = self._core.handles.add(inode, fd, effective, flags, True)
+        return handle.id, self._files.open_reply_flags(True), 0
 
     def readdir(self, ctx: Context, nodeid: int, fh: int, offset: int, sink: DirSink) -> None:
         """READDIR."""
@@ -41,8 +48,8 @@ class DirOps(FileOps):
             ino, after, kind, name = entry
             if name == b".." and nodeid == ROOT_ID:
                 ino = handle.inode.ino
-            if self.told:
-                ino = self.told.number(0, ino)
+            if self._core.told:
+                ino = self._core.told.number(0, ino)
             return sink.add(ino, after, kind, name)
 
         self._each(handle, offset, take)
@@ -55,11 +62,11 @@ class DirOps(FileOps):
             ino, after, kind, name = entry
             if not sink.fits(name):
                 return False
-            if self.slow_names and (handle.inode.mount.mnt_id, name) in self.slow_names:
+            if self._core.slow_names and (handle.inode.mount.mnt_id, name) in self._core.slow_names:
                 pass  # whoever wants to know more of what may hang looks it up
             elif name not in (b".", b".."):
                 try:
-                    reply = self.meet(handle.fd, handle.inode, name)
+                    reply = self._lookups.meet(handle.fd, handle.inode, name)
                 except FileNotFoundError:
                     return True
                 except OSError:
@@ -67,7 +74,7 @@ class DirOps(FileOps):
                 else:
                     if sink.add(reply, after, kind, name):
                         return True
-                    self.forget(reply[0], 1)
+                    self._lookups.forget(reply[0], 1)
                     return False
             elif name == b".." and nodeid == ROOT_ID:
                 ino = handle.inode.ino
@@ -76,7 +83,7 @@ class DirOps(FileOps):
         self._each(handle, offset, take)
 
     def _dir_handle(self, fh: int, nodeid: int) -> Handle:
-        handle = self.require_handle(fh, nodeid)
+        handle = self._core.require_handle(fh, nodeid)
         if not handle.is_dir:
             raise OSError(errno.ENOTDIR, "not a directory")
         return handle
@@ -92,12 +99,12 @@ class DirOps(FileOps):
         if offset and offset == handle.position:
             entries = handle.pending
             seek = -1
-        keep = self.handles.read_ahead
+        keep = self._core.handles.read_ahead
         keep(handle, [], -1)
         at = offset
         while True:
             if not entries:
-                entries = self.host.getdents(handle.fd, seek)
+                entries = self._core.host.getdents(handle.fd, seek)
                 seek = -1
                 if not entries:
                     keep(handle, [], at)
@@ -111,11 +118,11 @@ class DirOps(FileOps):
 
     def releasedir(self, ctx: Context, nodeid: int, fh: int, flags: int) -> None:
         """RELEASEDIR."""
-        self.release(ctx, nodeid, fh, flags, 0, 0)
+        self._files.release(ctx, nodeid, fh, flags, 0, 0)
 
     def fsyncdir(self, ctx: Context, nodeid: int, fh: int, datasync: bool) -> None:
         """FSYNCDIR."""
-        self.host.fsync(self._dir_handle(fh, nodeid).fd, datasync)
+        self._core.host.fsync(self._dir_handle(fh, nodeid).fd, datasync)
 
 
 _NO_ATTR = (0,) * 8

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from vmsim.fuse.abi import flags as f
-from vmsim.fuse.filesystem import Context, Deferred, OpenReply, TryAgain, Views
+from vmsim.fuse.filesystem import Context, Deferred, FileSystem, OpenReply, TryAgain, Views
 from vmsim.limits import FUSE_COPY_MAX
 
 from .attrs import LEASED
-from .core import INVALID_ID
+from .core import INVALID_ID, Core
 from .inodes import Inode
 from .locks import LockOps
-from .reach import NO_MORE_FDS
+from .reach import NO_MORE_FDS, Reach
 from .xattr import drop_capability
 
 IOV_MAX: Final = 1024
@@ -56,28 +56,33 @@ IOCTLS: Final = {
 """What the host file system may be asked for; everything else is ENOTTY."""
 
 
-class FileOps(LockOps):
+class FileOps(FileSystem):
     """Handles of regular files."""
+
+    def __init__(self, core: Core, reach: Reach, locking: LockOps) -> None:
+        self._core = core
+        self._reach = reach
+        self._locking = locking
 
     def open(self, ctx: Context, nodeid: int, flags: int, open_flags: int) -> OpenReply:
         """OPEN; special files are never opened (EBADF)."""
-        inode = self.require(nodeid)
+        inode = self._core.require(nodeid)
         if not stat.S_ISREG(inode.mode):
             raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EBADF, "not a regular file")
-        self.handles.check_room()
+        self._core.handles.check_room()
         wanted = self.effective_flags(flags)
         if wanted & os.O_TRUNC:
-            self.check_emptying(inode)
+            self._core.check_emptying(inode)
         fd, effective = self.open_inode(inode, wanted, flags)
         if wanted & os.O_TRUNC:
             try:
                 if self._truncation_kills(ctx, open_flags):
-                    self.drop_set_ids(fd)
-                drop_capability(self, fd)
+                    self._core.drop_set_ids(fd)
+                drop_capability(self._core, fd)
             except BaseException:
-                self.host.close(fd)
+                self._core.host.close(fd)
                 raise
-        handle = self.handles.add(inode, fd, effective & ~os.O_TRUNC, flags, False)
+        handle = self._core.handles.add(inode, fd, effective & ~os.O_TRUNC, flags, False)
         reply_flags = self.open_reply_flags(False)
         if effective & os.O_APPEND:
             reply_flags = reply_flags & ~f.FOPEN_KEEP_CACHE | f.FOPEN_DIRECT_IO
@@ -91,7 +96,7 @@ class FileOps(LockOps):
         """
         if open_flags & f.OPEN_KILL_SUIDGID:
             return True
-        return not self.killpriv and ctx.uid not in (0, INVALID_ID)
+        return not self._core.killpriv and ctx.uid not in (0, INVALID_ID)
 
     def effective_flags(self, flags: int) -> int:
         """The flags for the host: the writeback cache reads through handles that are open for writing."""
@@ -99,13 +104,13 @@ class FileOps(LockOps):
         if access == os.O_ACCMODE:
             raise OSError(errno.EINVAL, "no such access mode")
         if access != os.O_RDONLY or flags & os.O_TRUNC:
-            self.check_writable()
+            self._core.check_writable()
         flags &= KEPT_FLAGS
-        if not self.options.preserve_noatime:
+        if not self._core.options.preserve_noatime:
             flags &= ~os.O_NOATIME
-        if not self.options.direct_io:
+        if not self._core.options.direct_io:
             flags &= ~os.O_DIRECT
-        if self.writeback and access == os.O_WRONLY:
+        if self._core.writeback and access == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR
         return flags
 
@@ -117,7 +122,7 @@ class FileOps(LockOps):
         appended to (chattr +a) opens to nobody. Such a handle bypasses the guest's cache, whose pages would
         be appended whole.
         """
-        path_fd = self.path_fd(inode)
+        path_fd = self._reach.path_fd(inode)
         try:
             return self._reopen(path_fd, wanted), wanted
         except PermissionError as error:
@@ -134,7 +139,7 @@ class FileOps(LockOps):
 
     def _reopen(self, path_fd: int, flags: int) -> int:
         try:
-            return self.host.reopen(path_fd, flags)
+            return self._core.host.reopen(path_fd, flags)
         except BlockingIOError:
             if flags & os.O_NONBLOCK:
                 raise
@@ -146,7 +151,7 @@ class FileOps(LockOps):
 
     def open_reply_flags(self, is_dir: bool) -> int:
         """FOPEN_ flags by cache policy."""
-        cache = self.options.cache
+        cache = self._core.options.cache
         if is_dir:
             return f.FOPEN_CACHE_DIR | f.FOPEN_KEEP_CACHE if cache in ("metadata", "always") else 0
         if cache in ("never", "metadata"):
@@ -160,13 +165,13 @@ class FileOps(LockOps):
         flags: int, lock_owner: int | None,
     ) -> int:  # fmt: skip
         """READ."""
-        handle = self.handles.get(fh)
+        handle = self._core.handles.get(fh)
         if handle is None or handle.inode_id != nodeid or handle.error:
-            handle = self.require_handle(fh, nodeid)
+            handle = self._core.require_handle(fh, nodeid)
         try:
             if len(views) <= IOV_MAX:
-                return self.host.preadv(handle.fd, views, offset)
-            return _in_parts(self.host.preadv, handle.fd, views, offset)
+                return self._core.host.preadv(handle.fd, views, offset)
+            return _in_parts(self._core.host.preadv, handle.fd, views, offset)
         except OverflowError:
             raise OSError(errno.EINVAL, "offset out of range") from None
 
@@ -180,59 +185,59 @@ class FileOps(LockOps):
         that was opened with it would append whatever is written anywhere. WRITE_KILL_SUIDGID counts whatever
         was negotiated: Linux says it of direct writes always, and leaves these to us alone.
         """
-        handle = self.handles.get(fh)
+        handle = self._core.handles.get(fh)
         if handle is None or handle.inode_id != nodeid or handle.error:
-            handle = self.require_handle(fh, nodeid)
+            handle = self._core.require_handle(fh, nodeid)
         fd = handle.fd
-        call: Transfer = self.host.pwritev
+        call: Transfer = self._core.host.pwritev
         if handle.flags & os.O_APPEND:
             if write_flags & f.WRITE_CACHE:
                 raise OSError(errno.EPERM, "the file may only be appended to")
-        elif flags & os.O_APPEND and not write_flags & f.WRITE_CACHE and not self.writeback:
+        elif flags & os.O_APPEND and not write_flags & f.WRITE_CACHE and not self._core.writeback:
             call = self._append
         try:
             if handle.flags & os.O_ACCMODE != os.O_RDONLY:
                 if write_flags & f.WRITE_KILL_SUIDGID:
-                    self.drop_set_ids(fd)
-                if self.mapped_capability is not None:
-                    drop_capability(self, fd)
+                    self._core.drop_set_ids(fd)
+                if self._core.mapped_capability is not None:
+                    drop_capability(self._core, fd)
             return call(fd, views, offset) if len(views) <= IOV_MAX else _in_parts(call, fd, views, offset)
         except OverflowError:
             raise OSError(errno.EINVAL, "offset out of range") from None
 
     def _append(self, fd: int, views: Sequence[memoryview], offset: int) -> int:
-        return self.host.appendv(fd, views)
+        return self._core.host.appendv(fd, views)
 
     def flush(self, ctx: Context, nodeid: int, fh: int, lock_owner: int) -> None:
         """FLUSH: the owner's POSIX locks end, and errors of a close are told."""
-        handle = self.require_handle(fh, nodeid)
-        self.release_locks(handle.inode, lock_owner)
-        self.host.flush(handle.fd)
+        handle = self._core.require_handle(fh, nodeid)
+        self._locking.release_locks(handle.inode, lock_owner)
+        self._core.host.flush(handle.fd)
 
     def release(
         self, ctx: Context, nodeid: int, fh: int, flags: int, release_flags: int, lock_owner: int
     ) -> None:
         """RELEASE: the descriptor is closed, and with it its flock ends."""
-        handle = self.handles.get(fh)
+        handle = self._core.handles.get(fh)
         if handle is None or handle.inode_id != nodeid:
             raise OSError(errno.EBADF, "no such handle of this node")
-        self.handles.remove(handle)
-        self.end_handle_locks(handle)
+        self._core.handles.remove(handle)
+        self._locking.end_handle_locks(handle)
         if handle.fd >= 0:
-            self.close_file(handle.fd)
-        self.retry_stale()
+            self._core.close_file(handle.fd)
+        self._locking.retry_stale()
 
     # -- the rest --------------------------------------------------------------------------------
 
     def fsync(self, ctx: Context, nodeid: int, fh: int, datasync: bool) -> None:
         """FSYNC."""
-        self.host.fsync(self.require_handle(fh, nodeid).fd, datasync)
+        self._core.host.fsync(self._core.require_handle(fh, nodeid).fd, datasync)
 
     def fallocate(self, ctx: Context, nodeid: int, fh: int, offset: int, length: int, mode: int) -> None:
         """FALLOCATE."""
-        fd = self.require_handle(fh, nodeid).fd
+        fd = self._core.require_handle(fh, nodeid).fd
         try:
-            self.host.fallocate(fd, mode, offset, length)
+            self._core.host.fallocate(fd, mode, offset, length)
         except OverflowError:
             raise OSError(errno.EFBIG, "out of range") from None
         self._changed(ctx, fd)
@@ -243,17 +248,17 @@ class FileOps(LockOps):
         With HANDLE_KILLPRIV_V2 Linux leaves them to us all the same. Of the caller's capabilities we know
         only that user 0 has them, and where id-mapped mounts are allowed not even who it is.
         """
-        if self.killpriv and ctx.uid:
-            self.drop_set_ids(fd)
-        drop_capability(self, fd)
+        if self._core.killpriv and ctx.uid:
+            self._core.drop_set_ids(fd)
+        drop_capability(self._core, fd)
 
     def lseek(self, ctx: Context, nodeid: int, fh: int, offset: int, whence: int) -> int:
         """LSEEK; a directory's position belongs to READDIR (EINVAL)."""
-        handle = self.require_handle(fh, nodeid)
+        handle = self._core.require_handle(fh, nodeid)
         if handle.is_dir:
             raise OSError(errno.EINVAL, "a directory")
         try:
-            return self.host.lseek(handle.fd, offset, whence)
+            return self._core.host.lseek(handle.fd, offset, whence)
         except OverflowError:
             raise OSError(errno.EINVAL, "out of range") from None
 
@@ -264,11 +269,11 @@ class FileOps(LockOps):
         """COPY_FILE_RANGE."""
         if flags:
             raise OSError(errno.EINVAL, "no flags are defined")
-        source = self.require_handle(fh_in, nodeid_in)
-        target = self.require_handle(fh_out, nodeid_out)
+        source = self._core.require_handle(fh_in, nodeid_in)
+        target = self._core.require_handle(fh_out, nodeid_out)
         try:
             length = min(length, FUSE_COPY_MAX)  # in one turn; whoever wants more asks again
-            copied = self.host.copy_file_range(source.fd, off_in, target.fd, off_out, length)
+            copied = self._core.host.copy_file_range(source.fd, off_in, target.fd, off_out, length)
         except OverflowError:
             raise OSError(errno.EINVAL, "offset out of range") from None
         self._changed(ctx, target.fd)
@@ -278,22 +283,22 @@ class FileOps(LockOps):
         self, ctx: Context, nodeid: int, fh: int, flags: int, cmd: int, arg: int, data: bytes, out_size: int
     ) -> tuple[int, bytes]:
         """IOCTL: those of IOCTLS."""
-        handle = self.require_handle(fh, nodeid)
+        handle = self._core.require_handle(fh, nodeid)
         row = IOCTLS.get(cmd)
         if row is None or flags & f.IOCTL_UNRESTRICTED:
             raise OSError(errno.ENOTTY, "not passed on")
         if row.changes:
-            self.check_writable()
+            self._core.check_writable()
         if len(data) < row.size_in or out_size < row.size_out:
             raise OSError(errno.EINVAL, "too short")
-        return self.host.ioctl(handle.fd, cmd, data[: row.size_in], row.size_out)
+        return self._core.host.ioctl(handle.fd, cmd, data[: row.size_in], row.size_out)
 
     def poll(
         self, ctx: Context, nodeid: int, fh: int, kh: int, flags: int, events: int,
         done: Callable[[int | OSError], None],
     ) -> int | Deferred:  # fmt: skip
         """POLL: regular files and directories are always ready, so nothing waits."""
-        return self.host.poll(self.require_handle(fh, nodeid).fd, events & 0xFFFF)
+        return self._core.host.poll(self._core.require_handle(fh, nodeid).fd, events & 0xFFFF)
 
 
 def _in_parts(call: Transfer, fd: int, views: Views, offset: int) -> int:

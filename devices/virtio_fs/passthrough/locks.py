@@ -17,42 +17,43 @@ from typing import Final
 
 from vmsim.fuse.abi.flags import LK_FLOCK
 from vmsim.fuse.abi.replies import FileLock
-from vmsim.fuse.filesystem import DEFERRED, Context, Deferred, LockReply
+from vmsim.fuse.filesystem import DEFERRED, Context, Deferred, FileSystem, LockReply
 from vmsim.limits import DEADLOCK_LOCKS_MAX, LOCK_TRIES
 
-from .attrs import AttrOps
+from .core import Core
 from .handles import Handle
 from .inodes import Inode
-from .lock_table import END, HeldLock, LockTable, Owner
-from .lock_waiters import Waiter, WaitTable, Wish
+from .lock_table import END, HeldLock, Owner
+from .lock_waiters import Waiter, Wish
 
 FLOCKS: Final = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
 
 
-class LockOps(AttrOps):
+class LockOps(FileSystem):
     """Byte-range and whole-file locks."""
 
-    locks: LockTable
-    waits: WaitTable
-    on_waits: Callable[[], None]
-    """Called when requests wait that ``retry_waiting`` has to be called for."""
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._to_resume: list[HeldLock | int] = []
+        """What ``suspend_locks`` let go of and is to be taken again (fh: a flock), the last one first."""
 
-    _to_resume: list[HeldLock | int]
-    """What ``suspend_locks`` let go of and is still to be taken again (fh: a flock), the last one first."""
+    def forget_suspended(self) -> None:
+        """Nothing is to be taken again."""
+        self._to_resume = []
 
     def getlk(
         self, ctx: Context, nodeid: int, fh: int, owner: int, lock: FileLock, lk_flags: int
     ) -> LockReply:
         """GETLK; locks of others on the host are told with pid 0."""
-        handle = self.require_handle(fh, nodeid)
+        handle = self._core.require_handle(fh, nodeid)
         if lock.type not in (fcntl.F_RDLCK, fcntl.F_WRLCK):
             raise OSError(errno.EINVAL, "no such lock")
-        ours = self.locks.conflict(nodeid, owner, lock.start, lock.end, lock.type)
+        ours = self._core.locks.conflict(nodeid, owner, lock.start, lock.end, lock.type)
         if ours is not None:
             return (ours.start, ours.end, ours.kind, ours.pid)
-        own = self.locks.owners.get((nodeid, owner))
+        own = self._core.locks.owners.get((nodeid, owner))
         fd = own.fd if own is not None else handle.fd
-        found = self.host.get_lock(fd, lock.type, lock.start, _length(lock.start, lock.end))
+        found = self._core.host.get_lock(fd, lock.type, lock.start, _length(lock.start, lock.end))
         if found is None:
             return (lock.start, lock.end, fcntl.F_UNLCK, 0)
         kind, start, length, _ = found
@@ -63,7 +64,7 @@ class LockOps(AttrOps):
         done: Callable[[OSError | None], None] | None,
     ) -> Deferred | None:  # fmt: skip
         """SETLK and SETLKW; EDEADLK if a POSIX lock would wait for somebody who waits for its owner."""
-        handle = self.require_handle(fh, nodeid)
+        handle = self._core.require_handle(fh, nodeid)
         if lock.type not in FLOCKS or lock.start > lock.end:
             raise OSError(errno.EINVAL, "no such lock")
         wanted = HeldLock(nodeid, owner, lock.start, lock.end, lock.type, lock.pid)
@@ -82,11 +83,11 @@ class LockOps(AttrOps):
                 raise
             if not flock and self._would_deadlock(wanted):
                 raise OSError(errno.EDEADLK, "the holder waits for us") from None
-            self.waits.check_room()
+            self._core.waits.check_room()
             waiter = Waiter(ctx.unique, handle, None if flock else wanted, flock, attempt, done)
-            wish = self.waits.add(waiter)
+            wish = self._core.waits.add(waiter)
             if self._in_the_way(waiter) is None:
-                self.waits.outside[wish] = None
+                self._core.waits.outside[wish] = None
             return DEFERRED
         finally:
             self.retry_stale()
@@ -94,55 +95,55 @@ class LockOps(AttrOps):
 
     def set_flock(self, handle: Handle, operation: int) -> None:
         """flock(2) on the handle; a conversion that fails has lost the old lock, as on Linux."""
-        if self.locks.drop_flock(handle):
-            self.waits.flock_freed(handle.inode_id)
-        if operation != fcntl.LOCK_UN and self.locks.flock_conflict(handle, operation) is not None:
-            self.host.flock(handle.fd, fcntl.LOCK_UN)
+        if self._core.locks.drop_flock(handle):
+            self._core.waits.flock_freed(handle.inode_id)
+        if operation != fcntl.LOCK_UN and self._core.locks.flock_conflict(handle, operation) is not None:
+            self._core.host.flock(handle.fd, fcntl.LOCK_UN)
             raise BlockingIOError(errno.EAGAIN, "locked")
-        self.host.flock(handle.fd, operation)
+        self._core.host.flock(handle.fd, operation)
         if operation != fcntl.LOCK_UN:
-            self.locks.set_flock(handle, operation)
+            self._core.locks.set_flock(handle, operation)
 
     def set_posix(self, handle: Handle, lock: HeldLock) -> None:
         """Lock or unlock a range for its owner; EBADF unless the handle is open for that sort of lock."""
-        own = self.locks.owners.get((lock.inode_id, lock.owner))
+        own = self._core.locks.owners.get((lock.inode_id, lock.owner))
         if own is None:
             if lock.kind == fcntl.F_UNLCK:
                 return
             own = Owner(self._lock_fd(handle))
         try:
             _check_access(handle, lock.kind)
-            if lock.kind != fcntl.F_UNLCK and self.locks.conflict(*lock[:5]):
+            if lock.kind != fcntl.F_UNLCK and self._core.locks.conflict(*lock[:5]):
                 raise BlockingIOError(errno.EAGAIN, "locked")  # the host may not know it: see suspend_locks
-            self.locks.check_room(own, lock)
-            self.host.set_lock(own.fd, lock.kind, lock.start, _length(lock.start, lock.end))
-            self.locks.apply(own, lock)
+            self._core.locks.check_room(own, lock)
+            self._core.host.set_lock(own.fd, lock.kind, lock.start, _length(lock.start, lock.end))
+            self._core.locks.apply(own, lock)
             if lock.kind != fcntl.F_WRLCK:
-                self.waits.freed(lock.inode_id, lock.start, lock.end)
+                self._core.waits.freed(lock.inode_id, lock.start, lock.end)
         except OSError as error:
             if error.errno == errno.EACCES:
                 raise BlockingIOError(errno.EAGAIN, "locked") from None
             raise
         finally:
             if not own.ranges:
-                self.host.close(own.fd)
+                self._core.host.close(own.fd)
 
     def _lock_fd(self, handle: Handle) -> int:
         """A description of its own for an owner's locks, open for both sorts if we may."""
-        if len(self.handles) + len(self.locks.owners) >= self.handles.limit:
+        if len(self._core.handles) + len(self._core.locks.owners) >= self._core.handles.limit:
             raise OSError(errno.ENOLCK, "too many lock owners")
         try:
-            return self.host.reopen(handle.fd, os.O_RDWR | os.O_NONBLOCK)
+            return self._core.host.reopen(handle.fd, os.O_RDWR | os.O_NONBLOCK)
         except OSError:
-            return self.host.reopen(handle.fd, handle.flags & os.O_ACCMODE | os.O_NONBLOCK)
+            return self._core.host.reopen(handle.fd, handle.flags & os.O_ACCMODE | os.O_NONBLOCK)
 
     # -- waiting ---------------------------------------------------------------------------------
 
     def _in_the_way(self, waiter: Waiter) -> int | None:
         """The owner (fh, for a flock) of a lock of ours that ``waiter`` waits for; None if it is nobody's."""
         if waiter.lock is None:
-            return self.locks.flock_conflict(waiter.handle, waiter.operation)
-        conflict = self.locks.conflict(*waiter.lock[:5])
+            return self._core.locks.flock_conflict(waiter.handle, waiter.operation)
+        conflict = self._core.locks.conflict(*waiter.lock[:5])
         return None if conflict is None else conflict.owner
 
     def _would_deadlock(self, wanted: HeldLock) -> bool:
@@ -156,20 +157,20 @@ class LockOps(AttrOps):
         while wishes and left > 0:
             wish = wishes.pop()
             found = set()
-            for held in islice(self.locks.conflicts(*wish[:5]), left):
+            for held in islice(self._core.locks.conflicts(*wish[:5]), left):
                 left -= 1
                 found.add(held.owner)
             if wanted.owner in found:
                 return True
             for owner in found - seen:
-                waiters = islice(self.waits.of_owner(owner), left)
+                waiters = islice(self._core.waits.of_owner(owner), left)
                 wishes += [waiter.lock for waiter in waiters if waiter.lock is not None]
             seen |= found
         return False
 
     def retry_waiting(self, tries: int = LOCK_TRIES) -> None:
         """Try some of those again, in turn, that third parties kept out; then those that ours did."""
-        outside = self.waits.outside
+        outside = self._core.waits.outside
         for wish in list(islice(outside, tries)):
             if wish in outside:
                 del outside[wish]
@@ -178,15 +179,15 @@ class LockOps(AttrOps):
 
     def retry_stale(self, tries: int = LOCK_TRIES) -> None:
         """Try some of those for which a lock of ours has gone; the others stay for the next time."""
-        stale = self.waits.stale
+        stale = self._core.waits.stale
         while stale and tries > 0:
             tries -= 1
             wish = next(iter(stale))
             del stale[wish]
             if self._try(wish):
                 stale[wish] = None
-        if stale or self.waits.outside:
-            self.on_waits()
+        if stale or self._core.waits.outside:
+            self._core.on_waits()
 
     def _try(self, wish: Wish) -> bool:
         """Try the oldest request of a wish; whether one was answered, so that others may be next."""
@@ -203,21 +204,21 @@ class LockOps(AttrOps):
         try:
             waiter.attempt()
         except BlockingIOError:
-            self.waits.outside[wish] = None
+            self._core.waits.outside[wish] = None
             return False
         except OSError as failure:
             error = failure
-        self.waits.remove(waiter.unique)
+        self._core.waits.remove(waiter.unique)
         waiter.done(error)
         return bool(wish.waiters)
 
     def waits_outside(self) -> bool:
         """Whether a request waits for a lock that none of ours is in the way of: somebody else holds it."""
-        return bool(self.waits.outside)
+        return bool(self._core.waits.outside)
 
     def interrupt(self, unique: int) -> None:
         """INTERRUPT: the wait ends with EINTR; unknown ones are ignored."""
-        waiter = self.waits.remove(unique)
+        waiter = self._core.waits.remove(unique)
         if waiter is not None:
             waiter.done(InterruptedError(errno.EINTR, "interrupted"))
 
@@ -225,33 +226,33 @@ class LockOps(AttrOps):
 
     def release_locks(self, inode: Inode, lock_owner: int) -> None:
         """Drop the POSIX locks of an owner on an inode."""
-        own = self.locks.drop(inode.id, lock_owner)
+        own = self._core.locks.drop(inode.id, lock_owner)
         if own is not None:
-            self.close_file(own.fd)
-            self.waits.freed(inode.id, own.ranges[0].start, own.ranges[-1].end)
+            self._core.close_file(own.fd)
+            self._core.waits.freed(inode.id, own.ranges[0].start, own.ranges[-1].end)
             self.retry_stale()
 
     def end_handle_locks(self, handle: Handle) -> None:
         """The handle is closed: its flock and waiters end, with an inode's last handle all its locks."""
         nodeid = handle.inode_id
-        if self.locks.drop_flock(handle):
-            self.waits.flock_freed(nodeid)
-        for waiter in self.waits.of_handle(handle.id):
-            if self.waits.remove(waiter.unique) is not None:
+        if self._core.locks.drop_flock(handle):
+            self._core.waits.flock_freed(nodeid)
+        for waiter in self._core.waits.of_handle(handle.id):
+            if self._core.waits.remove(waiter.unique) is not None:
                 waiter.done(OSError(errno.EBADF, "the handle was closed"))
-        if not self.handles.of_inode(nodeid):
-            for lock_owner in self.locks.owners_of(nodeid):
+        if not self._core.handles.of_inode(nodeid):
+            for lock_owner in self._core.locks.owners_of(nodeid):
                 self.release_locks(handle.inode, lock_owner)
 
     def suspend_locks(self) -> None:
         """Free all locks on the host but keep their records, so that another back-end can take them."""
-        self._to_resume = [*self.locks.flocks, *self.locks.held()]
-        for own in self.locks.owners.values():
-            self.host.set_lock(own.fd, fcntl.F_UNLCK, 0, 0)
-        for fh in self.locks.flocks:
-            handle = self.handles.get(fh)
+        self._to_resume = [*self._core.locks.flocks, *self._core.locks.held()]
+        for own in self._core.locks.owners.values():
+            self._core.host.set_lock(own.fd, fcntl.F_UNLCK, 0, 0)
+        for fh in self._core.locks.flocks:
+            handle = self._core.handles.get(fh)
             if handle is not None:
-                self.host.flock(handle.fd, fcntl.LOCK_UN)
+                self._core.host.flock(handle.fd, fcntl.LOCK_UN)
 
     def resume_locks(self) -> None:
         """Take all locks of the records again; BlockingIOError names the first that is taken.
@@ -266,16 +267,16 @@ class LockOps(AttrOps):
     def _resume(self, lock: HeldLock | int) -> None:
         """Take one again, or what is left of it: the guest may have changed it meanwhile."""
         if isinstance(lock, int):
-            handle, kind = self.handles.get(lock), self.locks.flocks.get(lock)
+            handle, kind = self._core.handles.get(lock), self._core.locks.flocks.get(lock)
             if handle is not None and kind is not None:
-                self.host.flock(handle.fd, kind)
+                self._core.host.flock(handle.fd, kind)
             return
-        own = self.locks.owners.get((lock.inode_id, lock.owner))
+        own = self._core.locks.owners.get((lock.inode_id, lock.owner))
         if own is None:
             return
         for held in own.overlapping(lock.start, lock.end):
             try:
-                self.host.set_lock(own.fd, held.kind, held.start, _length(held.start, held.end))
+                self._core.host.set_lock(own.fd, held.kind, held.start, _length(held.start, held.end))
             except OSError:
                 raise BlockingIOError(
                     errno.EAGAIN, f"a lock on node {lock.inode_id} is taken: {held}"
@@ -283,7 +284,7 @@ class LockOps(AttrOps):
 
     def lender(self, nodeid: int, kind: int) -> Handle | None:
         """A handle through which a migrated lock of this kind may be taken again."""
-        for handle in self.handles.of_inode(nodeid):
+        for handle in self._core.handles.of_inode(nodeid):
             if not handle.is_dir and _permits(handle, kind):
                 return handle
         return None
@@ -297,7 +298,7 @@ class LockOps(AttrOps):
 
     def restore_flock(self, fh: int, kind: int) -> None:
         """Hold a migrated flock again; see ``restore_lock``."""
-        handle = self.handles.get(fh)
+        handle = self._core.handles.get(fh)
         if handle is None or handle.fd < 0 or kind not in (fcntl.LOCK_SH, fcntl.LOCK_EX):
             raise OSError(errno.EBADF, f"no handle {fh} for a lock")
         self.set_flock(handle, kind)

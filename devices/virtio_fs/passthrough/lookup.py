@@ -7,8 +7,9 @@ import stat
 from typing import Final
 
 from vmsim.fuse.abi.flags import ATTR_SUBMOUNT
-from vmsim.fuse.filesystem import Context, EntryReply
+from vmsim.fuse.filesystem import Context, EntryReply, FileSystem
 
+from .core import Core
 from .host_calls import MODE, HostAttr
 from .inodes import HOT, ROOT_ID, Inode, Mount
 from .reach import Reach
@@ -16,14 +17,18 @@ from .reach import Reach
 PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW
 
 
-class LookupOps(Reach):
+class LookupOps(FileSystem):
     """Entries and their lookup counts."""
+
+    def __init__(self, core: Core, reach: Reach) -> None:
+        self._core = core
+        self._reach = reach
 
     def lookup(self, ctx: Context, parent: int, name: bytes) -> EntryReply:
         """LOOKUP."""
-        directory = self.require_dir(parent)
-        self.component(name)
-        return self.meet(self.path_fd(directory), directory, name)
+        directory = self._core.require_dir(parent)
+        self._core.component(name)
+        return self.meet(self._reach.path_fd(directory), directory, name)
 
     def meet(self, dir_fd: int, directory: Inode, name: bytes) -> EntryReply:
         """The entry for a name in ``directory``; its lookup count goes up.
@@ -31,17 +36,18 @@ class LookupOps(Reach):
         Nothing is opened for an inode that is known: a descriptor that was open all the time proves that it
         is still the same file, and so does the evidence that took the descriptor's place.
         """
-        attr, dev, mnt_id, _ = self.host.identify_name(dir_fd, name)
-        mount = self.inodes.mounts.get((dev, mnt_id))
+        attr, dev, mnt_id, _ = self._core.host.identify_name(dir_fd, name)
+        mount = self._core.inodes.mounts.get((dev, mnt_id))
         inode = None if mount is None else mount.index.get(attr[0])
         if inode is not None and inode.mode == attr[MODE] & 0o170000:
             if inode.fd >= 0:
                 inode.hot |= HOT
                 return self.entry(inode, attr, directory, name)
-            same = inode.handle is not None and self.evidence_at(dir_fd, name, inode.handle) == inode.handle
-            if same and self.inodes.get(inode.id) is inode:  # not forgotten meanwhile
+            evidence = inode.handle
+            same = evidence is not None and self._core.evidence_at(dir_fd, name, evidence) == evidence
+            if same and self._core.inodes.get(inode.id) is inode:  # not forgotten meanwhile
                 return self.entry(inode, attr, directory, name)
-        return self.enter(self.open_at(dir_fd, name), directory, name)
+        return self.enter(self._reach.open_at(dir_fd, name), directory, name)
 
     def enter(self, fd: int, parent: Inode, name: bytes) -> EntryReply:
         """The entry for what ``fd`` (O_PATH, ours from now on) refers to; its lookup count goes up."""
@@ -54,48 +60,48 @@ class LookupOps(Reach):
         if name is not None:
             inode.parent_id = parent.id
             inode.name = name
-            if self.watch is not None:
-                self.watch.named(inode, parent, name)
-        if self.translates:
-            attr = self.guest_attr(inode.id, attr)
-        if self.submounts and inode.mount is not parent.mount:
+            if self._core.watch is not None:
+                self._core.watch.named(inode, parent, name)
+        if self._core.translates:
+            attr = self._core.guest_attr(inode.id, attr)
+        if self._core.submounts and inode.mount is not parent.mount:
             attr = (*attr[:15], ATTR_SUBMOUNT)
-        validity = self.validity_s
+        validity = self._core.validity_s
         return (inode.id, 0, validity, validity, 0, 0, *attr)
 
     def admit(self, fd: int) -> tuple[Inode, HostAttr]:
         """The inode that ``fd`` (O_PATH, ours from now on) refers to, perhaps a new one; not counted yet."""
         try:
-            attr, dev, mnt_id, _ = self.host.identify(fd)
+            attr, dev, mnt_id, _ = self._core.host.identify(fd)
             mode = stat.S_IFMT(attr[MODE])
             while True:
-                mount = self.mount_of(dev, mnt_id, fd, mode)
+                mount = self._core.mount_of(dev, mnt_id, fd, mode)
                 inode = mount.index.get(attr[0])
                 still = inode is None or self._is_still(inode, fd, mode)
-                known = self.inodes.mounts.get((dev, mnt_id))
+                known = self._core.inodes.mounts.get((dev, mnt_id))
                 if known is not mount or mount.index.get(attr[0]) is not inode:
                     continue  # another request has changed that while this one slept
                 if inode is None or still:
                     break
-                self.inodes.unindex(inode)
+                self._core.inodes.unindex(inode)
         except BaseException:
-            self.host.close(fd)
+            self._core.host.close(fd)
             raise
         if inode is None:
             inode = self._add(mount, attr[0], mode, fd)
         elif inode.fd >= 0:
             inode.hot |= HOT
-            self.host.close(fd)
+            self._core.host.close(fd)
         else:
-            self.fds.insert(inode, fd)
+            self._core.fds.insert(inode, fd)
         return inode, attr
 
     def _add(self, mount: Mount, ino: int, mode: int, fd: int) -> Inode:
-        inode = self.inodes.add(mount, ino, mode)
+        inode = self._core.inodes.add(mount, ino, mode)
         try:
-            self.fds.insert(inode, fd)
+            self._core.fds.insert(inode, fd)
         except OSError:
-            self.inodes.remove(inode)
+            self._core.inodes.remove(inode)
             raise
         return inode
 
@@ -103,11 +109,11 @@ class LookupOps(Reach):
         """Whether an inode with the same number is really the one that ``fd`` refers to."""
         if inode.fd >= 0:
             return inode.mode == mode
-        return inode.mode == mode and (inode.handle is None or inode.handle == self.evidence(fd))
+        return inode.mode == mode and (inode.handle is None or inode.handle == self._core.evidence(fd))
 
     def forget(self, nodeid: int, nlookup: int) -> None:
         """FORGET: counts stop at 0, the root stays."""
-        inode = self.inodes.get(nodeid)
+        inode = self._core.inodes.get(nodeid)
         if inode is None or nodeid == ROOT_ID:
             return
         left = inode.nlookup - nlookup
@@ -119,11 +125,11 @@ class LookupOps(Reach):
 
     def drop(self, inode: Inode) -> None:
         """The guest does not know this inode any more."""
-        self.fds.discard(inode)
-        self.inodes.remove(inode)
-        self.told.forget(inode.id)
-        if self.watch is not None:
-            self.watch.forgotten(inode)
+        self._core.fds.discard(inode)
+        self._core.inodes.remove(inode)
+        self._core.told.forget(inode.id)
+        if self._core.watch is not None:
+            self._core.watch.forgotten(inode)
 
     def known_at(self, dir_fd: int, name: bytes) -> Inode | None:
         """The inode at a name that is about to go, if the guest knows it; it gets a descriptor meanwhile.
@@ -132,15 +138,15 @@ class LookupOps(Reach):
         when it loses that.
         """
         try:
-            dev, ino, mnt_id, mode = self.host.identify_at(dir_fd, name)
-            inode = self.inodes.find(dev, ino, mnt_id)
+            dev, ino, mnt_id, mode = self._core.host.identify_at(dir_fd, name)
+            inode = self._core.inodes.find(dev, ino, mnt_id)
             if inode is None or inode.fd >= 0:
                 return inode if inode is None or inode.mode == stat.S_IFMT(mode) else None
-            fd = self.open_at(dir_fd, name)
+            fd = self._reach.open_at(dir_fd, name)
         except OSError:
             return None
-        if not self.is_same(inode, fd):
-            self.host.close(fd)
+        if not self._reach.is_same(inode, fd):
+            self._core.host.close(fd)
             return None
-        self.fds.insert(inode, fd)
+        self._core.fds.insert(inode, fd)
         return inode

@@ -38,8 +38,11 @@ def open_listing(open_with: Callable[[int], int]) -> int:
         return open_with(LISTING)
 
 
-class Reach(Core):
+class Reach:
     """Finds inodes on the host."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
 
     def path_fd(self, inode: Inode) -> int:
         """A descriptor of the inode, good until the next call that opens something; ESTALE if it is gone.
@@ -51,36 +54,36 @@ class Reach(Core):
             return inode.fd
         if inode.state != OK:
             raise unusable(inode)
-        for handle in self.handles.of_inode(inode.id):
+        for handle in self._core.handles.of_inode(inode.id):
             return handle.fd
         fd = self._open_by_handle(inode)
         if fd < 0:
             return self._walk_to(inode)
-        self.fds.insert(inode, fd)
+        self._core.fds.insert(inode, fd)
         return fd
 
     def open_at(self, dir_fd: int, path: bytes, flags: int = os.O_PATH) -> int:
         """Open beneath ``dir_fd``; when descriptors run out, the cache gives one up first."""
         try:
-            return self.host.open_beneath(dir_fd, path, flags)
+            return self._core.host.open_beneath(dir_fd, path, flags)
         except OSError as error:
-            if error.errno not in NO_MORE_FDS or not self.fds.evict():
+            if error.errno not in NO_MORE_FDS or not self._core.fds.evict():
                 raise
-        return self.host.open_beneath(dir_fd, path, flags)
+        return self._core.host.open_beneath(dir_fd, path, flags)
 
     def _open_by_handle(self, inode: Inode) -> int:
         """A new descriptor, or -1 if the inode has no usable file handle."""
-        if not self.by_handle or inode.mount.fd < 0 or inode.handle is None:
+        if not self._core.by_handle or inode.mount.fd < 0 or inode.handle is None:
             return -1
         kind, raw = unpack_handle(inode.handle)
         if kind == BIRTH:
             return -1
         try:
-            return self.host.open_handle(inode.mount.fd, kind, raw, os.O_PATH | os.O_NOFOLLOW)
+            return self._core.host.open_handle(inode.mount.fd, kind, raw, os.O_PATH | os.O_NOFOLLOW)
         except OSError as error:
-            if error.errno not in NO_MORE_FDS or not self.fds.evict():
+            if error.errno not in NO_MORE_FDS or not self._core.fds.evict():
                 raise
-        return self.host.open_handle(inode.mount.fd, kind, raw, os.O_PATH | os.O_NOFOLLOW)
+        return self._core.host.open_handle(inode.mount.fd, kind, raw, os.O_PATH | os.O_NOFOLLOW)
 
     def _walk_to(self, inode: Inode) -> int:
         """Go from the nearest ancestor with a descriptor down to the inode; search where that fails."""
@@ -89,7 +92,7 @@ class Reach(Core):
             if step.fd < 0:
                 fd = self._open_child(parent, step)
                 try:
-                    self.fds.insert(step, fd if fd >= 0 else self._search(step))
+                    self._core.fds.insert(step, fd if fd >= 0 else self._search(step))
                 except OSError as error:
                     # A directory that is gone may have had something in it that is elsewhere now.
                     if step is inode or error.errno != errno.ESTALE:
@@ -103,7 +106,7 @@ class Reach(Core):
         seen = {inode.id}
         node = inode
         while node.fd < 0 and node.name is not None:
-            parent = self.inodes.get(node.parent_id)
+            parent = self._core.inodes.get(node.parent_id)
             # Third parties can rename so that our hints form a circle.
             if parent is None or parent.state != OK or parent.id in seen:
                 break
@@ -125,16 +128,16 @@ class Reach(Core):
             raise
         if self.is_same(child, fd):
             return fd
-        self.host.close(fd)
+        self._core.host.close(fd)
         return -1
 
     def is_same(self, inode: Inode, fd: int) -> bool:
         """Whether ``fd`` refers to what ``inode`` is."""
         try:
-            attr, dev, mnt_id, _ = self.host.identify(fd)
+            attr, dev, mnt_id, _ = self._core.host.identify(fd)
             if (dev, attr[0], mnt_id) != inode.key or stat.S_IFMT(attr[MODE]) != inode.mode:
                 return False
-            return inode.handle is None or self.evidence(fd) == inode.handle
+            return inode.handle is None or self._core.evidence(fd) == inode.handle
         except OSError:
             return False
 
@@ -147,14 +150,14 @@ class Reach(Core):
         (``search_entries``), and so is the length of paths.
         """
         inode.name = None
-        parent = self.inodes.get(inode.parent_id)
+        parent = self._core.inodes.get(inode.parent_id)
         inode.parent_id = 0
-        budget = self.options.search_entries
+        budget = self._core.options.search_entries
         if parent is not None and parent.fd >= 0:
             for dir_fd, name in self._candidates(parent.fd, inode, budget, recurse=False):
                 if (fd := self._candidate(inode, dir_fd, name)) >= 0:
                     return fd
-        for dir_fd, name in self._candidates(self.root.fd, inode, budget, recurse=True):
+        for dir_fd, name in self._candidates(self._core.root.fd, inode, budget, recurse=True):
             if (fd := self._candidate(inode, dir_fd, name)) >= 0:
                 return fd
         raise OSError(errno.ESTALE, "the inode is not in the share any more")
@@ -162,16 +165,16 @@ class Reach(Core):
     def _candidate(self, inode: Inode, dir_fd: int, name: bytes) -> int:
         """The inode's descriptor if this name is it, else -1; the place is remembered."""
         try:
-            if self.host.identify_at(dir_fd, name)[:3] != inode.key:
+            if self._core.host.identify_at(dir_fd, name)[:3] != inode.key:
                 return -1
             fd = self.open_at(dir_fd, name)
         except OSError:
             return -1
         if not self.is_same(inode, fd):
-            self.host.close(fd)
+            self._core.host.close(fd)
             return -1
-        attr, dev, mnt_id, _ = self.host.identify(dir_fd)
-        parent = self.inodes.find(dev, attr[0], mnt_id)
+        attr, dev, mnt_id, _ = self._core.host.identify(dir_fd)
+        parent = self._core.inodes.find(dev, attr[0], mnt_id)
         if parent is not None and parent is not inode:
             inode.parent_id = parent.id
             inode.name = name
@@ -188,16 +191,16 @@ class Reach(Core):
                 if path:
                     dir_fd = open_listing(partial(self.open_at, base_fd, path))
                 else:
-                    dir_fd = open_listing(partial(self.host.reopen, base_fd))
+                    dir_fd = open_listing(partial(self._core.host.reopen, base_fd))
             except OSError:
                 continue
             try:
                 position = 0
-                while budget > 0 and (entries := self.host.getdents(dir_fd, position)):
+                while budget > 0 and (entries := self._core.host.getdents(dir_fd, position)):
                     budget -= len(entries)
                     position = -1
                     for ino, _, kind, name in entries:
-                        if self.slow_names and any(name == place for _, place in self.slow_names):
+                        if self._core.slow_names and any(name == place for _, place in self._core.slow_names):
                             continue
                         below = kind in (DT_DIR, DT_UNKNOWN) and name not in (b".", b"..")
                         # The number of a mount point is here that of the directory beneath the mount.
@@ -208,4 +211,4 @@ class Reach(Core):
             except OSError:
                 continue
             finally:
-                self.host.close(dir_fd)
+                self._core.host.close(dir_fd)

@@ -20,6 +20,7 @@ from vmsim.fuse.request import Request
 from vmsim.limits import FUSE_ALLOCATE_MAX
 
 from .aside import AsideHost, Pool
+from .core import Core
 from .host_calls import BLOCKS, NLINK
 from .inodes import Inode, Mount
 from .reach import Reach
@@ -47,38 +48,44 @@ NODEIDS: Final = frozenset({"nodeid_out", "oldnodeid", "newdir"})
 """Arguments that name a node besides the header's."""
 
 
-class SlowOps(Reach):
+class SlowOps:
     """Knows the mounts that may hang, and serves what concerns them aside."""
+
+    def __init__(self, core: Core, reach: Reach) -> None:
+        self._core = core
+        self._reach = reach
+        self._on_slow: Callable[[], None]
 
     def use_pool(self, pool: Pool, on_slow: Callable[[], None]) -> None:
         """From now on; ``on_slow`` is told when there is a mount that may hang."""
-        self.pool = pool
+        core = self._core
+        core.pool = pool
         self._on_slow = on_slow
-        self.fds.close_with(self.close_file)
+        core.close_file, core.check_emptying = self.close_file, self.check_emptying
+        core.find_slow_mounts, core.note_kind = self.find_slow_mounts, self.note_kind
+        core.fds.close_with(self.close_file)
         self.find_slow_mounts()
 
     def find_slow_mounts(self) -> None:
         """Look which mounts there are below the share: now, and whenever they change."""
-        if self.pool is None:
-            return
-        share = self.host.path_of(self.root.fd).rstrip(b"/")
-        self.kinds = {}
+        share = self._core.host.path_of(self._core.root.fd).rstrip(b"/")
+        self._core.kinds = {}
         names = set()
-        for mnt_id, parent_id, path, kind in self.host.mounts():
-            self.kinds[mnt_id] = kind
+        for mnt_id, parent_id, path, kind in self._core.host.mounts():
+            self._core.kinds[mnt_id] = kind
             if kind not in FAST and path.startswith(share + b"/"):
                 names.add((parent_id, os.path.basename(path)))
-        self.slow_names = frozenset(names)
-        for mount in {self.root.mount, *self.inodes.mounts.values()}:
+        self._core.slow_names = frozenset(names)
+        for mount in {self._core.root.mount, *self._core.inodes.mounts.values()}:
             self.note_kind(mount)
-        if names or self.root.mount.slow:
+        if names or self._core.root.mount.slow:
             self._be_slow()
-        if self.aside is not None:
-            self.aside.names = frozenset(name for _, name in names)
+        if self._core.aside is not None:
+            self._core.aside.names = frozenset(name for _, name in names)
 
     def note_kind(self, mount: Mount) -> None:
         """Whether a mount may hang."""
-        kind = self.kinds.get(mount.mnt_id, b"")
+        kind = self._core.kinds.get(mount.mnt_id, b"")
         mount.slow = kind not in FAST
         mount.memory = kind in MEMORY
 
@@ -87,16 +94,17 @@ class SlowOps(Reach):
         self._on_slow()
 
     def _use_aside(self) -> AsideHost:
-        if self.aside is None:
-            assert self.pool is not None
-            host = self.aside = AsideHost(self.host, self.pool)
-            self.host = host
-            self._fstat = self.host.fstat
-            self.inodes.close_with(self.host.close)
-            for fd in {self.root.fd, *(mount.fd for mount in self.inodes.mounts.values() if mount.slow)}:
-                if self.root.mount.slow and fd >= 0:
-                    host.may_hang(fd, self.root.mount)
-        return self.aside
+        core = self._core
+        if core.aside is None:
+            assert core.pool is not None
+            host = core.aside = AsideHost(core.host, core.pool)
+            core.host = host
+            core.fstat = core.host.fstat
+            core.inodes.close_with(core.host.close)
+            for fd in {core.root.fd, *(mount.fd for mount in core.inodes.mounts.values() if mount.slow)}:
+                if core.root.mount.slow and fd >= 0:
+                    host.may_hang(fd, core.root.mount)
+        return core.aside
 
     def aside_key(self, request: Request) -> Hashable | None:
         """What may hang on account of this request; None: nothing."""
@@ -104,7 +112,7 @@ class SlowOps(Reach):
         number = row.number
         if number in INLINE:
             return None
-        inode = self.inodes.get(request.ctx.nodeid)
+        inode = self._core.inodes.get(request.ctx.nodeid)
         if inode is None:
             return None
         mount = inode.mount
@@ -113,18 +121,18 @@ class SlowOps(Reach):
         is_long = LONG.get(number)
         if is_long is not None and is_long(self, request, inode):
             return mount
-        if not self.slow_names:
+        if not self._core.slow_names:
             return None
         if row.args is not None:
             for field, value in zip(row.args.fields, request.args, strict=False):
                 if field.name in NODEIDS:
-                    other = self.inodes.get(value)
+                    other = self._core.inodes.get(value)
                     if other is not None and (other.mount.slow or self._names(other, request.names)):
                         return other.mount
         return mount if self._names(inode, request.names) else None
 
     def _names(self, directory: Inode, names: list[bytes]) -> bool:
-        return any((directory.mount.mnt_id, name) in self.slow_names for name in names)
+        return any((directory.mount.mnt_id, name) in self._core.slow_names for name in names)
 
     # -- what takes long on a fast file system ----------------------------------------------------
 
@@ -148,7 +156,7 @@ class SlowOps(Reach):
         return self._is_large_name(inode, request.names[0])
 
     def _replaces(self, request: Request, inode: Inode) -> bool:
-        directory = self.inodes.get(request.args[0])
+        directory = self._core.inodes.get(request.args[0])
         return directory is not None and self._is_large_name(directory, request.names[1])
 
     def is_large(self, inode: Inode) -> bool:
@@ -156,29 +164,31 @@ class SlowOps(Reach):
         if not stat.S_ISREG(inode.mode):
             return False
         try:
-            return bool(self._fstat(self.path_fd(inode))[BLOCKS] > SECTORS_MAX)
+            return bool(self._core.fstat(self._reach.path_fd(inode))[BLOCKS] > SECTORS_MAX)
         except OSError:
             return False  # whoever asks is told
 
     def _is_large_name(self, directory: Inode, name: bytes) -> bool:
         """The same of a name, whose removal frees it at once where nobody knows the file."""
         try:
-            return bool(self.host.identify_name(self.path_fd(directory), name)[0][BLOCKS] > SECTORS_MAX)
+            attr = self._core.host.identify_name(self._reach.path_fd(directory), name)[0]
+            return attr[BLOCKS] > SECTORS_MAX
         except OSError:
             return False
 
     def check_emptying(self, inode: Inode) -> None:
         """TryAgain in the loop, which finds it in LONG."""
-        if self.pool is not None and (self.aside is None or self.aside.run is None) and self.is_large(inode):
+        aside = self._core.aside
+        if (aside is None or aside.run is None) and self.is_large(inode):
             raise TryAgain(errno.EAGAIN, "its content takes long to free")
 
     def close_file(self, fd: int) -> None:
         """Close a descriptor, elsewhere if it may be the last of a large file that has no name."""
-        if self.pool is not None and not (self.aside is not None and self.aside.hangs(fd)):
-            attr = self._fstat(fd)
+        if self._core.aside is None or not self._core.aside.hangs(fd):
+            attr = self._core.fstat(fd)
             if not attr[NLINK] and attr[BLOCKS] > SECTORS_MAX:
                 self._use_aside().may_hang(fd, CLOSING)
-        self.host.close(fd)
+        self._core.host.close(fd)
 
     def start_aside(
         self, request: Request, key: Hashable, serve: Callable[[], Any], done: Callable[[Any], object]
@@ -190,7 +200,7 @@ class SlowOps(Reach):
         if row.args is not None:
             for field, value in zip(row.args.fields, request.args, strict=False):
                 if field.name.startswith("fh"):
-                    handles.append(self.handles.get(value))
+                    handles.append(self._core.handles.get(value))
 
         def held() -> Any:
             for handle in handles:
@@ -202,8 +212,8 @@ class SlowOps(Reach):
 
     def join_aside(self) -> None:
         """Go on with the requests whose calls have ended."""
-        if self.aside is not None:
-            self.aside.join()
+        if self._core.aside is not None:
+            self._core.aside.join()
 
 
 LONG: Final[dict[int, Callable[[SlowOps, Request, Inode], bool]]] = {

@@ -246,7 +246,7 @@ def assert_refused_keeping(make_guest, data, options) -> StreamError:
 
 def test_options_of_the_state_win(make_guest):
     guest = make_guest(announce_submounts=True).load(state(ROOT))
-    assert not guest.fs.submounts
+    assert not guest.fs.core.submounts
 
 
 @pytest.mark.parametrize(
