@@ -63,6 +63,7 @@ class PassthroughFs(FileSystem):
         self.uids, self.gids = core.uids, core.gids
         self.xattr_map, self.by_handle = core.xattr_map, core.by_handle
         self.tell, self.reserve_numbers = core.tell, core.reserve_numbers
+        self.root_attr, self.keep_root_ctime = core.root_attr, core.keep_root_ctime
         self.mount_of, self.evidence, self.evidence_at = core.mount_of, core.evidence, core.evidence_at
         self.path_fd, self.drop = reach.path_fd, lookups.drop
         self.suspend_locks, self.resume_locks = locking.suspend_locks, locking.resume_locks
