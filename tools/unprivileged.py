@@ -18,6 +18,8 @@ from typing import Self
 NOBODY = 65534
 SKIPPED = (".git", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".hypothesis", "*.egg-info")
 HEAVY = ("__pycache__", "test", "tests", "idlelib", "tkinter", "turtledemo", "site-packages", "config-*")
+CHECKERS = ("mypy", "mypyc", "*__mypyc*.so", "ast_serialize", "grimp", "importlinter", "pip", "ruff")
+"""Packages that no test imports: two thirds of the environment."""
 
 
 def run_as_nobody(command: list[str], environment: dict[str, str], cwd: Path) -> bool:
@@ -53,7 +55,8 @@ class Place:
         where = "import sysconfig, sys; print(sysconfig.get_path('purelib'), sys.base_prefix, sep=chr(10))"
         found = subprocess.run([str(self._python), "-c", where], capture_output=True, text=True, check=True)
         purelib, prefix = found.stdout.splitlines()
-        shutil.copytree(purelib, packages, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True)
+        leave_out = shutil.ignore_patterns("__pycache__", *CHECKERS)
+        shutil.copytree(purelib, packages, ignore=leave_out, symlinks=True)
         self._open(self.checkout)
         self._open(packages)
         self.environment = {
