@@ -11,14 +11,14 @@ from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.aside import Pool
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from devices.virtio_fs.passthrough.host_calls import ATIME, ATIME_NS, CTIME, CTIME_NS, HostAttr, HostFs
-from devices.virtio_fs.passthrough.slow import LONG
+from devices.virtio_fs.passthrough.slow import LONG, SEEN
 from devices.virtio_fs.state import early
 from devices.virtio_fs.state.collect import StateCollector
 from devices.virtio_fs.state.early_inodes import EarlyInodes
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.restore import RestoreReport, restore_state
 from vmsim.errors import InternalFault, MigrationBlocked
-from vmsim.fuse.opcodes import BY_NUMBER, OPEN
+from vmsim.fuse.opcodes import BY_NUMBER
 from vmsim.fuse.session import Session
 from vmsim.limits import LOCK_TRIES
 from vmsim.virtio.chain import Chain
@@ -95,7 +95,7 @@ class VirtioFsBackend:
         self.session.on_fault = _give_up
         self.fs.on_waits = self._be_busy
         if pool is not None:
-            self.session.serve_aside(self.fs, LONG.keys() - {OPEN})
+            self.session.serve_aside(self.fs, LONG.keys() - SEEN)
             self.fs.use_pool(pool, lambda: self.session.serve_aside(self.fs, BY_NUMBER))
         self.collector = StateCollector(self.fs, self.session, self.state_options)
         self.report: RestoreReport | None = None

@@ -8,9 +8,12 @@ from __future__ import annotations
 import gc
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+from vmsim.host.fs import LinuxFs
 
 
 def work(call: Callable[[], Any]) -> int:
@@ -48,3 +51,22 @@ def peak_bytes(call: Callable[[], Any]) -> tuple[int, int]:
     finally:
         tracemalloc.stop()
     return peak, left
+
+
+class CountingHost:
+    """The host, and how often each of its calls is made."""
+
+    def __init__(self):
+        self._host = LinuxFs()
+        self.calls = Counter()
+
+    def __getattr__(self, name):
+        value = getattr(self._host, name)
+        if not callable(value):
+            return value
+
+        def counted(*arguments):
+            self.calls[name] += 1
+            return value(*arguments)
+
+        return counted

@@ -39,8 +39,11 @@ _ERRNO_MAX = 4095
 class Aside(Protocol):
     """Serves requests that may sleep in the host while others are served."""
 
-    def aside_key(self, request: Request) -> Hashable | None:
-        """What may hang on account of the request; None: it is served at once."""
+    def aside_key(self, request: Request, *, again: bool = False) -> Hashable | None:
+        """What may hold up this request: calls with an equal key wait for each other; None for nothing.
+
+        ``again``: it has been tried, and raised TryAgain.
+        """
         ...
 
     def start_aside(
@@ -208,7 +211,14 @@ class Session:
                 return self._execute_aside(self._aside, request, key)
         if plan.row.waits:
             return self._execute_waiting(request)
-        return self._reply(request, _serve(request))
+        try:
+            result = _serve(request)
+        except TryAgain:
+            key = None if self._aside is None else self._aside.aside_key(request, again=True)
+            if self._aside is None or key is None:
+                raise
+            return self._execute_aside(self._aside, request, key)
+        return self._reply(request, result)
 
     def _execute_aside(self, aside: Aside, request: Request, key: Hashable) -> int | None:
         """Requests that may sleep in the host; nobody else waits for them."""
@@ -293,7 +303,7 @@ class Session:
             request = self._again.pop(unique, None)
             if request is None:
                 continue  # ended by what another one brought about
-            key = None if self._aside is None else self._aside.aside_key(request)
+            key = None if self._aside is None else self._aside.aside_key(request, again=True)
             if self._aside is not None and key is not None:
                 self._start_aside(self._aside, request, key)
                 continue

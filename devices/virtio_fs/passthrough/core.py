@@ -94,6 +94,8 @@ class Core:
         """Closes a descriptor of a file, perhaps its last."""
         self.check_emptying: Callable[[Inode], None] = _nothing
         """TryAgain if the content of an inode should rather go where nobody waits for it."""
+        self.check_freeing: Callable[[HostAttr], None] | None = None
+        """The same of the file with these attributes."""
         self.find_slow_mounts: Callable[[], None] = _nothing
         self.note_kind: Callable[[Mount], None] = _nothing
         self._open_root(share_fd)

@@ -224,7 +224,11 @@ class FileOps(FileSystem):
         self._core.handles.remove(handle)
         self._locking.end_handle_locks(handle)
         if handle.fd >= 0:
-            self._core.close_file(handle.fd)
+            inode = self._core.inodes.get(nodeid)
+            if inode is not None and inode.fd >= 0:
+                self._core.host.close(handle.fd)  # not the last one, so nothing is freed
+            else:
+                self._core.close_file(handle.fd)
         self._locking.retry_stale()
 
     # -- the rest --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from vmsim.fuse.abi.flags import ATTR_SUBMOUNT
 from vmsim.fuse.filesystem import Context, EntryReply, FileSystem
 
 from .core import Core
-from .host_calls import MODE, HostAttr
+from .host_calls import INO, MODE, HostAttr
 from .inodes import HOT, ROOT_ID, Inode, Mount
 from .reach import Reach
 
@@ -131,14 +131,24 @@ class LookupOps(FileSystem):
         if self._core.watch is not None:
             self._core.watch.forgotten(inode)
 
-    def known_at(self, dir_fd: int, name: bytes) -> Inode | None:
+    def known_at(self, dir_fd: int, name: bytes, *, frees: bool = False) -> Inode | None:
         """The inode at a name that is about to go, if the guest knows it; it gets a descriptor meanwhile.
 
         An inode without file handle can only be reached by its name, so that it has to keep the descriptor
-        when it loses that.
+        when it loses that. ``frees``: so that TryAgain is raised if its content should go elsewhere.
         """
         try:
-            dev, ino, mnt_id, mode = self._core.host.identify_at(dir_fd, name)
+            check = self._core.check_freeing if frees else None
+            if check is not None:
+                attr, dev, mnt_id, _ = self._core.host.identify_name(dir_fd, name)
+                ino, mode = attr[INO], attr[MODE]
+            else:
+                dev, ino, mnt_id, mode = self._core.host.identify_at(dir_fd, name)
+        except OSError:
+            return None
+        if check is not None:
+            check(attr)
+        try:
             inode = self._core.inodes.find(dev, ino, mnt_id)
             if inode is None or inode.fd >= 0:
                 return inode if inode is None or inode.mode == stat.S_IFMT(mode) else None

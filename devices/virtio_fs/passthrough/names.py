@@ -23,7 +23,7 @@ class NameOps(FileSystem):
     def unlink(self, ctx: Context, parent: int, name: bytes) -> None:
         """UNLINK."""
         directory, dir_fd = self._creation.place(parent, name)
-        inode = self._about_to_go(directory, dir_fd, name)
+        inode = self._about_to_go(directory, dir_fd, name, frees=True)
         self._core.host.unlink(dir_fd, name)
         self._gone(inode, directory, name)
 
@@ -34,9 +34,11 @@ class NameOps(FileSystem):
         self._core.host.rmdir(dir_fd, name)
         self._gone(inode, directory, name)
 
-    def _about_to_go(self, directory: Inode, dir_fd: int, name: bytes) -> Inode | None:
+    def _about_to_go(
+        self, directory: Inode, dir_fd: int, name: bytes, *, frees: bool = False
+    ) -> Inode | None:
         with pinned(directory):
-            return self._lookups.known_at(dir_fd, name)
+            return self._lookups.known_at(dir_fd, name, frees=frees)
 
     def _gone(self, inode: Inode | None, directory: Inode, name: bytes) -> None:
         _forget_place(inode, directory, name)
@@ -52,7 +54,7 @@ class NameOps(FileSystem):
             target, target_fd = self._creation.place(newparent, newname)
             with pinned(target):
                 inode = self._lookups.known_at(dir_fd, name)
-                replaced = self._lookups.known_at(target_fd, newname)
+                replaced = self._lookups.known_at(target_fd, newname, frees=not flags & RENAME_EXCHANGE)
                 self._core.host.rename(dir_fd, name, target_fd, newname, flags)
         if inode is replaced and inode is not None:
             # Two names of one inode: rename(2) does nothing then, and says so to nobody.

@@ -21,7 +21,7 @@ from vmsim.limits import FUSE_ALLOCATE_MAX
 
 from .aside import AsideHost, Pool
 from .core import Core
-from .host_calls import BLOCKS, NLINK
+from .host_calls import BLOCKS, NLINK, HostAttr
 from .inodes import Inode, Mount
 from .reach import Reach
 
@@ -61,7 +61,8 @@ class SlowOps:
         core = self._core
         core.pool = pool
         self._on_slow = on_slow
-        core.close_file, core.check_emptying = self.close_file, self.check_emptying
+        core.close_file = self.close_file
+        core.check_emptying, core.check_freeing = self.check_emptying, self.check_freeing
         core.find_slow_mounts, core.note_kind = self.find_slow_mounts, self.note_kind
         core.fds.close_with(self.close_file)
         self.find_slow_mounts()
@@ -106,8 +107,8 @@ class SlowOps:
                     host.may_hang(fd, core.root.mount)
         return core.aside
 
-    def aside_key(self, request: Request) -> Hashable | None:
-        """What may hang on account of this request; None: nothing."""
+    def aside_key(self, request: Request, *, again: bool = False) -> Hashable | None:
+        """What may hang on account of this request; None: nothing. ``again``: it has raised TryAgain."""
         row = request.plan.row
         number = row.number
         if number in INLINE:
@@ -118,7 +119,7 @@ class SlowOps:
         mount = inode.mount
         if mount.slow:
             return mount
-        is_long = LONG.get(number)
+        is_long = LONG.get(number) if again or number not in SEEN else None
         if is_long is not None and is_long(self, request, inode):
             return mount
         if not self._core.slow_names:
@@ -182,6 +183,12 @@ class SlowOps:
         if (aside is None or aside.run is None) and self.is_large(inode):
             raise TryAgain(errno.EAGAIN, "its content takes long to free")
 
+    def check_freeing(self, attr: HostAttr) -> None:
+        """TryAgain in the loop, which finds it in LONG."""
+        aside = self._core.aside
+        if attr[BLOCKS] > SECTORS_MAX and (aside is None or aside.run is None):
+            raise TryAgain(errno.EAGAIN, "its content takes long to free")
+
     def close_file(self, fd: int) -> None:
         """Close a descriptor, elsewhere if it may be the last of a large file that has no name."""
         if self._core.aside is None or not self._core.aside.hangs(fd):
@@ -223,3 +230,6 @@ LONG: Final[dict[int, Callable[[SlowOps, Request, Inode], bool]]] = {
     op.RENAME2: SlowOps._replaces,
 }  # fmt: skip
 """What may take long though the file system is FAST, and when."""
+
+SEEN: Final = frozenset({op.OPEN, op.CREATE, op.UNLINK, op.RENAME, op.RENAME2})
+"""Those that find it out themselves, with a look that they take in any case, and try again then."""

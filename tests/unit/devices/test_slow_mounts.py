@@ -12,6 +12,7 @@ import pytest
 from devices.virtio_fs.backend import VirtioFsBackend
 from devices.virtio_fs.passthrough import slow
 from tests.support.backend_rig import Driver
+from tests.support.costs import CountingHost
 from tests.support.slow_mount import CONTENT, SlowMount
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import flags as f
@@ -311,6 +312,38 @@ def test_who_frees_much_space_holds_up_nobody(plain, name):
             plain.reply_to(op.BY_NAME[name.split()[0]].number, chain, unique)
     size = plain.send(op.GETATTR, node, (0, 0, 0))
     assert size.size <= 1 or size.nlink == 0
+
+
+def test_what_is_small_costs_no_call_more_than_without_a_pool(tmp_path):
+    """How much space goes is seen in the look that is taken in any case, or known without."""
+    spent = {}
+    for pool in (None, Workers(LinuxFs)):
+        share = tmp_path / ("plain" if pool is None else "pooled")
+        share.mkdir()
+        for name in ("a", "b"):
+            (share / name).touch()
+        host = CountingHost()
+        driver = Driver(VirtioFsBackend(host, share, pool=pool))
+        driver.init()
+        node = driver.send(op.LOOKUP, 1, (), (b"a",)).nodeid
+        driver.send(op.LOOKUP, 1, (), (b"b",))
+        host.calls.clear()
+        fh = driver.send(op.OPEN, node, (os.O_RDWR, 0)).fh
+        driver.send(op.RELEASE, node, (fh, 0, 0, 0))
+        for name in (b"new", b"a"):
+            made = driver.send(op.CREATE, 1, (os.O_RDWR | os.O_TRUNC, 0o600, 0, 0), (name,))
+            driver.send(op.RELEASE, made.nodeid, (made.fh, 0, 0, 0))
+        driver.send(op.RENAME, 1, (1,), (b"new", b"newer"))
+        driver.send(op.RENAME2, 1, (1, 0, 0), (b"newer", b"b"))
+        driver.send(op.UNLINK, 1, (), (b"b",))
+        host.calls["identify_at"] += host.calls.pop("identify_name", 0)  # one says more than the other
+        spent[pool is None] = dict(host.calls)
+        driver.backend.close()
+        if pool is not None:
+            pool.close()
+    emptying = spent[False].pop("fstat") - spent[True].pop("fstat", 0)
+    assert emptying == 1, "O_TRUNC of a file that is there, which nobody looks at otherwise"
+    assert spent[False] == spent[True]
 
 
 def test_long_allocations_leave_the_loop_on_every_file_system(plain):

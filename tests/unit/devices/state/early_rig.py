@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 
 from devices.virtio_fs.passthrough.inodes import PINNED
 from devices.virtio_fs.state import early
 from devices.virtio_fs.state.early_inodes import EarlyInodes
 from vmsim.errors import VmsimError
-from vmsim.host.fs import LinuxFs
-
-
-class CountingHost:
-    """The host, and how often each of its calls is made."""
-
-    def __init__(self):
-        self._host = LinuxFs()
-        self.calls = Counter()
-
-    def __getattr__(self, name):
-        value = getattr(self._host, name)
-        if not callable(value):
-            return value
-
-        def counted(*arguments):
-            self.calls[name] += 1
-            return value(*arguments)
-
-        return counted
 
 
 def plant(share, folders=4, files=60):

@@ -13,12 +13,13 @@ from devices.virtio_fs.state.early import EarlyPiece
 from devices.virtio_fs.state.early_inodes import EarlyInodes
 from devices.virtio_fs.state.records import FILE_HANDLE, PATH, ROOT, FileHandle, InodeRecord, StateBlob
 from devices.virtio_fs.state.restore import RestoreError
+from tests.support.costs import CountingHost
 from tests.support.leaks import Held
 from vmsim.errors import StreamError, VmsimError
 from vmsim.host.fs import LinuxFs
 
 from .conftest import Guest
-from .early_rig import CountingHost, ahead, look_up_all, plant, same
+from .early_rig import ahead, look_up_all, plant, same
 
 EXCHANGE = 2
 
