@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 
@@ -14,6 +15,8 @@ SERVE = [
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory):
-    """The command that starts it. Its modules are compiled once for all of its starts."""
+    """The command that starts it. Its modules are compiled once for all of its starts, if not before."""
+    if "PYTHONDONTWRITEBYTECODE" not in os.environ:
+        return shlex.join(SERVE)
     cache = tmp_path_factory.mktemp("compiled")
     return shlex.join(["env", "-u", "PYTHONDONTWRITEBYTECODE", f"PYTHONPYCACHEPREFIX={cache}", *SERVE])

@@ -14,6 +14,7 @@ from devices.virtio_fs.state.restore import Load
 from tests.support.exhibits import exhibit
 from tests.support.inventory import changes, inventory
 from tests.support.machine_rig import MODES
+from tests.support.sampling import product
 from vmsim.errors import MigrationError, UsageError
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine
@@ -198,9 +199,14 @@ def directory(fs):
     fs.mkdir("/special")
 
 
-@pytest.mark.parametrize("transport", [None, "vhost-user"], ids=["here", "vhost-user"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("make", [fifo, device, unix_socket, symlink, directory])
+@pytest.mark.parametrize(
+    ("make", "mode", "transport"),
+    product(
+        "what is made anew in a directory", 2,
+        [fifo, device, unix_socket, symlink, directory], MODES, [None, "vhost-user"],
+    ),
+    ids=lambda value: getattr(value, "__name__", value or "here"),
+)  # fmt: skip
 def test_what_is_made_anew_in_a_directory_leaves_it_as_it_was(tmp_path, make, mode, transport):
     """There is no O_TMPFILE of it: it has a name in the share's root for a moment."""
     share = tmp_path / "share"
