@@ -120,7 +120,7 @@ class LimitError(VmsimError):
 
 
 class StallError(VmsimError):
-    """Somebody waits for what nobody left can bring about."""
+    """A deadlock: no task is runnable, and nothing outside is waited for."""
 
     blame = Blame.US
 

@@ -126,7 +126,7 @@ class VirtioFs:
         return [*(f"lost: {loss.reason}" for loss in report.losses), *more, *report.notes]
 
     def preflight(self, backend: VirtioFsBackend) -> list[Finding]:
-        """What would not survive a migration, or not without further ado, the worst first."""
+        """What would be lost in a migration, or needs attention, most severe first."""
         return preflight(backend.fs, backend.session, backend.state_options)
 
 

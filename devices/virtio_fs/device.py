@@ -168,7 +168,7 @@ class VirtioFsDevice:
     def resume(self, *, kick: bool = True) -> None:
         """The virtual machine goes on: start the rings if the driver had activated the device.
 
-        Without ``kick`` the back-end works off nothing before ``kick()``: everything that can fail has been
+        Without ``kick`` the back-end processes nothing before ``kick()``: everything that can fail has been
         done by then.
         """
         self.running = True

@@ -12,7 +12,7 @@ CachePolicy = Literal["never", "metadata", "auto", "always"]
 FileHandles = Literal["never", "prefer", "mandatory"]
 
 TIMEOUTS: dict[str, int] = {"never": 0, "auto": 1, "metadata": 86400, "always": 86400}
-"""Seconds for which the guest may believe names and attributes, by cache policy."""
+"""Validity of names and attributes in seconds, by cache policy."""
 
 BOUNDS = (
     ("timeout_s", (1 << 32) - 1), ("inode_fds", 1 << 30), ("guest_fds", 1 << 30),
@@ -25,7 +25,7 @@ BOUNDS = (
 class FsOptions:
     """How the share is served.
 
-    ``cache``: how long the guest may believe what it was told, and whether it bypasses its page cache.
+    ``cache``: guest cache policy: how long names and attributes stay valid, whether the page cache is used.
     ``writeback``, ``posix_acl``, ``killpriv_v2``, ``security_label``, ``announce_submounts``,
     ``readdirplus``, ``locks``: offered to the guest at INIT. ``xattr``: off answers ENOSYS. ``direct_io``:
     honour the guest's O_DIRECT. ``allow_mmap``: shared mappings of files that bypass the page cache.

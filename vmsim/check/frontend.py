@@ -83,7 +83,7 @@ class Frontend:
         return message
 
     def barrier(self) -> None:
-        """A round trip: everything sent before has been worked off, and was answered with nothing."""
+        """A round trip: everything sent before has been processed, and was not answered."""
         self.send("GET_FEATURES")
         message = self.raw_reply()
         if message.header.request != MESSAGES["GET_FEATURES"].id:

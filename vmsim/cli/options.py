@@ -32,16 +32,16 @@ def limit_options(command: F) -> F:
     """Add the options that say when the guest is stopped, and when to give up."""
     for add in reversed((
         click.option("--downtime-limit", type=DurationType(), metavar="TIME",
-                     help="How long nobody may run: 300ms, 1s. All of it counts: memory, the state of guest "
-                     "and back-end, sending, loading, starting.  [default: 300ms]"),
+                     help="Maximum downtime: 300ms, 1s. Everything counts: memory, guest and back-end state, "
+                     "transfer, loading, start.  [default: 300ms]"),
         click.option("--over-limit", type=click.Choice(OVER_LIMIT), default="go-on", show_default=True,
-                     help="When the limit cannot be kept, which is said before the guest stops."),
+                     help="What to do when the limit cannot be kept; reported before the guest stops."),
         click.option("--bandwidth", type=SizeType(), metavar="SIZE",
-                     help="Bytes per second that may be sent: 100M, 1G."),
+                     help="Maximum bandwidth in bytes per second: 100M, 1G."),
         click.option("--max-rounds", type=click.IntRange(1, 10_000), default=30, show_default=True,
-                     help="Passes over memory before the guest is stopped all the same."),
+                     help="Maximum number of memory rounds before the guest is stopped anyway."),
         click.option("--cancel-after", type=DurationType(), metavar="TIME",
-                     help="Cancel a migration that has not committed after so long; the source goes on."),
+                     help="Cancel the migration if it has not committed by then; the source continues."),
     )):
         command = add(command)
     return command
@@ -63,13 +63,13 @@ def machine_options(command: F) -> F:
                      help="The same, checked when it is loaded  [default: as --migration]."),
         click.option("--migration-mode", type=click.Choice(["find-paths", "file-handles"]),
                      default="find-paths", show_default=True,
-                     help="How inodes are found again (file-handles needs CAP_DAC_READ_SEARCH)."),
+                     help="How the destination finds inodes (file-handles needs CAP_DAC_READ_SEARCH)."),
         click.option("--migration-on-error", type=click.Choice(["abort", "guest-error"]), default="abort",
-                     show_default=True, help="What happens when an inode cannot be found again."),
+                     show_default=True, help="What to do when an inode cannot be found at the destination."),
         click.option("--migration-verify-handles", is_flag=True,
                      help="Send file handles along, so that a replaced file is noticed."),
         click.option("--migration-confirm-paths", is_flag=True,
-                     help="Look at every path once more when the guest has stopped."),
+                     help="Check every path again after the guest has stopped."),
         click.option("--memory", type=SizeType(), default="64M", show_default=True, help="Guest memory."),
         click.option("--queues", type=click.IntRange(1, 1022), default=1, show_default=True,
                      help="Request queues."),

@@ -110,9 +110,10 @@ OPTIONS: Final = (
     Row(("--tag",), "Offer the configuration space, with this tag in it.",
         settings={"default": "", "metavar": "TAG"}),
     # -- what the guest gets
-    Row(("--cache",), "How long the guest may believe what it was told.", "cache",
+    Row(("--cache",), "Guest cache policy: how long names and attributes stay valid, and whether the page "
+        "cache is used.", "cache",
         settings=_choice("auto", "always", "never", "metadata", default="auto")),
-    Row(("--writeback",), "Let the guest write back later.", "writeback", settings=FLAG),
+    Row(("--writeback",), "Offer the writeback cache.", "writeback", settings=FLAG),
     Row(("--allow-mmap",), "Allow shared mappings of files that bypass the guest's page cache.", "allow_mmap",
         settings=FLAG),
     Row(("--allow-direct-io",), "Honour the guest's O_DIRECT.", "direct_io", settings=FLAG),
@@ -122,12 +123,13 @@ OPTIONS: Final = (
         "security_label", settings=FLAG),
     Row(("--xattrmap",), "Rules for the names of extended attributes.", "xattrmap",
         settings={"default": "", "metavar": "RULES"}),
-    Row(("--readonly",), "Refuse every change.", "readonly", settings=FLAG),
-    Row(("--announce-submounts/--no-announce-submounts",), "Tell the guest which directories are mounts.",
+    Row(("--readonly",), "Serve the directory read-only.", "readonly", settings=FLAG),
+    Row(("--announce-submounts/--no-announce-submounts",), "Announce submounts to the guest.",
         "announce_submounts", settings={"default": True}),
-    Row(("--readdirplus/--no-readdirplus",), "Send attributes along with the names of directories.",
+    Row(("--readdirplus/--no-readdirplus",), "Offer READDIRPLUS.",
         "readdirplus", settings={"default": True}),
-    Row(("--killpriv-v2/--no-killpriv-v2",), "Clear set-id bits when the guest says so.", "killpriv_v2",
+    Row(("--killpriv-v2/--no-killpriv-v2",), "Offer HANDLE_KILLPRIV_V2: clear set-id bits when the guest "
+        "asks for it.", "killpriv_v2",
         settings={"default": False}),
     Row(("--locks/--no-locks",), "Take the guest's file locks on the host's files, so that others see them "
         "(virtiofsd leaves them to the guest).", "locks", settings={"default": True}),
@@ -139,20 +141,22 @@ OPTIONS: Final = (
         "(the default of virtiofsd since 1.13.3; never before).", "inode_file_handles",
         settings=_choice("never", "prefer", "fallback", "mandatory", default="prefer")),
     # -- migration
-    Row(("--migration-mode",), "How inodes are found again.", "migration_mode",
+    Row(("--migration-mode",), "How the destination finds inodes.", "migration_mode",
         settings=_choice("find-paths", "file-handles", default="find-paths")),
-    Row(("--migration-on-error",), "What happens when an inode cannot be found again.", "migration_on_error",
+    Row(("--migration-on-error",), "What to do when an inode cannot be found at the destination.",
+        "migration_on_error",
         settings=_choice("abort", "guest-error", default="abort")),
     Row(("--migration-verify-handles",), "Send file handles along, so that a replaced file is noticed.",
         "migration_verify_handles", settings=FLAG),
-    Row(("--migration-confirm-paths",), "Look at every path once more when the guest has stopped.",
+    Row(("--migration-confirm-paths",), "Check every path again after the guest has stopped.",
         "migration_confirm_paths", settings=FLAG),
     Row(("--migration-save",), "Whether a front-end may save the state.", "migration_save",
         settings=_choice("internal", "none", default="internal")),
     Row(("--migration-load",), "Whether a front-end may load a state.", "migration_load",
         settings=_choice("internal", "none", default="internal")),
     # -- confinement and limits
-    Row(("--sandbox",), "What the process can see beside DIR  [default: namespace; none if not permitted].",
+    Row(("--sandbox",), "How the process is isolated from the host  [default: namespace; none if not "
+        "permitted].",
         settings=_choice(*KINDS, default=None)),
     Row(("--modcaps",), "Capabilities to keep or to drop beside the usual, such as +sys_admin:-chown.",
         settings={"default": "", "metavar": "LIST"}),
@@ -165,7 +169,7 @@ OPTIONS: Final = (
     Row(("--seccomp",), "Only none: there is no filter of system calls.",
         refused=_seccomp, settings=_choice("none", "kill", "log", "trap", default=None)),
     # -- what is said
-    Row(("--log-level",), "How much is said on standard error.", settings=_choice(*LEVELS, default="info")),
+    Row(("--log-level",), "Log level on standard error.", settings=_choice(*LEVELS, default="info")),
     Row(("-d",), "The same as --log-level debug.", settings={"is_flag": True, "hidden": True}),
     Row(("-f",), "Accepted for virtiofsd's sake.", settings={"is_flag": True, "hidden": True}),
     # -- virtiofsd's that are refused by name
@@ -174,7 +178,8 @@ OPTIONS: Final = (
         "messages go to standard error; pipe them to logger, or let systemd keep them")),
     Row(("-o",), "Deprecated.", refused=_modern, settings={"multiple": True, "hidden": True}),
     # -- our own
-    Row(("--reconnect",), "Stay when a front-end goes: the next finds the session.", settings=FLAG),
+    Row(("--reconnect",), "Keep running after the front-end disconnects, and keep the session for the next "
+        "one.", settings=FLAG),
     Row(("--request-queues",), "Request queues.", parameter="queues",
         settings={"type": click.IntRange(1, MAX_QUEUES), "default": 1, "show_default": True}),
     Row(("--no-packed",), "Do not offer packed virtqueues.", settings=FLAG),

@@ -68,16 +68,16 @@ def move(
 
 def leave(
     machine: AssembledMachine, channel: Channel, told: MigrationTrace, parameters: MigrationParameters,
-    rid: Callable[[], object] = lambda: None, runs: Callable[[], bool] | None = None,
+    destination_released: Callable[[], object] = lambda: None, runs: Callable[[], bool] | None = None,
 ) -> OutgoingMigration:  # fmt: skip
     """Send ``machine`` through ``channel``; the migration, committed.
 
-    ``rid`` returns once the destination of a failed migration has let go of everything; ``runs`` says whether
-    a destination in this program runs: nobody knows of another one.
+    ``destination_released`` returns once the destination of a failed migration has let go of everything;
+    ``runs`` says whether a destination in this program runs: nobody knows of another one.
     """
     channel = machine.seams.channel(channel, "source")
     clock = parameters.clock or machine.schedule.now_ns
-    source = Source(machine, clock, rid, beside=runs is not None)
+    source = Source(machine, clock, destination_released, beside=runs is not None)
     outgoing = OutgoingMigration(
         source, channel, machine.schedule, parameters, told.progress, runs or (lambda: None),
         both_here=runs is not None,

@@ -64,7 +64,7 @@ class FrontDevice(Protocol):
         ...
 
     def resume(self, *, kick: bool = True) -> None:
-        """Start the rings; without ``kick`` nothing is worked off yet."""
+        """Start the rings; without ``kick`` nothing is processed yet."""
         ...
 
     def kick(self) -> None:
@@ -204,7 +204,7 @@ class DeviceType(Protocol):
         ...
 
     def preflight(self, backend: Any) -> list[Any]:
-        """What would not survive a migration, or not without further ado, the worst first."""
+        """What would be lost in a migration, or needs attention, most severe first."""
         ...
 
 
@@ -282,7 +282,7 @@ class MachineBackend(Protocol):
         ...
 
     def preflight(self) -> list[Any]:
-        """What would not survive a migration, or not without further ado, the worst first."""
+        """What would be lost in a migration, or needs attention, most severe first."""
         ...
 
     def ring(self, index: int) -> RingState | None:

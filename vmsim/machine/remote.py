@@ -139,9 +139,9 @@ class RemoteBackend:
     def describe(self) -> Iterator[str]:
         """How to reach it, which is all that there is to say."""
         if self.process is None:
-            yield f"a back-end in another process, behind {self._where}: what it holds is its own business"
+            yield f"a back-end in another process, behind {self._where}: its state is not available"
         else:
-            yield f"a back-end in process {self.process.pid}: what it holds is its own business"
+            yield f"a back-end in process {self.process.pid}: its state is not available"
 
     def notes(self) -> list[str]:
         """Nothing: it does not tell."""

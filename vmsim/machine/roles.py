@@ -31,10 +31,10 @@ class Source:
     machine_type = MACHINE_TYPE
 
     def __init__(
-        self, machine: AssembledMachine, clock: Clock, rid: Callable[[], object] = lambda: None, *,
-        beside: bool = False,
+        self, machine: AssembledMachine, clock: Clock,
+        destination_released: Callable[[], object] = lambda: None, *, beside: bool = False,
     ) -> None:  # fmt: skip
-        """``rid`` returns once the destination of a failed migration has let go of everything.
+        """``destination_released`` returns once a failed migration's destination has let go of everything.
 
         ``clock`` is that of forecasts. ``beside``: whoever migrates calls ``machine.let_go`` when the
         destination, in this process, runs.
@@ -45,7 +45,7 @@ class Source:
         self._clock = clock
         self.machine = machine
         self.memory = machine.memory
-        self._rid = rid
+        self._destination_released = destination_released
         self._keeps = machine.keeps_backend
 
     def check_migratable(self) -> None:
@@ -100,7 +100,7 @@ class Source:
     def sections(self) -> Sequence[Section]:
         """As the machine says; with the device's the back-end is let go if it is kept."""
         *others, device = self.machine.sections()
-        return [*others, _LettingGo(self.machine, device) if self._keeps else device]
+        return [*others, _DetachAfterSave(self.machine, device) if self._keeps else device]
 
     def finish(self) -> None:
         """Committed. In the same process the destination's guest need not wait until all is given back."""
@@ -110,7 +110,7 @@ class Source:
         """Go on as before, with the same back-end; connect to it again if the connection is gone."""
         machine = self.machine
         try:
-            self._rid()
+            self._destination_released()
             if not machine.device.attached:
                 _take_backend(machine)
             machine.device.resume()
@@ -210,7 +210,7 @@ class _Wrapped:
         self._section.load(src, version_id)
 
 
-class _LettingGo(_Wrapped):
+class _DetachAfterSave(_Wrapped):
     def save(self, out: VmWriter) -> None:
         """Save, then disconnect: the destination connects before it loads."""
         super().save(out)

@@ -311,7 +311,7 @@ class TurnTaking(ABC):
         note = "".join(f", {name} {value}" for name, value in facts.items())
         stall = StallError(
             f"{problem}{note}: {listing}", waits=waits,
-            hint="somebody has to bring about one of these, or to give up waiting",
+            hint="another task has to make one of these conditions true, or stop waiting",
         )
         stall.details.update(facts)
         return stall

@@ -139,7 +139,7 @@ class BackendRing:
         self._trusted = region is not None
 
     def set_enabled(self, enabled: bool) -> None:
-        """SET_VRING_ENABLE; a ring that was started meanwhile is worked off.
+        """SET_VRING_ENABLE; a ring that was started meanwhile is processed.
 
         So is one that is to be disabled: a kick may be under way that the front-end drops next, and whoever
         goes on with this ring would wait for another one.
@@ -184,7 +184,7 @@ class BackendRing:
         return chain
 
     def _work(self, ring: DeviceRing, chain: Chain | None, take: Callable[[], Chain | None]) -> None:
-        """Work the ring off, then ask for kicks and look once more; none are wanted between two chains."""
+        """Process the ring, then ask for kicks and check again; none are wanted between two chains."""
         handle = self._handle
         index = self.index
         complete = self.complete
@@ -207,7 +207,7 @@ class BackendRing:
                     if over is not None and over():
                         assert link is not None
                         self._cut = True
-                        link.again(index)
+                        link.reschedule(index)
                         return
                     chain = take()
                     if chain is not None:
@@ -349,7 +349,7 @@ class BackendRing:
                     self.complete(chain, written)
                 if over is not None and over():
                     assert link is not None
-                    link.again(self.index)
+                    link.reschedule(self.index)
                     return False
         finally:
             self._busy = False

@@ -215,7 +215,7 @@ class VhostFrontend:
     ) -> None:
         """Start these rings with the accepted ``features`` (virtio bits), and kick each once, unsolicited.
 
-        Without ``kick`` they are ready, and nothing is worked off until ``kick_all`` or the driver kicks.
+        Without ``kick`` they are ready, and nothing is processed until ``kick_all`` or the driver kicks.
         Rings without a descriptor area are skipped. StateError while rings run; after a failure none runs,
         and ``bases`` says how far those had come that ran for a moment.
         """

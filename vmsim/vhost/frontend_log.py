@@ -38,7 +38,7 @@ class FrontendLog:
         return fresh
 
     def take(self) -> bytes:
-        """What the log says, which says nothing then. Errors are those of ``announce``: it is as before then.
+        """Return the dirty bits and clear them. Errors are those of ``announce``: it is as before then.
 
         Bits that another process sets meanwhile must not be lost, and Python has no atomic exchange: the
         back-end gets a new log. When it has answered, it marks nothing more in the former one, except what

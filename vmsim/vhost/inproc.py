@@ -108,7 +108,7 @@ class _Link:
     def turn(self) -> None:
         """A driver in the same thread cannot go on while it is served: its ring is empty soon."""
 
-    def again(self, ring: int) -> None:
+    def reschedule(self, ring: int) -> None:
         """Turns have no end here."""
 
     def set_notifier(self, message: str, ring: int, fd: int) -> None:

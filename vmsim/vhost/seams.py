@@ -98,7 +98,7 @@ class BackendLink(Protocol):
         """A turn of a ring begins: who says when it is over. None: nobody waits meanwhile."""
         ...
 
-    def again(self, ring: int) -> None:
+    def reschedule(self, ring: int) -> None:
         """The turn is over: kick the ring once everything else has had its own."""
         ...
 

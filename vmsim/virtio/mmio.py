@@ -88,7 +88,7 @@ class Register(NamedTuple):
     read: Callable[[MmioRegisters], int] | None = None
     write: Callable[[MmioRegisters, int], None] | None = None
     command: Callable[[VirtioDevice, int], None] | None = None
-    """What writing does where it is the device's own business, with nothing in between."""
+    """What writing does where the device's own method does it, called directly."""
 
 
 def _read_features(regs: MmioRegisters) -> int:

@@ -28,8 +28,8 @@ class Finding(msgspec.Struct, frozen=True):
     """One thing to know before a migration.
 
     ``error``: loading it here would fail (abort), or the guest get EIO (guest-error); that has been tried.
-    ``warning``: it may. ``info``: it survives, but not without further ado. ``inode`` and ``fh`` say whom it
-    concerns (0 and None: everybody).
+    ``warning``: it may. ``info``: it survives, but something has to be done for it. ``inode`` and ``fh`` say
+    whom it concerns (0 and None: everybody).
     """
 
     severity: Severity
@@ -116,7 +116,7 @@ class _Preflight:
         )
 
     def _surviving(self, survey: StateCollector, builder: RecordBuilder, inode: Inode) -> None:
-        """What survives, but not without further ado."""
+        """What survives, but something has to be done for it."""
         nodeid = inode.id
         if nodeid in builder.travelling:
             why = f"unlinked; its {builder.travelling[nodeid]} bytes travel along"

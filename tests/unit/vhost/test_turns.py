@@ -34,7 +34,7 @@ class ShortTurns:
 
         return over
 
-    def again(self, ring):
+    def reschedule(self, ring):
         if ring not in self.queue:
             self.queue.append(ring)
 

@@ -201,7 +201,7 @@ class FuseTransport:
             return
         for request in ended:
             if request.orphan:
-                self._bury(request)
+                self._discard(request)
         if queue.state.backlog and queue.dispatch_backlog():
             queue.ring.publish()
             if queue.ring.needs_kick():
@@ -262,7 +262,7 @@ class FuseTransport:
         for queue in self.queues:
             for request in queue.fail_all():
                 if request.orphan:
-                    self._bury(request)
+                    self._discard(request)
 
     def reset_queue(self, index: int) -> None:
         """Reset one queue and enable it again (virtio 1.3 section 2.6.1); its requests fail with EIO.
@@ -273,7 +273,7 @@ class FuseTransport:
         self.driver.reset_queue(queue.state, self.state.features)
         for request in queue.fail_all():
             if request.orphan:
-                self._bury(request)
+                self._discard(request)
         queue.state.ring = b""
         self.driver.clear_ring(queue.state, self.state.features, self.memory)
         queue.ring = self.driver.attach_ring(queue.state, self.state.features, self.memory)
@@ -288,7 +288,7 @@ class FuseTransport:
             return
         request.orphan = True
         if request.status == DONE or self.queues[request.queue].cancel(request):
-            self._bury(request)
+            self._discard(request)
 
     def abandon_all(self) -> None:
         """All programs are gone (a snapshot was restored without their stacks)."""
@@ -299,7 +299,7 @@ class FuseTransport:
         if self.pages is not None:
             self.pages.abandon()
 
-    def _bury(self, request: Request) -> None:
+    def _discard(self, request: Request) -> None:
         self.requests.pop(request.unique, None)
         self.free_owned(request)
         self._give_back(request)

@@ -206,7 +206,7 @@ class _Link:
         end_ns = now_ns() + TURN_NS
         return lambda: now_ns() >= end_ns
 
-    def again(self, ring: int) -> None:
+    def reschedule(self, ring: int) -> None:
         """Kick the ring when everything else that is ready has been served."""
         if ring not in self._unfinished:
             self._unfinished.add(ring)
