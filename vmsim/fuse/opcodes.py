@@ -1,6 +1,6 @@
 """One row per opcode: what it carries, what it answers, who handles it.
 
-The rows drive the session's decoding and dispatch, the client's encoding, the printing and the tests. To
+The rows drive the session's decoding and dispatch, the client's encoding and the tests. To
 add an opcode add a row, a method to FileSystem, and a handler named like the row to ``handlers``.
 """
 
