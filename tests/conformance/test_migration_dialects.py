@@ -15,7 +15,7 @@ from tests.support.leaks import no_leaks
 from tests.support.machine_rig import Campaign, Kind, Life, Switch, faulty, make
 from vmsim.errors import MigrationError
 from vmsim.machine import Machine
-from vmsim.machine.assembled import RUNNING
+from vmsim.machine.states import RUNNING
 from vmsim.migration.channel import ChannelBase
 from vmsim.migration.report import MigrationParameters
 from vmsim.wrappers.faults import Fault

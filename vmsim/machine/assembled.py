@@ -17,6 +17,20 @@ from vmsim.host.shm import SharedMemory
 from vmsim.machine.config import MachineConfig
 from vmsim.machine.parts import Backend, DeviceSection, FrontDevice, MachineBackend, Seams
 from vmsim.machine.sections import GuestSection, ProgramsSection
+from vmsim.machine.states import (
+    CLOSE,
+    CLOSED,
+    FINISHED,
+    INCOMING,
+    LEAVE,
+    PAUSE,
+    PAUSED,
+    RESUME,
+    RUNNING,
+    START,
+    MachineEvent,
+    after,
+)
 from vmsim.memory import DirtyLog, GuestMemory, Region
 from vmsim.migration.report import MigrationStats
 from vmsim.migration.seams import Section
@@ -25,12 +39,6 @@ from vmsim.schedule import Schedule
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.virtio.constants import F_RING_PACKED, RING_FEATURES
 
-RUNNING: Final = "running"
-PAUSED: Final = "paused"
-INCOMING: Final = "incoming"
-IN_DOUBT: Final = "in doubt"
-FINISHED: Final = "finished"
-CLOSED: Final = "closed"
 EXTERNAL: Final = "external"
 
 
@@ -138,13 +146,13 @@ class AssembledMachine:
         except BaseException:
             self.kernel.resume()
             raise
-        self.state = PAUSED
+        self.become(PAUSE)
 
     def resume(self) -> None:
         """Go on after ``pause``."""
         self._require(PAUSED)
         self.device.resume()
-        self.state = RUNNING
+        self.become(RESUME)
         self.kernel.resume()
 
     @property
@@ -193,7 +201,7 @@ class AssembledMachine:
 
     def start_running(self) -> None:
         """The last step of an incoming migration: the guest goes on."""
-        self.state = RUNNING
+        self.become(START)
         self.device.kick()
         self.kernel.resume()
 
@@ -201,7 +209,7 @@ class AssembledMachine:
 
     def finish(self, *, let_go: bool = True) -> None:
         """The machine is elsewhere now: it never runs again. ``let_go`` of what it held, now or later."""
-        self.state = FINISHED
+        self.become(LEAVE)
         self.kernel.pause()
         if let_go:
             self.let_go()
@@ -217,7 +225,7 @@ class AssembledMachine:
         if self.state == CLOSED or not self.kernel.birthplace.ours:
             return  # a forked child's copy: what it holds is the parent's
         finished = self.state == FINISHED
-        self.state = CLOSED
+        self.become(CLOSE)
         self._release(backend=not finished or not self.keeps_backend)
 
     def _release(self, *, backend: bool = True) -> None:
@@ -257,6 +265,10 @@ class AssembledMachine:
         self.close()
 
     # Inside
+
+    def become(self, event: MachineEvent) -> None:
+        """Go on to the state that ``event`` leads to; StateError if it cannot happen in this one."""
+        self.state = after(self.state, event)
 
     def _interrupt(self) -> None:
         self.kernel.interrupt()

@@ -18,13 +18,14 @@ from vmsim.host.processes import Command
 from vmsim.machine import channel_uri
 from vmsim.machine.arrival import Arrival
 from vmsim.machine.asked import Limits, parameters_of
-from vmsim.machine.assembled import IN_DOUBT, PAUSED, RUNNING, AssembledMachine
+from vmsim.machine.assembled import AssembledMachine
 from vmsim.machine.config import MachineConfig, memory_layout, parse_size
 from vmsim.machine.guest_facts import guest_facts
 from vmsim.machine.moving import leave, move
 from vmsim.machine.parts import MachineBackend, Seams
 from vmsim.machine.progress import MigrationTrace
 from vmsim.machine.remote import seams_for
+from vmsim.machine.states import IN_DOUBT, PAUSED, RUNNING, SETTLE, START
 from vmsim.migration.channel import Channel
 from vmsim.migration.report import MigrationParameters, MigrationStats, ProgressCallback
 from vmsim.schedule import Schedule, Task
@@ -82,7 +83,7 @@ class Machine(AssembledMachine):
                 what = f"the guest cannot boot, its device does not work: {reason}"
                 raise HostError(what, errno=error.errno or errno.EIO) from error
             raise
-        self.state = RUNNING
+        self.become(START)
 
     # Using it
 
@@ -154,7 +155,7 @@ class Machine(AssembledMachine):
         self._require(IN_DOUBT)
         assert self.outgoing is not None
         outgoing, self.outgoing = self.outgoing, None
-        self.state = RUNNING
+        self.become(SETTLE)
         outgoing.settle(destination_runs=destination_runs)
         self._release_if_finished()
 

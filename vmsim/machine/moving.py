@@ -7,9 +7,10 @@ from contextlib import suppress
 
 from vmsim.errors import MigrationError, VmsimError
 from vmsim.machine.arrival import Arrival
-from vmsim.machine.assembled import IN_DOUBT, AssembledMachine
+from vmsim.machine.assembled import AssembledMachine
 from vmsim.machine.progress import MigrationTrace
 from vmsim.machine.roles import Source
+from vmsim.machine.states import DOUBT, IN_DOUBT
 from vmsim.migration.channel import Channel, MemoryChannel
 from vmsim.migration.report import MigrationParameters, ProgressCallback
 from vmsim.migration.source import OutgoingMigration
@@ -91,7 +92,7 @@ def leave(
         raise
     finally:
         if outgoing.phase == "doubt":
-            machine.state = IN_DOUBT  # also after an interrupt: whatever comes up, it has not been stated
+            machine.become(DOUBT)  # also after an interrupt: whatever comes up, it has not been stated
         else:
             machine.outgoing = None
     return outgoing

@@ -13,7 +13,7 @@ from tests.support.machine_rig import FEW_KINDS, Life, make
 from vmsim.errors import MigrationError
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine
-from vmsim.machine.assembled import RUNNING
+from vmsim.machine.states import RUNNING
 from vmsim.schedule.clock import VirtualClock
 from vmsim.schedule.immediate import ImmediateSchedule
 

@@ -13,7 +13,7 @@ from tests.support.leaks import no_leaks
 from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life
 from tests.support.sampling import Run, in_pairs
 from vmsim.machine import Seams
-from vmsim.machine.assembled import FINISHED, RUNNING
+from vmsim.machine.states import FINISHED, RUNNING
 from vmsim.wrappers.faults import Fault, Step
 
 FAULTS = ("fail", "lose", "cut")

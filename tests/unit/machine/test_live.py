@@ -13,7 +13,7 @@ from tests.support.machine_rig import ALL_KINDS, FEW_KINDS, Kind, Life, make
 from vmsim.errors import MigrationCancelled, MigrationError, StateError
 from vmsim.guest.config import GuestConfig
 from vmsim.machine import Machine, Seams
-from vmsim.machine.assembled import FINISHED, RUNNING
+from vmsim.machine.states import FINISHED, RUNNING
 from vmsim.migration.report import MigrationParameters
 from vmsim.schedule.seeded import SeededSchedule
 from vmsim.virtio.constants import F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1

@@ -13,7 +13,7 @@ from tests.support.machine_rig import Kind, Life, make
 from vmsim.cli.program import run
 from vmsim.errors import MigrationBlocked, MigrationError, UsageError
 from vmsim.machine import Machine
-from vmsim.machine.assembled import RUNNING
+from vmsim.machine.states import RUNNING
 from vmsim.schedule.seeded import SeededSchedule
 
 KINDS = ("none", "external", "internal")

@@ -10,7 +10,7 @@ from tests.support.leaks import no_leaks
 from tests.support.machine_rig import FEW_KINDS, Kind, Life, make
 from vmsim.errors import MigrationBlocked, MigrationError, UsageError
 from vmsim.machine import Machine
-from vmsim.machine.assembled import RUNNING
+from vmsim.machine.states import RUNNING
 
 KINDS = ("none", "external", "internal")
 PATH = "/machine/peripheral/fs0"

@@ -20,7 +20,7 @@ from tests.support.machine_rig import FEW_KINDS, HANDLES_ALLOWED, Life, host_loc
 from vmsim.errors import HostError, MigrationError, StateError
 from vmsim.host.channels import SocketChannel
 from vmsim.machine import Machine, channel_uri
-from vmsim.machine.assembled import FINISHED, RUNNING
+from vmsim.machine.states import FINISHED, RUNNING
 from vmsim.migration.channel import MemoryChannel
 from vmsim.migration.errors import ChannelError
 from vmsim.migration.report import MigrationInDoubt, MigrationParameters

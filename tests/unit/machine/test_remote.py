@@ -14,8 +14,8 @@ from vmsim.errors import HostError, MigrationBlocked, MigrationCancelled, Migrat
 from vmsim.host.processes import SERVE, BackendProcess
 from vmsim.host.vhost_user.transport import VhostUserTransport
 from vmsim.machine import Machine, MachineConfig, RemoteBackend, Seams
-from vmsim.machine.assembled import FINISHED, RUNNING
 from vmsim.machine.remote import command_options, device_words
+from vmsim.machine.states import FINISHED, RUNNING
 from vmsim.migration.report import MigrationParameters
 from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.schedule.seeded import SeededSchedule

@@ -13,7 +13,7 @@ from tests.support.remote_rig import Side, nothing_left
 from tests.support.sampling import sample
 from vmsim.errors import MigrationError, StallError
 from vmsim.host.waits import FdWaits
-from vmsim.machine.assembled import RUNNING
+from vmsim.machine.states import RUNNING
 from vmsim.schedule.immediate import ImmediateSchedule
 
 KILLED = "the back-end was killed by SIGKILL"

@@ -9,7 +9,7 @@ from tests.support.machine_rig import FEW_KINDS, Campaign, Kind, Life
 from tests.support.sampling import in_pairs
 from vmsim.errors import MigrationError
 from vmsim.machine import Seams
-from vmsim.machine.assembled import RUNNING
+from vmsim.machine.states import RUNNING
 from vmsim.wrappers.faults import Fault, Step
 
 FAULTS = ("fail", "lose", "cut")

@@ -15,7 +15,7 @@ from tests.support.machine_rig import FEW_KINDS, Kind, Life, make
 from vmsim.errors import MigrationError, UsageError
 from vmsim.host.fs import LinuxFs
 from vmsim.machine import Machine
-from vmsim.machine.assembled import RUNNING
+from vmsim.machine.states import RUNNING
 
 pytestmark = pytest.mark.unprivileged
 HANDLES = LinuxFs().handles_allowed()
