@@ -70,7 +70,7 @@ class EarlyInodes:
         self._restorer = InodeRestorer(fs, self._mount_paths, [])
         self._mounts_here: dict[int, int] = {}
         """What the source calls a mount, and what is at its place here; -1: nothing."""
-        self._mounted = fs.host.mount_points()
+        self._mounted = self._mounts_below()
         self._room = EARLY_STATE_MAX
         self._last = ROOT_ID
         self._stamps: dict[int, Stamp | None] = {}
@@ -191,7 +191,7 @@ class EarlyInodes:
     def look_again(self) -> None:
         """Drop what is not where it was found any more, and all beneath it."""
         # No directory says that something has been mounted over it.
-        same = self._mounted == self._fs.host.mount_points()
+        same = self._mounted == self._mounts_below()
         stale = [
             nodeid for parent in self.children if not same or not self._unchanged(parent)
             for nodeid in (self._strayed(parent) if same else self.children[parent])
@@ -206,6 +206,12 @@ class EarlyInodes:
             for nodeid in gone:
                 self.drop(nodeid)
             self.runs = [run for run in self.runs if gone.isdisjoint(run.ids)]
+
+    def _mounts_below(self) -> list[tuple[int, bytes]]:
+        """What is mounted beneath the share: what else is mounted on this host changes nothing here."""
+        host = self._fs.host
+        share = host.path_of(self._fs.root.fd).rstrip(b"/") + b"/"
+        return [(mnt_id, path) for mnt_id, path in host.mount_points() if path.startswith(share)]
 
     def _unchanged(self, parent: int) -> bool:
         stamp = self._stamps.get(parent)

@@ -15,6 +15,7 @@ from devices.virtio_fs.state.records import FILE_HANDLE, PATH, ROOT, FileHandle,
 from devices.virtio_fs.state.restore import RestoreError
 from tests.support.costs import CountingHost
 from tests.support.leaks import Held
+from tests.support.mounts import tmpfs
 from vmsim.errors import StreamError, VmsimError
 from vmsim.host.fs import LinuxFs
 
@@ -207,6 +208,18 @@ def test_the_cost_of_a_load_does_not_grow_with_the_inodes_that_were_found(option
     assert few < few_plain / 8
     assert most - few <= 4 * (more - few) + 16, "a look at each directory, piece by piece"
     assert most < most_plain / 20
+
+
+@pytest.mark.parametrize("options", MODES)
+def test_what_is_mounted_elsewhere_meanwhile_changes_nothing(options, guest, make_guest, share, tmp_path):
+    plant(share)
+    look_up_all(guest)
+    other = make_guest()
+    collector, (found,) = ahead(guest, other, **options)
+    with tmpfs(tmp_path / "elsewhere"):
+        found.look_again()
+    assert len(found.inodes) == len(guest.fs.inodes) - 1
+    same(make_guest, collector.save(), other, found, **options)
 
 
 @pytest.mark.parametrize("options", MODES)
