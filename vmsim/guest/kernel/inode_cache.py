@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from vmsim.fuse.abi import init_flags
 from vmsim.guest.kernel.nodes import valid_until
-from vmsim.guest.kernel.requests import FuseTransport
+from vmsim.guest.kernel.requests import FuseRequests
 from vmsim.guest.state import Attr, Node
 from vmsim.memory import PAGE_SIZE
 
 
-class Knowledge(FuseTransport):
+class InodeCache(FuseRequests):
     """The node table, the dentry cache and the attribute cache, kept up to date."""
 
     def apply_attr(self, node: Node, raw: Sequence[int], valid: int, valid_nsec: int, version: int) -> bool:

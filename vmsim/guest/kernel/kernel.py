@@ -23,7 +23,7 @@ from vmsim.guest.driver.alloc import PageAllocator
 from vmsim.guest.driver.virtio import MmioBus, VirtioDriver
 from vmsim.guest.kernel import init, node_groups, snapshot
 from vmsim.guest.kernel.dentries import DentryCache
-from vmsim.guest.kernel.inode_cache import Knowledge
+from vmsim.guest.kernel.inode_cache import InodeCache
 from vmsim.guest.kernel.page_cache import PageCache
 from vmsim.guest.state import STATE_VERSION, Attr, KernelState, LocalLock, Process, Segments
 from vmsim.memory import PAGE_SIZE, GuestMemory
@@ -46,7 +46,7 @@ class KernelCell:
         self.lock_waits: list[LocalLock] = []
 
 
-class GuestKernel(Knowledge):
+class GuestKernel(InodeCache):
     """Driver, FUSE client state and processes of one guest.
 
     ``boot()`` brings the device up and mounts the file system; or ``restore()`` takes over from a saved guest

@@ -54,7 +54,7 @@ class _Closed(list[RequestQueue]):
         raise StateError("the machine is closed")
 
 
-class FuseTransport:
+class FuseRequests:
     """The requests of one guest; ``state`` is all that lasts, everything else is found again from it."""
 
     def __init__(
