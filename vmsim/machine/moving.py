@@ -11,6 +11,7 @@ from vmsim.machine.assembled import AssembledMachine
 from vmsim.machine.progress import MigrationTrace
 from vmsim.machine.roles import Source
 from vmsim.machine.states import DOUBT, IN_DOUBT
+from vmsim.migration import phases
 from vmsim.migration.channel import Channel, MemoryChannel
 from vmsim.migration.report import MigrationParameters, ProgressCallback
 from vmsim.migration.source import OutgoingMigration
@@ -91,7 +92,7 @@ def leave(
         told.failed(error)
         raise
     finally:
-        if outgoing.phase == "doubt":
+        if outgoing.phase == phases.DOUBT:
             machine.become(DOUBT)  # also after an interrupt: whatever comes up, it has not been stated
         else:
             machine.outgoing = None

@@ -16,6 +16,7 @@ from vmsim.errors import (
     StreamTruncated,
     VmsimError,
 )
+from vmsim.migration import phases
 from vmsim.migration.alarm import Alarm
 from vmsim.migration.budget import Budget
 from vmsim.migration.byteio import StreamInput, StreamOutput
@@ -63,8 +64,6 @@ SETTLE: Final = (
 )
 OURS: Final = "vmsim/"
 """How the sections are named that are no device's."""
-OVER: Final = ("commit", "done", "failed", "doubt")
-"""The phases in which it is too late to cancel."""
 PEER_GONE: Final = frozenset({0, errno.EPIPE, errno.ECONNRESET})
 """How a channel says that the other side closed it; 0 is a channel in memory."""
 
@@ -90,8 +89,8 @@ class OutgoingMigration:
         verdict: Callable[[], bool | None] = lambda: None, *, both_here: bool = False,
     ) -> None:
         self.stats = MigrationStats()
-        self.phase = "setup"
-        """The present phase: setup, precopy, stop, device, ready, commit, done, failed or doubt."""
+        self.phase = phases.SETUP
+        """The present phase, see :mod:`vmsim.migration.phases`."""
         self._machine = machine
         self._channel = channel
         self._schedule = schedule
@@ -118,22 +117,22 @@ class OutgoingMigration:
 
     def cancel(self) -> None:
         """Give up as soon as possible; StateError once it is too late."""
-        if self.phase in OVER:
+        if self.phase in phases.TOO_LATE:
             raise StateError(f"the migration cannot be cancelled: it is in phase {self.phase}")
         self._cancelled = True
         self._channel.close()  # whoever waits for the other end wakes up
 
     def run(self) -> MigrationStats:
         """Carry it out. MigrationError (or a subclass) naming step and side if it failed."""
-        if self._step != "setup" or self.phase != "setup":
+        if self._step != "setup" or self.phase != phases.SETUP:
             raise StateError("a migration runs only once")
         began = self._clock()
-        self._alarm.start(self._schedule, lambda: self.phase in OVER, self.cancel)
+        self._alarm.start(self._schedule, lambda: self.phase in phases.TOO_LATE, self.cancel)
         try:
             self._attempt()
         except BaseException:
-            if self._let_go and self.phase != "failed":
-                self.phase = "doubt"  # wherever an interrupt came: stopped is safe
+            if self._let_go and self.phase not in (phases.FAILED, phases.DOUBT):
+                self._come_to(phases.DOUBT)  # wherever an interrupt came: stopped is safe
                 self._channel.close()
             raise
         self.stats.downtime = self._watch.parts
@@ -149,10 +148,10 @@ class OutgoingMigration:
 
     def settle(self, *, destination_runs: bool) -> None:
         """End a doubt: the machine is finished, or goes on as after any other failure."""
-        if self.phase != "doubt":
+        if self.phase != phases.DOUBT:
             raise StateError(f"nothing is in doubt: the migration is in phase {self.phase}")
         if destination_runs:
-            self.phase = "done"
+            self._come_to(phases.DONE)
             self._machine.finish()
         else:
             self._go_on()
@@ -188,7 +187,7 @@ class OutgoingMigration:
 
     def _go_on(self) -> None:
         """As if nothing had happened."""
-        self.phase = "failed"
+        self._come_to(phases.FAILED)
         self._channel.close()  # the other side lets go of what we are going to take back
         self._undo.close()
 
@@ -199,12 +198,12 @@ class OutgoingMigration:
         self._send_configuration()
         self._begin(undo, "log start", machine.start_log, machine.stop_log)
         left = self._precopy()
-        self._enter("stop")
+        self._enter(phases.STOP)
         watch = self._watch
         watch.begin()
         watch.do("rings_ns", lambda: self._stop(undo))
         watch.do("memory_ns", lambda: self._send_rest(left))
-        self._enter("device")
+        self._enter(phases.DEVICE)
         for section in machine.sections():
             part = "guest_ns" if section.idstr.startswith(OURS) else "device_ns"
             watch.do(part, partial(self._save, section))
@@ -213,7 +212,7 @@ class OutgoingMigration:
             self._stream.end()
             self._agree()
         else:
-            self._enter("commit")
+            self._enter(phases.COMMIT)
             self._stream.end()  # not before: whoever reads a whole stream from a command may run
             self._finish()
 
@@ -229,7 +228,7 @@ class OutgoingMigration:
 
     def _conclude(self) -> None:
         """After commit: nothing here may raise before the machine is finished."""
-        self.phase = "done"
+        self._come_to(phases.DONE)
         goes_on = self._parameters.keep_running and not self._channel.duplex
         if not goes_on:
             try:
@@ -252,8 +251,11 @@ class OutgoingMigration:
         message = f"the migration was cancelled{self._alarm.why()}"
         return MigrationCancelled(message, step=self._step, side=SIDE)
 
+    def _come_to(self, phase: str) -> None:
+        self.phase = phases.follow(self.phase, phase)
+
     def _enter(self, phase: str) -> None:
-        self.phase = phase
+        self._come_to(phase)
         self._at(phase)
         self._tell(0)
 
@@ -290,7 +292,7 @@ class OutgoingMigration:
 
     def _precopy(self) -> Sequence[Run]:
         """Rounds while the guest works; the pages that are left for the time when it does not."""
-        self._enter("precopy")
+        self._enter(phases.PRECOPY)
         self._ram_head = self._stream.new_section(RAM_IDSTR, 0, RAM_VERSION)
         with self._stream.part(SECTION_START, self._ram_head):
             self._ram.start()
@@ -393,12 +395,12 @@ class OutgoingMigration:
 
     def _agree(self) -> None:
         """Wait until the destination is ready, let it go, and learn that it went (see returnpath)."""
-        self._enter("ready")
+        self._enter(phases.READY)
         answer = self._watch.do("load_ns", lambda: self._answer(SHUT))
         if answer.value != READY:
             raise _refusal(answer)
         self._at("go")
-        self.phase = "commit"
+        self._come_to(phases.COMMIT)
         self._let_go = True
         try:
             answer = self._acknowledgement()
