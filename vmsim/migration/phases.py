@@ -2,13 +2,13 @@
 
 What the phases tell apart is who may run the guest, and so what a failure means:
 
-* **Setup to ready**: the guest is the source's. Programs work until *stop*. Whatever fails, on either side and
-  at whatever byte, leads to *failed*, and the source goes on as if nothing had been. Nothing may be done in
-  these phases that could not be undone.
-* **Commit**: the go has been given, or is being given: from the first of its bytes on the destination may run.
-  So this phase is entered *before* the go is written, and only the destination's own word leads out of it: it
-  runs (*done*), it has given up (*failed*), or there is no such word (*doubt*). The end of the channel is not a
-  word: a tunnel may have taken it along.
+* **Setup to ready**: the guest is the source's. Programs work until *stop*. Whatever fails, on either side
+  and at whatever byte, leads to *failed*, and the source goes on as if nothing had been. Nothing may be done
+  in these phases that could not be undone.
+* **Commit**: the go has been given, or is being given: from the first of its bytes on the destination may
+  run. So this phase is entered *before* the go is written, and only the destination's own word leads out of
+  it: it runs (*done*), it has given up (*failed*), or there is no such word (*doubt*). The end of the channel
+  is not a word: a tunnel may have taken it along.
 * **Doubt**: the guest is stopped here, with everything, until somebody who has looked says what became of the
   destination. A doubt is entered also where an interrupt comes between the go and the word.
 * **Done, failed**: the end. What fails after *done* changes nothing any more.
