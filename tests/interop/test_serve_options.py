@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from tests.interop.virtiofsd_rig import start_serve, start_virtiofsd
-from vmsim.check.device import Device
 from vmsim.check.frontend import Frontend
+from vmsim.check.raw_driver import RawDriver
 from vmsim.cli.compatibility import COMPATIBLE
 from vmsim.cli.serve_options import ELSEWHERE, OPTIONS
 from vmsim.fuse.abi.init_flags import FLOCK_LOCKS, POSIX_LOCKS
@@ -48,7 +48,7 @@ def offers(process):
     """The virtio features that a back-end offers, and what it answers to a Linux client's INIT."""
     front = Frontend(Probe(process.connect(), 30.0))
     front.negotiate()
-    device = Device(front).start()
+    device = RawDriver(front).start()
     device.init()
     try:
         return front.features, device.session.flags

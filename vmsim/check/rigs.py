@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from vmsim.check.case import PAIR, SHARE, START, Case
-from vmsim.check.device import USUAL, Device
 from vmsim.check.frontend import PLAIN, Frontend
 from vmsim.check.outcome import NotOffered
+from vmsim.check.raw_driver import USUAL, RawDriver
 from vmsim.check.target import Instance, Target
 from vmsim.errors import HostError, VmsimError
 from vmsim.guest.calls.posix import GuestFs
@@ -171,16 +171,16 @@ class BareRig(WireRig):
 class RingRig(WireRig):
     """A front-end with rings: ``device()`` makes and starts them."""
 
-    def device(self, *, features: int = USUAL, size: int = 64, init: bool = True) -> Device:
+    def device(self, *, features: int = USUAL, size: int = 64, init: bool = True) -> RawDriver:
         """Rings that run, and a FUSE session."""
         device = self.idle_device(features=features, size=size).start()
         if init:
             device.init()
         return device
 
-    def idle_device(self, **kind: Any) -> Device:
+    def idle_device(self, **kind: Any) -> RawDriver:
         """Memory and rings that the back-end has not heard of."""
-        device = Device(self.wire, **kind)
+        device = RawDriver(self.wire, **kind)
         self.on_close(device.close)
         return device
 

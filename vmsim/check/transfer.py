@@ -6,9 +6,9 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
-from vmsim.check.device import Device
 from vmsim.check.frontend import Frontend, close_all
 from vmsim.check.outcome import Failed, NotOffered, check, fail, same
+from vmsim.check.raw_driver import RawDriver
 from vmsim.check.rigs import Rig, RingRig
 from vmsim.errors import HostError
 from vmsim.host.services import HostServices
@@ -128,7 +128,7 @@ def must_not_load(front: Frontend, state: bytes, what: str) -> None:
     fail(f"{what} refused", "it was loaded")
 
 
-def stop_all(device: Device) -> None:
+def stop_all(device: RawDriver) -> None:
     """Stop every ring, as before a transfer."""
     for index in range(device.count):
         device.stop_ring(index)
@@ -141,7 +141,7 @@ def second(rig: Rig) -> Frontend:
     return front
 
 
-def handed_over(rig: RingRig, device: Device, *, log: bool = True) -> Device:
+def handed_over(rig: RingRig, device: RawDriver, *, log: bool = True) -> RawDriver:
     """Migrate by hand: the session of ``device`` goes on in another instance, on new rings.
 
     ``log``: dirty logging is switched on before, which is how a back-end learns of the migration.
@@ -155,7 +155,7 @@ def handed_over(rig: RingRig, device: Device, *, log: bool = True) -> Device:
     state = must_save(device.front)
     front = second(rig)
     must_load(front, state)
-    arrived = Device(front)
+    arrived = RawDriver(front)
     rig.on_close(arrived.close)
     arrived.start()
     arrived.session = device.session

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vmsim.errors import PeerError, StateError, VmsimError
-from vmsim.memory import GuestMemory, Region, bitmap_bytes
+from vmsim.memory import GuestMemory, bitmap_bytes
 from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
+from vmsim.vhost.addresses import message_region, vring_addr
 from vmsim.vhost.dialects.base import Dialect, StateTransferError, error_number
 from vmsim.vhost.frontend_log import FrontendLog
 from vmsim.vhost.kept import KeptInflight
@@ -28,9 +29,6 @@ PROTOCOL_FEATURES = c.protocol_bits(
     c.F_CONFIGURE_MEM_SLOTS, c.F_STATUS, c.F_DEVICE_STATE, c.F_INFLIGHT_SHMFD,
 )
 """What this front-end makes use of. CONFIG is not among it: the device serves its configuration itself."""
-
-USER_BASE = 0x7F00_0000_0000
-"""Where guest memory lies in the addresses that a front-end sends, if its regions do not say."""
 
 VIRTIO_DRIVER_STATUS = 0x0F
 
@@ -342,7 +340,7 @@ class VhostFrontend:
     # -- memory
 
     def _share_memory(self, memory: GuestMemory) -> None:
-        wanted = {_message_region(region): region for region in memory.regions}
+        wanted = {message_region(region): region for region in memory.regions}
         if len(wanted) > self.memory_slots:
             raise self._error("ADD_MEM_REG", f"{len(wanted)} regions, the back-end takes {self.memory_slots}")
         if not self.has(c.F_CONFIGURE_MEM_SLOTS):
@@ -359,16 +357,9 @@ class VhostFrontend:
                 self.exchange("ADD_MEM_REG", p.SlotRegion(0, *message), (region.fd,))
                 self._known.append(message)
 
-    def _user_addr(self, gpa: int) -> int:
-        assert self._memory is not None
-        region = self._memory.region_at(gpa)
-        return _user_base(region) + gpa - region.gpa
-
     def _addr(self, ring: RingSetup, log: bool) -> p.VringAddr:
-        return p.VringAddr(
-            ring.number, c.VHOST_VRING_F_LOG if log else 0, self._user_addr(ring.desc),
-            self._user_addr(ring.device), self._user_addr(ring.driver), ring.device,
-        )
+        assert self._memory is not None
+        return vring_addr(self._memory, ring.number, ring.desc, ring.driver, ring.device, log=log)
 
     # -- dirty log
 
@@ -467,11 +458,3 @@ class VhostFrontend:
             self.reset_device()
         except PeerError:
             pass
-
-
-def _user_base(region: Region) -> int:
-    return region.user_addr or USER_BASE + region.gpa
-
-
-def _message_region(region: Region) -> p.MemoryRegion:
-    return p.MemoryRegion(region.gpa, region.size_bytes, _user_base(region), region.fd_offset)

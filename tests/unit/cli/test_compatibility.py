@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.test_serve import ended
-from vmsim.check.device import Device
 from vmsim.check.frontend import Frontend
+from vmsim.check.raw_driver import RawDriver
 from vmsim.cli.compatibility import COMPATIBLE, table
 from vmsim.fuse.abi.init_flags import FLOCK_LOCKS, POSIX_LOCKS
 from vmsim.host.processes import BackendProcess
@@ -29,7 +29,7 @@ def test_what_is_offered_beside_virtiofsd(tmp_path, options, virtio, fuse):
     with BackendProcess(str(tmp_path), options=["--sandbox=none", *options]) as process:
         front = Frontend(Probe(process.connect(), 30.0))
         front.negotiate()
-        device = Device(front).start()
+        device = RawDriver(front).start()
         device.init()
         ours = sum(row.virtio for row in COMPATIBLE["virtiofsd"])
         assert front.features & ours == virtio

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.slow_mount import SlowMount
 from tests.support.waiting import state_of, until
-from vmsim.check.device import Device
 from vmsim.check.frontend import Frontend
+from vmsim.check.raw_driver import RawDriver
 from vmsim.fuse import opcodes as op
 from vmsim.host.processes import BackendProcess
 from vmsim.host.vhost_user.probe import Probe
@@ -38,7 +38,7 @@ def process(tmp_path, mount):
 def device(process):
     front = Frontend(Probe(process.connect(), PATIENCE_S))
     front.negotiate()
-    device = Device(front).start()
+    device = RawDriver(front).start()
     device.init()
     yield device
     front.probe.close()

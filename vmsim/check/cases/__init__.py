@@ -18,12 +18,12 @@ from vmsim.check.cases import (
     migration_defects,
     ring_states,
     rings,
-    state,
+    state_transfer,
 )
 
 MODULES = (
     messages, messages_wrong, memory, rings, ring_states, fuse_names, fuse_content, hostile_fuse,
-    hostile_rings, hostile_names, log, state, migration,
+    hostile_rings, hostile_names, log, state_transfer, migration,
     migration_defects, killed,
 )  # fmt: skip
 GROUPS = tuple(dict.fromkeys(module.CASES.name for module in MODULES))

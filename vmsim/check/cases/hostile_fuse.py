@@ -7,8 +7,8 @@ import os
 import struct
 
 from vmsim.check.case import SHARE, Group
-from vmsim.check.device import HIPRIO, REQUESTS, Device, GivenUp
 from vmsim.check.outcome import check, fail
+from vmsim.check.raw_driver import HIPRIO, REQUESTS, GivenUp, RawDriver
 from vmsim.check.rigs import RingRig
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.headers import OUT_HEADER
@@ -22,7 +22,7 @@ FH = 12345
 
 
 def survives(
-    device: Device, readable: list[bytes], writable: list[int], *, ring: int = REQUESTS
+    device: RawDriver, readable: list[bytes], writable: list[int], *, ring: int = REQUESTS
 ) -> bytes | None:
     """Post a chain, and find the device working afterwards, if need be after a reset; what was written.
 
@@ -39,7 +39,7 @@ def survives(
     return reply
 
 
-def refused(device: Device, request: bytes, room: int, *, errnos: tuple[int, ...] = ()) -> None:
+def refused(device: RawDriver, request: bytes, room: int, *, errnos: tuple[int, ...] = ()) -> None:
     """The request must be answered with an error (one of ``errnos``), or the ring given up; both survived."""
     reply = survives(device, [request], [room])
     if reply is None:
@@ -57,7 +57,7 @@ def sized(request: bytes, length: int | None = None) -> bytes:
     return struct.pack("<I", len(request) if length is None else length) + request[4:]
 
 
-def file(rig: RingRig, device: Device, content: bytes = b"content") -> tuple[int, int]:
+def file(rig: RingRig, device: RawDriver, content: bytes = b"content") -> tuple[int, int]:
     """A file's nodeid, and a handle for reading and writing."""
     (rig.share / "f").write_bytes(content)
     nodeid = device.lookup(f"{rig.home}/f").nodeid
@@ -126,7 +126,7 @@ def write_size_larger(rig: RingRig) -> None:
     check((rig.share / "f").stat().st_size <= 4, "at most 4 bytes in the file", "there are more")
 
 
-def setxattr(device: Device, nodeid: int, name: bytes, size: int, value: bytes) -> bytes:
+def setxattr(device: RawDriver, nodeid: int, name: bytes, size: int, value: bytes) -> bytes:
     """SETXATTR as it was negotiated."""
     extended = bool(device.flags >> 29 & 1)
     args = (size, 0, 0, 0) if extended else (size, 0)

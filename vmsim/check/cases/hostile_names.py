@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vmsim.check.case import SHARE, Group
 from vmsim.check.cases.hostile_fuse import ENTRY_ROOM, refused, survives
-from vmsim.check.device import Device
 from vmsim.check.outcome import check
+from vmsim.check.raw_driver import RawDriver
 from vmsim.check.rigs import RingRig
 from vmsim.fuse import opcodes as op
 
@@ -25,7 +25,7 @@ class Walls:
         self.rig = rig
         self.inner = rig.share / "inner"
         self.inner.mkdir()
-        self.device: Device = rig.device()
+        self.device: RawDriver = rig.device()
         self.nodeid = self.device.lookup(f"{rig.home}/inner").nodeid
         self.escaped = f"vmsim-escaped-{rig.random.randrange(1 << 40):x}"
         self.outside = rig.share.parent / self.escaped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmsim.check.case import Group
-from vmsim.check.device import MEMORY_BYTES, RAW, REQUESTS, USUAL, Device
+from vmsim.check.raw_driver import MEMORY_BYTES, RAW, REQUESTS, USUAL, RawDriver
 from vmsim.check.rigs import RingRig
 from vmsim.fuse import opcodes as op
 from vmsim.virtio.constants import (
@@ -26,7 +26,7 @@ FAR = 1 << 40
 NEXT, WRITE, TABLE = DESC_F_NEXT, DESC_F_WRITE, DESC_F_INDIRECT
 
 
-def good(device: Device) -> tuple[int, int]:
+def good(device: RawDriver) -> tuple[int, int]:
     """A request in memory: (address, length)."""
     return device.place(device.request(op.GETATTR, 1, (0, 0, 0)))
 

@@ -8,9 +8,9 @@ import signal
 from vmsim.check import transfer
 from vmsim.check.case import PAIR, SHARE, START, Group
 from vmsim.check.cases.rings import REPLY_BYTES
-from vmsim.check.device import REQUESTS, Device
 from vmsim.check.frontend import close_all
 from vmsim.check.outcome import NotOffered, check, same
+from vmsim.check.raw_driver import REQUESTS, RawDriver
 from vmsim.check.rigs import BareRig, GuestRig, RingRig, WireRig
 from vmsim.errors import HostError
 from vmsim.fuse import opcodes as op
@@ -92,7 +92,7 @@ def reconnect(rig: RingRig) -> None:
     except (HostError, ConnectionLost) as error:
         raise NotOffered(f"it stays, but takes no other connection: {error}") from error
     rig.instances[0].may_end = False
-    device = Device(front)
+    device = RawDriver(front)
     rig.on_close(device.close)
     device.start().init()
     device.getattr()
@@ -132,7 +132,7 @@ def back_end_killed(rig: GuestRig) -> None:
     rig.instances[0].may_end = True
     process_of(rig).kill()
     rig.ended_by(signal.SIGKILL)
-    device = Device(rig.front(rig.another()))
+    device = RawDriver(rig.front(rig.another()))
     rig.on_close(device.close)
     device.start().init()
     nodeid = device.lookup("/f").nodeid
@@ -156,7 +156,7 @@ def ring_outlives_back_end(rig: RingRig) -> None:
     device.getattr()
 
 
-def taken_over(rig: RingRig, device: Device) -> None:
+def taken_over(rig: RingRig, device: RawDriver) -> None:
     """Connect the rings and the memory of ``device`` to another instance; no ring runs yet."""
     device.front = rig.front(rig.another())
     device.set_features()

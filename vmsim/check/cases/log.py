@@ -9,8 +9,8 @@ from __future__ import annotations
 from vmsim.check.case import Group
 from vmsim.check.cases.messages_wrong import wrong
 from vmsim.check.cases.rings import PACKED_RINGS, works
-from vmsim.check.device import MEMORY_BYTES, REQUESTS, USUAL, Device
 from vmsim.check.outcome import NotOffered, check, same
+from vmsim.check.raw_driver import MEMORY_BYTES, REQUESTS, USUAL, RawDriver
 from vmsim.check.rigs import RingRig, WireRig
 from vmsim.fuse import opcodes as op
 from vmsim.host.eventfd import EventFd
@@ -29,7 +29,7 @@ FAR_APART = 0x400000
 class Log:
     """A dirty log that the back-end fills."""
 
-    def __init__(self, rig: RingRig, device: Device, offset: int = 0) -> None:
+    def __init__(self, rig: RingRig, device: RawDriver, offset: int = 0) -> None:
         if not rig.wire.features & c.VHOST_F_LOG_ALL:
             raise NotOffered("LOG_ALL is not offered")
         rig.wire.require(c.F_LOG_SHMFD)
@@ -69,7 +69,7 @@ class Log:
         return self.device.config(index).device // PAGE
 
 
-def getattr_into(device: Device, *pieces: tuple[int, int]) -> None:
+def getattr_into(device: RawDriver, *pieces: tuple[int, int]) -> None:
     """GETATTR whose reply goes into these (address, length) buffers."""
     ring = device.rings[REQUESTS]
     ring.add([device.place(device.request(op.GETATTR, 1, (0, 0, 0)))], list(pieces))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from vmsim.check.case import Group
 from vmsim.check.cases.messages_wrong import wrong
-from vmsim.check.device import USUAL, Device
 from vmsim.check.frontend import PLAIN
 from vmsim.check.outcome import check, same
+from vmsim.check.raw_driver import USUAL, RawDriver
 from vmsim.check.rigs import BareRig, RingRig, WireRig
 from vmsim.fuse import opcodes as op
 from vmsim.host.shm import SharedMemory
 from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
-from vmsim.vhost.frontend import USER_BASE
+from vmsim.vhost.addresses import USER_BASE
 
 CASES = Group("messages")
 SLOTS = "vhost-user 'ADD_MEM_REG'"
@@ -89,7 +89,7 @@ def slots_while_running(rig: RingRig) -> None:
 @CASES.case("two-regions", SLOTS)
 def two_regions(rig: RingRig) -> None:
     """A chain with buffers in different regions, and with a hole between those, is carried out."""
-    device: Device = rig.idle_device(regions=[(0, 8 * MIB), (1 << 30, MIB)])
+    device: RawDriver = rig.idle_device(regions=[(0, 8 * MIB), (1 << 30, MIB)])
     device.start().init()
     request = device.request(op.GETATTR, 1, (0, 0, 0))
     device.memory.write(1 << 30, request)
@@ -106,7 +106,7 @@ def two_regions(rig: RingRig) -> None:
 def table(rig: BareRig) -> None:
     """Without slots SET_MEM_TABLE brings the memory; a whole session works with it."""
     rig.wire.negotiate(PLAIN & ~(1 << c.F_CONFIGURE_MEM_SLOTS))
-    device = Device(rig.wire, features=USUAL)
+    device = RawDriver(rig.wire, features=USUAL)
     rig.on_close(device.close)
     device.start().init()
     device.getattr()

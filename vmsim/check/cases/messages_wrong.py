@@ -13,7 +13,7 @@ from vmsim.host.eventfd import EventFd
 from vmsim.host.vhost_user.transport import ConnectionLost
 from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
-from vmsim.vhost.frontend import USER_BASE
+from vmsim.vhost.addresses import USER_BASE
 from vmsim.vhost.messages import HEADER
 
 CASES = Group("messages")

@@ -6,8 +6,8 @@ import errno
 import os
 
 from vmsim.check.case import PAIR, SHARE, Group
-from vmsim.check.device import REQUESTS, Device
 from vmsim.check.outcome import NotOffered, check, same
+from vmsim.check.raw_driver import REQUESTS, RawDriver
 from vmsim.check.rigs import RingRig
 from vmsim.check.transfer import handed_over
 from vmsim.errors import HostError
@@ -27,13 +27,13 @@ EARLY_S = 1.0
 """For a busy machine too this is long for an answer that waits for nothing."""
 
 
-def negotiated(device: Device, mask: int, name: str) -> None:
+def negotiated(device: RawDriver, mask: int, name: str) -> None:
     """NotOffered unless INIT agreed on it."""
     if not device.flags & mask:
         raise NotOffered(f"INIT does not agree on {name} (for virtiofsd an option of its own)")
 
 
-def home(rig: RingRig, device: Device) -> int:
+def home(rig: RingRig, device: RawDriver) -> int:
     """The nodeid of the case's directory."""
     return int(device.lookup(rig.home).nodeid) if rig.home != "/" else 1
 
@@ -46,7 +46,7 @@ def setxattr_size(rig: RingRig) -> None:
     negotiated(device, flag.SETXATTR_EXT, "SETXATTR_EXT")
     nodeid = device.lookup(f"{rig.home}/f").nodeid
 
-    def set_acl(where: Device) -> int:
+    def set_acl(where: RawDriver) -> int:
         args = (len(ACL), 0, 0, 0)
         return where.fuse(op.SETXATTR, nodeid, args, (b"system.posix_acl_access",), ACL).error
 
@@ -69,7 +69,7 @@ def supplementary_group(rig: RingRig) -> None:
     box.chmod(0o770)
     nodeid = device.lookup(f"{rig.home}/box").nodeid
 
-    def make(where: Device, name: bytes) -> int:
+    def make(where: RawDriver, name: bytes) -> int:
         extensions = encode_extensions(groups=[4242])
         return where.fuse_as(1000, 1000, op.MKDIR, nodeid, (0o755, 0), (name,), extensions=extensions).error
 
@@ -104,7 +104,7 @@ def append_case(rig: RingRig, mask: int, name: str) -> None:
         made[file] = (entry.nodeid, entry.fh)
         device.ok(op.WRITE, entry.nodeid, (entry.fh, 0, 4, 0, 0, 0, 0), data=b"BBAA")
 
-    def write(where: Device, file: bytes) -> bytes:
+    def write(where: RawDriver, file: bytes) -> bytes:
         nodeid, fh = made[file]
         where.ok(op.WRITE, nodeid, (fh, 0, 2, 0, 0, 0, 0), data=b"CC")
         return (rig.share / os.fsdecode(file)).read_bytes()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vmsim.check.case import Group
 from vmsim.check.cases.rings import PACKED_RINGS, REPLY_BYTES, works
-from vmsim.check.device import LOOK_S, REQUESTS, USUAL, Device
 from vmsim.check.outcome import check, fail, same
+from vmsim.check.raw_driver import LOOK_S, REQUESTS, USUAL, RawDriver
 from vmsim.check.rigs import BareRig, RingRig
 from vmsim.fuse import opcodes as op
 from vmsim.host.eventfd import EventFd
@@ -17,7 +17,7 @@ CASES = Group("rings")
 STATES = "vhost-user 'Ring states'"
 
 
-def silent(device: Device, why: str, ring: int = REQUESTS) -> None:
+def silent(device: RawDriver, why: str, ring: int = REQUESTS) -> None:
     """Fail if a buffer is used although ``why``."""
     device.front.barrier()
     try:
@@ -27,12 +27,12 @@ def silent(device: Device, why: str, ring: int = REQUESTS) -> None:
     fail(f"nothing is used: {why}", "a buffer was used")
 
 
-def getattr_posted(device: Device, **how: bool) -> None:
+def getattr_posted(device: RawDriver, **how: bool) -> None:
     """Make a GETATTR available."""
     device.post([device.request(op.GETATTR, 1, (0, 0, 0))], [REPLY_BYTES], **how)
 
 
-def stop_and_go(device: Device) -> None:
+def stop_and_go(device: RawDriver) -> None:
     """Stop both rings and start them again where they were."""
     bases = [device.stop_ring(index) for index in range(device.count)]
     for index, base in enumerate(bases):
@@ -116,7 +116,7 @@ def enabled_without_protocol_features(rig: BareRig) -> None:
     """SET_FEATURES without bit 30 enables all rings at once."""
     rig.wire.features = rig.wire.number("GET_FEATURES") & ~c.VHOST_USER_F_PROTOCOL_FEATURES
     rig.wire.send("SET_OWNER")
-    device = Device(rig.wire, features=USUAL, count=2)
+    device = RawDriver(rig.wire, features=USUAL, count=2)
     rig.on_close(device.close)
     device.start().init()
     works(device)
@@ -228,7 +228,7 @@ def in_band(rig: BareRig) -> None:
     """Kicks and calls as messages: VRING_KICK is carried out, VRING_CALL comes on the channel."""
     rig.wire.negotiate(c.protocol_bits(c.F_MQ, c.F_REPLY_ACK, c.F_BACKEND_REQ, c.F_INBAND_NOTIFICATIONS))
     rig.wire.require(c.F_INBAND_NOTIFICATIONS)
-    device = Device(rig.wire)
+    device = RawDriver(rig.wire)
     rig.on_close(device.close)
     channel = rig.backend_channel(rig.wire)
     device.set_features()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vmsim.check.case import Group
-from vmsim.check.device import HIPRIO, REQUESTS, USUAL, Device
 from vmsim.check.outcome import NotOffered, fail, same
+from vmsim.check.raw_driver import HIPRIO, REQUESTS, USUAL, RawDriver
 from vmsim.check.rigs import RingRig
 from vmsim.fuse import opcodes as op
 from vmsim.vhost import constants as c
@@ -26,7 +26,7 @@ REPLY_BYTES = 120
 """Of GETATTR."""
 
 
-def works(device: Device, rounds: int = 1, **how: bool) -> None:
+def works(device: RawDriver, rounds: int = 1, **how: bool) -> None:
     """Requests on the request queue are answered, each once, with the right length."""
     for _ in range(rounds):
         request = device.request(op.GETATTR, 1, (0, 0, 0))
@@ -35,7 +35,7 @@ def works(device: Device, rounds: int = 1, **how: bool) -> None:
         same(device.decoded(op.GETATTR, reply).error, 0, "GETATTR's error")
 
 
-def batch(device: Device, count: int) -> None:
+def batch(device: RawDriver, count: int) -> None:
     """That many requests with one kick: each is answered once."""
     uniques = {}
     for _ in range(count):

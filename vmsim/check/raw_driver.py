@@ -19,7 +19,7 @@ from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent
 from vmsim.memory import GuestMemory, Region
 from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
-from vmsim.vhost.frontend import USER_BASE
+from vmsim.vhost.addresses import message_region, vring_addr
 from vmsim.virtio.constants import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1
 from vmsim.virtio.driver_ring import DESC
 from vmsim.virtio.ring_types import RingConfig
@@ -52,7 +52,7 @@ class GivenUp(Exception):
     """The back-end reported an error of the ring."""
 
 
-class Device:
+class RawDriver:
     """A driver's view of the back-end: memory, its rings (split unless ``features`` say otherwise), requests.
 
     ``features`` are virtio bits that the driver wants; those not offered are left out.
@@ -85,7 +85,7 @@ class Device:
 
     # -- set-up
 
-    def start(self, *, enable: bool = True) -> Device:
+    def start(self, *, enable: bool = True) -> RawDriver:
         """Features, memory, and all rings."""
         self.set_features()
         self.share_memory()
@@ -143,11 +143,7 @@ class Device:
     def addr(self, index: int, *, log: bool = False) -> p.VringAddr:
         """The ring's addresses as the message has them."""
         config = self.config(index)
-        flags = c.VHOST_VRING_F_LOG if log else 0
-        return p.VringAddr(
-            index, flags, USER_BASE + config.desc, USER_BASE + config.device, USER_BASE + config.driver,
-            config.device,
-        )  # fmt: skip
+        return vring_addr(self.memory, index, config.desc, config.driver, config.device, log=log)
 
     def enable(self, index: int, on: int = 1) -> None:
         """SET_VRING_ENABLE, where there is such a thing."""
@@ -389,8 +385,3 @@ class Device:
         self.memory.close()
         for _, memfd in self._memfds:
             memfd.close()
-
-
-def message_region(region: Region) -> p.MemoryRegion:
-    """A region as messages have it."""
-    return p.MemoryRegion(region.gpa, region.size_bytes, USER_BASE + region.gpa, region.fd_offset)

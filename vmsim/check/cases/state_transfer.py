@@ -7,9 +7,9 @@ import os
 from vmsim.check import transfer
 from vmsim.check.case import PAIR, SHARE, Group
 from vmsim.check.cases.common import populate
-from vmsim.check.device import Device
 from vmsim.check.frontend import MESSAGES
 from vmsim.check.outcome import check, fail, same
+from vmsim.check.raw_driver import RawDriver
 from vmsim.check.rigs import RingRig, WireRig
 from vmsim.check.transfer import LOAD, SAVE, SPEC, Refused
 from vmsim.fuse import opcodes as op
@@ -22,7 +22,7 @@ NEEDS = (SHARE, PAIR)
 CONTENT = b"what was there before"
 
 
-def session(rig: RingRig) -> tuple[Device, int, int]:
+def session(rig: RingRig) -> tuple[RawDriver, int, int]:
     """A device with a file looked up and open: device, nodeid, handle."""
     rig.wire.require(c.F_DEVICE_STATE)
     (rig.share / "f").write_bytes(CONTENT)
@@ -31,7 +31,7 @@ def session(rig: RingRig) -> tuple[Device, int, int]:
     return device, nodeid, device.ok(op.OPEN, nodeid, (os.O_RDWR, 0)).fh
 
 
-def reads(device: Device, nodeid: int, fh: int) -> None:
+def reads(device: RawDriver, nodeid: int, fh: int) -> None:
     """The file is what it was, through its old nodeid and handle."""
     same(device.ok(op.READ, nodeid, (fh, 0, 100, 0, 0, 0, 0), size=100), CONTENT, "what the old handle reads")
     same(device.getattr(nodeid).size, len(CONTENT), "the size by the old nodeid")
@@ -73,7 +73,7 @@ def save_twice(rig: RingRig) -> None:
     state = transfer.must_save(rig.wire)
     front = transfer.second(rig)
     transfer.must_load(front, state)
-    arrived = Device(front)
+    arrived = RawDriver(front)
     rig.on_close(arrived.close)
     arrived.start()
     reads(arrived, nodeid, fh)
@@ -92,7 +92,7 @@ def load_after_memory(rig: RingRig) -> None:
     device, nodeid, fh = session(rig)
     transfer.stop_all(device)
     state = transfer.must_save(rig.wire)
-    arrived = Device(transfer.second(rig))
+    arrived = RawDriver(transfer.second(rig))
     rig.on_close(arrived.close)
     arrived.set_features()
     arrived.share_memory()
@@ -112,7 +112,7 @@ def in_single_bytes(rig: RingRig) -> None:
     state = transfer.must_save(rig.wire)
     front = transfer.second(rig)
     transfer.must_load(front, state, piece=1)
-    arrived = Device(front)
+    arrived = RawDriver(front)
     rig.on_close(arrived.close)
     arrived.start()
     reads(arrived, nodeid, fh)
@@ -131,7 +131,7 @@ def large(rig: RingRig) -> None:
     check(len(state) > 65536, "more than 64 KiB of state", len(state))
     front = transfer.second(rig)
     transfer.must_load(front, state, piece=7919)
-    arrived = Device(front)
+    arrived = RawDriver(front)
     rig.on_close(arrived.close)
     arrived.start()
     for name in rig.random.sample(sorted(nodes), 50):
@@ -148,7 +148,7 @@ def refused_and_repeated(rig: RingRig) -> None:
     front = transfer.second(rig)
     transfer.must_not_load(front, b"\xff" * 100, "nonsense")
     transfer.must_load(front, state)
-    arrived = Device(front)
+    arrived = RawDriver(front)
     rig.on_close(arrived.close)
     arrived.start()
     reads(arrived, nodeid, fh)
