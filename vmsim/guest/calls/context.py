@@ -1,7 +1,7 @@
-"""What every part of the facade stands on: the one place that waits, requests, descriptors, named errors.
+"""What every call stands on: the one place that waits, requests, descriptors, named errors.
 
-Between a wait and the next look at ``self.kernel`` only plain values (ids, numbers, bytes) are kept: the
-machine may have migrated, and then ``self.kernel`` is another one.
+Between a wait and the next look at ``ctx.kernel`` only plain values (ids, numbers, bytes) are kept: the machine
+may have migrated, and then ``ctx.kernel`` is another one.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class _Holding:
 
 
 class ProcessContext:
-    """Requests on behalf of one guest process."""
+    """One guest process: what all of its calls are handed, to ask the server and to wait for it."""
 
     def __init__(self, cell: KernelCell, pid: int) -> None:
         self.cell = cell
@@ -135,10 +135,6 @@ class ProcessContext:
         if not kernel.here[0]:
             kernel.birthplace.refuse()
         return self.running() if kernel.paused else kernel
-
-    @kernel.setter
-    def kernel(self, kernel: GuestKernel) -> None:
-        self.cell.kernel = kernel
 
     @property
     def process(self) -> Process:
