@@ -1,7 +1,7 @@
 """What every call stands on: the one place that waits, requests, descriptors, named errors.
 
-Between a wait and the next look at ``ctx.kernel`` only plain values (ids, numbers, bytes) are kept: the machine
-may have migrated, and then ``ctx.kernel`` is another one.
+Between a wait and the next look at ``ctx.kernel`` only plain values (ids, numbers, bytes) are kept: the
+machine may have migrated, and then ``ctx.kernel`` is another one.
 """
 
 from __future__ import annotations
