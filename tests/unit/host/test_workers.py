@@ -116,14 +116,19 @@ def test_threads_are_used_again(workers):
 
 
 class Gate(SimpleQueue):
-    """A queue at which the first wait of a thread that finds nothing ends when ``leave`` is set."""
+    """A queue at which a thread that has had a call and finds no other one waits until ``leave`` is set."""
 
     def __init__(self):
         self.idle, self.leave = threading.Event(), threading.Event()
+        self.served = False
 
     def get(self, block=True, timeout=None):
         if timeout is None or self.leave.is_set():
             return super().get(block, timeout)
+        if not self.served:
+            job = super().get(timeout=20)
+            self.served = True
+            return job
         try:
             return super().get(timeout=0.001)
         except Empty:
