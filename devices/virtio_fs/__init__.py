@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from fcntl import F_WRLCK, LOCK_EX
 from typing import Any, Final
 
 import msgspec
 
 from devices.virtio_fs.backend import VirtioFsBackend
-from devices.virtio_fs.checker import StateChecker
 from devices.virtio_fs.config import FsDeviceOptions
-from devices.virtio_fs.device import VirtioFsDevice
-from devices.virtio_fs.inspection import INSPECTION
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.aside import Pool
 from devices.virtio_fs.passthrough.host_calls import HostFs
-from devices.virtio_fs.passthrough.lock_table import END
-from devices.virtio_fs.section import FsSection
 from devices.virtio_fs.state.options import StateOptions
-from devices.virtio_fs.state.preflight import Finding, preflight
 from vmsim.errors import UsageError
 from vmsim.memory import GuestMemory
+from vmsim.vhost.device_type import DeviceInspection, DeviceSection, DeviceType, FrontDevice, ServingDevice
 from vmsim.vhost.dialects import Dialect
 from vmsim.vhost.seams import FrontendHost
 
@@ -31,12 +25,18 @@ STATE_PREFIX: Final = "migration_"
 
 
 class VirtioFs:
-    """How a machine makes the parts of this device."""
+    """How a machine makes the parts of this device; what only the guest's side needs is imported there."""
 
     name = "virtio-fs"
-    inspection = INSPECTION
     file_options = frozenset(field.name for field in fields(FsOptions))
     state_options = frozenset(STATE_PREFIX + name for name in StateOptions.__struct_fields__)
+
+    @property
+    def inspection(self) -> DeviceInspection:
+        """What looks at its sections and states."""
+        from devices.virtio_fs.inspection import INSPECTION
+
+        return INSPECTION
 
     def check_options(self, options: Mapping[str, Any]) -> tuple[FsOptions, StateOptions]:
         """The options by their types; UsageError for names and values that do not exist."""
@@ -74,8 +74,10 @@ class VirtioFs:
 
     def checker(
         self, options: Mapping[str, Any], *, request_queues: int = 1, notification: bool = False
-    ) -> StateChecker:
+    ) -> ServingDevice:
         """What stands for a back-end where a stream is only looked at; errors as of ``backend``."""
+        from devices.virtio_fs.checker import StateChecker
+
         file_options, state_options = self.check_options(options)
         return StateChecker(
             file_options, state_options, request_queues=request_queues, notification=notification
@@ -83,53 +85,21 @@ class VirtioFs:
 
     def device(
         self, options: Mapping[str, Any], memory: GuestMemory, host: FrontendHost, dialect: Dialect
-    ) -> VirtioFsDevice:
+    ) -> FrontDevice:
         """The half that the guest sees; ``options`` are those of ``FsDeviceOptions``."""
+        from devices.virtio_fs.device import VirtioFsDevice
+
         return VirtioFsDevice(FsDeviceOptions(**options), memory, host, dialect)
 
-    def section(self, device: VirtioFsDevice) -> FsSection:
+    def section(self, device: FrontDevice) -> DeviceSection:
         """The device's section of a migration stream."""
+        from devices.virtio_fs.device import VirtioFsDevice
+        from devices.virtio_fs.section import FsSection
+
+        assert isinstance(device, VirtioFsDevice)
         return FsSection(device)
 
-    def facts(self, backend: VirtioFsBackend) -> dict[str, int]:
-        """What a back-end holds, in numbers, for reports."""
-        locks = backend.fs.locks
-        return {
-            "inodes": len(backend.fs.inodes), "handles": len(backend.fs.handles),
-            "locks": len(locks.owners) + len(locks.flocks), "waiting": len(backend.fs.waits.waiting),
-        }
 
-    def describe(self, backend: VirtioFsBackend) -> Iterator[str]:
-        """Every inode, handle, lock and waiting request in a line of its own."""
-        for inode in backend.fs.inodes:
-            name = inode.name.decode(errors="backslashreplace") if inode.name is not None else "/"
-            counts = f"{inode.nlookup} lookups, {inode.mode:#o}"
-            yield f"inode {inode.id}: {counts}, last seen as {name!r} in {inode.parent_id}"
-        for handle in backend.fs.handles:
-            yield f"handle {handle.id}: inode {handle.inode_id}, flags {handle.flags:#o}"
-        locks = backend.fs.locks
-        for flock in locks.held_flocks():
-            yield f"flock of handle {flock.fh}: {'exclusive' if flock.kind & LOCK_EX else 'shared'}"
-        for lock in locks.held():
-            kind = "write" if lock.kind == F_WRLCK else "read"
-            end = "the end" if lock.end == END else lock.end
-            yield f"lock on inode {lock.inode_id}: {kind}, {lock.start} to {end}, process {lock.pid}"
-        for waiter in backend.fs.waits.waiting.values():
-            yield f"request {waiter.unique} waits for a lock of inode {waiter.handle.inode_id}"
-
-    def notes(self, backend: VirtioFsBackend) -> list[str]:
-        """What the load of a state found worth saying, losses first."""
-        report = backend.report
-        if report is None:
-            return []
-        more = [f"lost: {report.more_losses} more"] if report.more_losses else []
-        return [*(f"lost: {loss.reason}" for loss in report.losses), *more, *report.notes]
-
-    def preflight(self, backend: VirtioFsBackend) -> list[Finding]:
-        """What would be lost in a migration, or needs attention, most severe first."""
-        return preflight(backend.fs, backend.session, backend.state_options)
-
-
-DEVICE: Final = VirtioFs()
+DEVICE: Final[DeviceType] = VirtioFs()
 
 __all__ = ["DEVICE", "VirtioFs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from fcntl import F_WRLCK, LOCK_EX
 
 from devices.virtio_fs import parked
 from devices.virtio_fs.config import NOTIFICATION_QUEUE, VIRTIO_FS_F_NOTIFICATION, FsDeviceOptions
@@ -11,16 +12,19 @@ from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.aside import Pool
 from devices.virtio_fs.passthrough.fs import PassthroughFs
 from devices.virtio_fs.passthrough.host_calls import ATIME, ATIME_NS, CTIME, CTIME_NS, HostAttr, HostFs
+from devices.virtio_fs.passthrough.lock_table import END
 from devices.virtio_fs.passthrough.slow import LONG, SEEN
 from devices.virtio_fs.state import early
 from devices.virtio_fs.state.collect import StateCollector
 from devices.virtio_fs.state.early_inodes import EarlyInodes
 from devices.virtio_fs.state.options import StateOptions
+from devices.virtio_fs.state.preflight import preflight
 from devices.virtio_fs.state.restore import RestoreReport, restore_state
 from vmsim.errors import InternalFault, MigrationBlocked
 from vmsim.fuse.opcodes import BY_NUMBER
 from vmsim.fuse.session import Session
 from vmsim.limits import LOCK_TRIES
+from vmsim.vhost.device_type import PreflightFinding
 from vmsim.virtio.chain import Chain
 from vmsim.virtio.constants import RING_FEATURES
 from vmsim.virtio.rings import RingState
@@ -125,6 +129,46 @@ class VirtioFsBackend:
         self.session.reset()
         self.open_slots = [{} for _ in self.open_slots]
         self.fs.close()
+
+    # -- what it tells ---------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, int]:
+        """What it holds, in numbers, for reports."""
+        locks = self.fs.locks
+        return {
+            "inodes": len(self.fs.inodes), "handles": len(self.fs.handles),
+            "locks": len(locks.owners) + len(locks.flocks), "waiting": len(self.fs.waits.waiting),
+        }
+
+    def describe(self) -> Iterator[str]:
+        """Every inode, handle, lock and waiting request in a line of its own."""
+        for inode in self.fs.inodes:
+            name = inode.name.decode(errors="backslashreplace") if inode.name is not None else "/"
+            counts = f"{inode.nlookup} lookups, {inode.mode:#o}"
+            yield f"inode {inode.id}: {counts}, last seen as {name!r} in {inode.parent_id}"
+        for handle in self.fs.handles:
+            yield f"handle {handle.id}: inode {handle.inode_id}, flags {handle.flags:#o}"
+        locks = self.fs.locks
+        for flock in locks.held_flocks():
+            yield f"flock of handle {flock.fh}: {'exclusive' if flock.kind & LOCK_EX else 'shared'}"
+        for lock in locks.held():
+            kind = "write" if lock.kind == F_WRLCK else "read"
+            end = "the end" if lock.end == END else lock.end
+            yield f"lock on inode {lock.inode_id}: {kind}, {lock.start} to {end}, process {lock.pid}"
+        for waiter in self.fs.waits.waiting.values():
+            yield f"request {waiter.unique} waits for a lock of inode {waiter.handle.inode_id}"
+
+    def notes(self) -> list[str]:
+        """What the load of a state found worth saying, losses first."""
+        report = self.report
+        if report is None:
+            return []
+        more = [f"lost: {report.more_losses} more"] if report.more_losses else []
+        return [*(f"lost: {loss.reason}" for loss in report.losses), *more, *report.notes]
+
+    def preflight(self) -> list[PreflightFinding]:
+        """What would be lost in a migration, or needs attention, most severe first."""
+        return [*preflight(self.fs, self.session, self.state_options)]
 
     # -- requests --------------------------------------------------------------------------------
 

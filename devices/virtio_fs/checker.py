@@ -15,6 +15,7 @@ from devices.virtio_fs.passthrough.idmap import IdMap
 from devices.virtio_fs.passthrough.xattrmap import XattrMap
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.restore import check_state
+from vmsim.vhost.device_type import PreflightFinding
 from vmsim.virtio.chain import Chain
 from vmsim.virtio.constants import RING_FEATURES
 from vmsim.virtio.rings import RingState
@@ -86,6 +87,35 @@ class StateChecker:
     def look(self) -> bool:
         """Nobody waits."""
         return False
+
+    def join_aside(self) -> None:
+        """Nothing is served aside."""
+
+    def mounts_changed(self) -> None:
+        """No mount is used."""
+
+    def early_state(self) -> Iterator[bytes]:
+        """There is none."""
+        return iter(())
+
+    def take_early(self, piece: bytes) -> None:
+        """What is wrong with it the state will show."""
+
+    def facts(self) -> dict[str, int]:
+        """It holds nothing."""
+        return {}
+
+    def describe(self) -> Iterator[str]:
+        """It holds nothing."""
+        return iter(())
+
+    def notes(self) -> list[str]:
+        """It loads nothing."""
+        return []
+
+    def preflight(self) -> list[PreflightFinding]:
+        """It saves nothing."""
+        return []
 
     def close(self) -> None:
         """Nothing is held."""

@@ -14,8 +14,6 @@ import click
 
 from vmsim.cli.interrupts import Interrupted
 from vmsim.errors import HostError, MigrationError, UsageError, VmsimError
-from vmsim.machine.asked import duration_ns
-from vmsim.machine.config import parse_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +48,8 @@ class SizeType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gene
         """Parse ``64M`` and the like."""
         if isinstance(value, int):
             return value
+        from vmsim.machine.config import parse_size
+
         try:
             return parse_size(value)
         except UsageError as error:
@@ -65,6 +65,8 @@ class DurationType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # 
         """Parse ``300ms`` and the like."""
         if isinstance(value, int):
             return value
+        from vmsim.machine.asked import duration_ns
+
         try:
             return duration_ns(value)
         except UsageError as error:

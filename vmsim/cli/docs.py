@@ -14,7 +14,7 @@ import click
 import vmsim
 from vmsim.cli.common import Invocation, print_json
 from vmsim.errors import UsageError
-from vmsim.machine.parts import ENTRY_POINTS
+from vmsim.machine.installed import ENTRY_POINTS
 
 README: Final = "README.md"
 START: Final = "start"

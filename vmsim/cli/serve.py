@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,6 @@ from vmsim.cli.common import Invocation, report_error
 from vmsim.cli.compatibility import adapted, virtio_hidden
 from vmsim.cli.interrupts import Interrupted
 from vmsim.cli.serve_options import LEVELS, device_options, sandbox_of, serve_options
-from vmsim.cli.tracing import traced_seams, tracer_for
 from vmsim.errors import HostError, UsageError
 from vmsim.host import sandbox
 from vmsim.host.fence import full_fence
@@ -29,10 +29,12 @@ from vmsim.host.sockets import Listener, UnixSocket
 from vmsim.host.vhost_user.service import Service
 from vmsim.host.waits import SPIN_NS, FdWaits
 from vmsim.host.workers import Workers
-from vmsim.machine.parts import DeviceType, Seams, find_device
+from vmsim.machine.installed import find_device
+from vmsim.machine.parts import Seams
 from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.vhost import constants as c
 from vmsim.vhost.backend import IMPLEMENTED, BackendOptions, VhostBackend
+from vmsim.vhost.device_type import DeviceType
 from vmsim.vhost.dialects import DIALECTS
 
 CAPABILITIES: Final = {"type": "fs", "features": ["migrate-precopy", "separate-options"]}
@@ -71,7 +73,10 @@ def serve(
         print(json.dumps(own if print_vhost_user_json else CAPABILITIES, indent=2))
         return 0
     values = adapted(values)
-    device = find_device("virtio-fs")  # before the sandbox hides our own program from us
+    # Before the sandbox hides our own program from us; what only --trace needs costs others nothing.
+    device = find_device("virtio-fs")
+    if values["trace"] is not None:
+        importlib.import_module("vmsim.cli.tracing")
     _check(values, device)
     _limit_files(values["rlimit_nofile"])
     log = _logger("debug" if values["d"] else values["log_level"])
@@ -164,8 +169,7 @@ def _service(
     pool = Workers(lambda: LinuxFs(place.proc))
     stack.callback(pool.close)
     schedule = ImmediateSchedule(idle=lambda _: service.drain())
-    trace = values["trace"]
-    seams = Seams() if trace is None else traced_seams(tracer_for(trace, schedule), "serve")
+    seams = Seams() if values["trace"] is None else _traced(values["trace"], schedule)
     host_fs = LinuxFs(place.proc, place.clone)
     host_fs.drop_groups()
     served = device.backend(
@@ -186,6 +190,12 @@ def _service(
     service.watch_mounts(place.proc)
     stack.callback(service.close)
     return service
+
+
+def _traced(patterns: str, schedule: ImmediateSchedule) -> Seams:
+    from vmsim.cli.tracing import traced_seams, tracer_for
+
+    return traced_seams(tracer_for(patterns, schedule), "serve")
 
 
 def _limit_files(wanted: int | None) -> None:

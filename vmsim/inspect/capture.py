@@ -10,7 +10,7 @@ from typing import Final
 from vmsim.inspect.ram import Block, Ram
 from vmsim.inspect.source import Bytes
 from vmsim.machine.config import MachineConfig
-from vmsim.machine.parts import DeviceInspection
+from vmsim.vhost.device_type import DeviceInspection
 from vmsim.virtio.state import VirtioState
 from vmsim.wire.tree import Finding, Node, Severity
 

@@ -11,8 +11,9 @@ from vmsim.inspect.lint import lint
 from vmsim.inspect.source import Bytes
 from vmsim.inspect.stream import read_stream
 from vmsim.inspect.trial import is_machine, load
-from vmsim.machine.parts import DeviceType, device_types
+from vmsim.machine.installed import device_types
 from vmsim.migration.stream import MAGIC
+from vmsim.vhost.device_type import DeviceType
 
 PROBE_BYTES: Final = 1 << 16
 STREAM_MAGIC: Final = MAGIC.to_bytes(4, "big")

@@ -15,7 +15,7 @@ from vmsim.inspect.capture import MACHINE, MAPPED_RAM, Capture, Device
 from vmsim.inspect.description import Description, find_description
 from vmsim.inspect.fields import FieldWalker, raw_value
 from vmsim.inspect.source import Bytes, Cursor
-from vmsim.machine.parts import DeviceInspection, device_types
+from vmsim.machine.installed import device_types
 from vmsim.migration.ram import RAM_IDSTR, RAM_VERSION
 from vmsim.migration.stream import (
     COMMAND,
@@ -34,6 +34,7 @@ from vmsim.migration.stream import (
     SectionHead,
 )
 from vmsim.migration.vmio import SUBSECTION
+from vmsim.vhost.device_type import DeviceInspection
 from vmsim.wire.tree import Node, Severity
 
 RECORDS_MAX: Final = 2000

@@ -7,7 +7,7 @@ from typing import Any, Final
 from vmsim.errors import StreamError
 from vmsim.inspect.capture import Capture, Device
 from vmsim.inspect.recording import RecordingReader
-from vmsim.machine.parts import DeviceInspection
+from vmsim.vhost.device_type import DeviceInspection
 from vmsim.virtio.constants import FEATURE_ROWS, status_names
 from vmsim.virtio.state import VirtioQueueState, VirtioState
 from vmsim.virtio.vmstate import MmioTransport, TransportState, virtio_load

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from vmsim.machine.config import MachineConfig
+    from vmsim.machine.local_backend import Backend
     from vmsim.machine.machine import Machine
-    from vmsim.machine.parts import Backend, MachineBackend, Seams
+    from vmsim.machine.parts import MachineBackend, Seams
     from vmsim.machine.remote import RemoteBackend
 
 __all__ = ["Backend", "Machine", "MachineBackend", "MachineConfig", "RemoteBackend", "Seams"]
 
 WHERE: Final = {
-    "Backend": "parts", "Machine": "machine", "MachineBackend": "parts", "MachineConfig": "config",
+    "Backend": "local_backend", "Machine": "machine", "MachineBackend": "parts", "MachineConfig": "config",
     "RemoteBackend": "remote", "Seams": "parts",
 }  # fmt: skip
 

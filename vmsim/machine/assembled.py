@@ -15,7 +15,8 @@ from vmsim.guest.kernel.kernel import GuestKernel
 from vmsim.host.directory import HeldDirectory
 from vmsim.host.shm import SharedMemory
 from vmsim.machine.config import MachineConfig
-from vmsim.machine.parts import Backend, DeviceSection, FrontDevice, MachineBackend, Seams
+from vmsim.machine.local_backend import Backend
+from vmsim.machine.parts import MachineBackend, Seams
 from vmsim.machine.sections import GuestSection, ProgramsSection
 from vmsim.machine.states import (
     CLOSE,
@@ -36,6 +37,7 @@ from vmsim.migration.report import MigrationStats
 from vmsim.migration.seams import Section
 from vmsim.migration.source import OutgoingMigration
 from vmsim.schedule import Schedule
+from vmsim.vhost.device_type import DeviceSection, FrontDevice
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.virtio.constants import F_RING_PACKED, RING_FEATURES
 

@@ -22,7 +22,8 @@ from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.transport import VhostUserTransport
 from vmsim.machine.channel_uri import wire
 from vmsim.machine.config import MachineConfig
-from vmsim.machine.parts import Seams, Start, find_device
+from vmsim.machine.installed import find_device
+from vmsim.machine.parts import Seams, Start
 from vmsim.schedule import Schedule
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.vhost.seams import Transport

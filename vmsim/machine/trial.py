@@ -11,11 +11,14 @@ import os
 from vmsim.machine.arrival import Arrival
 from vmsim.machine.assembled import EXTERNAL
 from vmsim.machine.config import MachineConfig
+from vmsim.machine.installed import find_device
+from vmsim.machine.local_backend import Backend
 from vmsim.machine.machine import Machine
-from vmsim.machine.parts import Backend, MachineBackend, Seams, ServingDevice, find_device
+from vmsim.machine.parts import MachineBackend, Seams
 from vmsim.migration.channel import Channel
 from vmsim.schedule import Schedule
 from vmsim.schedule.immediate import ImmediateSchedule
+from vmsim.vhost.device_type import ServingDevice
 
 NO_SHARE = os.sep
 """A directory that is there; nobody opens it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from vmsim.memory.guest import GuestMemory
-from vmsim.migration.downtime import Forecast
-from vmsim.migration.ram import DataFinder, PageWriter, Run
-from vmsim.migration.vmio import VmReader, VmWriter
+if TYPE_CHECKING:  # who fills or uses these interfaces imports what it needs
+    from vmsim.memory.guest import GuestMemory
+    from vmsim.migration.downtime import Forecast
+    from vmsim.migration.ram import DataFinder, PageWriter, Run
+    from vmsim.migration.vmio import VmReader, VmWriter
 
 
 class Section(Protocol):

@@ -181,3 +181,35 @@ def test_what_it_prints_for_managers():
     assert set(document) == {"description", "type", "binary", "features"}
     told = subprocess.run([document["binary"], "--print-capabilities"], capture_output=True, check=True)
     assert json.loads(told.stdout)["type"] == document["type"]
+
+
+SERVED = """
+import ast, pathlib, sys
+import vmsim.cli.program, vmsim.cli.serve
+from vmsim.machine.installed import find_device
+find_device("virtio-fs")
+had = {name: module for name, module in sys.modules.items() if name.startswith(("vmsim", "devices"))}
+for name, module in sorted(had.items()):
+    for function in ast.walk(ast.parse(pathlib.Path(module.__file__).read_text())):
+        if isinstance(function, ast.FunctionDef):
+            for each in ast.walk(function):
+                if isinstance(each, ast.ImportFrom) and each.module not in sys.modules:
+                    print(name, each.module)
+"""
+LATE = {
+    # The guest's side, and what looks at streams: not here.
+    "devices.virtio_fs devices.virtio_fs.checker", "devices.virtio_fs devices.virtio_fs.device",
+    "devices.virtio_fs devices.virtio_fs.inspection", "devices.virtio_fs devices.virtio_fs.section",
+    # Types of options, when the command line is read.
+    "vmsim.cli.common vmsim.machine.asked", "vmsim.cli.common vmsim.machine.config",
+    # Reports of other commands.
+    "vmsim.cli.common rich.console",
+    # With --trace it has been imported before.
+    "vmsim.cli.serve vmsim.cli.tracing",
+}
+
+
+def test_what_serves_imports_nothing_once_it_is_in_the_sandbox():
+    """There is nothing there to import from."""
+    done = subprocess.run([sys.executable, "-c", SERVED], capture_output=True, text=True, check=True)
+    assert set(done.stdout.splitlines()) == LATE
