@@ -1,4 +1,27 @@
-"""The device's side of a split virtqueue (virtio 1.3 section 2.7)."""
+"""The device's side of a split virtqueue (virtio 1.3 section 2.7).
+
+Three areas of guest memory, each written by one side only: descriptors and the available ring by the driver,
+the used ring by the device. So nothing is locked; everything rests on who writes what before what.
+
+* **Indices run free.** ``avail.idx`` and ``used.idx`` count modulo 2^16, whatever the ring's size, and the
+  slot is the index modulo the size. Their difference is therefore the number of entries even after they have
+  wrapped, and an index that is more than ``size`` ahead is a lie, not a lot of work.
+* **The index is written last** (2.7.6, 2.7.8). Whoever sees the new index may read the entry: so the entry is
+  stored first, and the reader loads the index before the entry. One thread, and x86's store order beneath
+  it, give that here without a barrier. What they do not give is a load that stays behind an earlier store
+  *of our own*: that is what ``fence`` is for, wherever a side says "tell me" and then looks once more.
+* **Say, fence, look.** A device that goes to sleep first asks for notifications, then looks whether something
+  has come meanwhile (``arm_kicks``); a driver that publishes looks at that wish after its index is out.
+  Without the fence between, each may miss the other's word, and both wait for ever.
+* **EVENT_IDX** (2.7.7.2, 2.7.10): instead of a flag each side names the index at which it wants to hear. The
+  other one, which has moved from ``old`` to ``new``, notifies if the named index lies in between:
+  ``new - event - 1 < new - old``, all modulo 2^16, which asks "is the distance from the event to the newest
+  entry smaller than what is new?" and is right across the wrap. To want nothing is to name the index just
+  passed: 2^16 - 1 entries from here.
+* **Nothing is believed.** A descriptor may change between two looks, so each is copied once and only the copy
+  counts; what was checked is what is used. A chain ends after ``size`` descriptors whatever its links say, a
+  head may not be in flight twice, and a violation ends the ring with its section of the specification.
+"""
 
 from __future__ import annotations
 
@@ -81,6 +104,7 @@ class SplitDeviceRing(DeviceRingBase):
         idx = avail[1]
         if idx == next_avail:
             return None
+        # The entry below is loaded after the index that vouches for it.
         if (idx - next_avail) & 0xFFFF > self.size:
             pending = (idx - next_avail) & 0xFFFF
             self._break("split.avail_jump", idx=idx, pending=pending, next_avail=next_avail, size=self.size)
@@ -113,6 +137,7 @@ class SplitDeviceRing(DeviceRingBase):
         next_used = self._next_used
         slot = (next_used & self._mask) << 1
         elements = self._used_elements
+        # Element first, index last: seeing the index, the driver reads it and uses the descriptors again.
         elements[slot] = head
         elements[slot + 1] = written
         self._next_used = self._used[1] = (next_used + 1) & 0xFFFF
@@ -128,7 +153,7 @@ class SplitDeviceRing(DeviceRingBase):
         old = self._signalled
         self._signalled = new
         if old is None:
-            return True
+            return True  # after a restore nobody knows what was told: once too often is harmless
         if self._event_idx:
             return (new - self._avail[2 + self.size] - 1) & 0xFFFF < (new - old) & 0xFFFF
         return new != old and not self._avail[0] & AVAIL_F_NO_INTERRUPT

@@ -1,4 +1,19 @@
-"""Path resolution in the guest: components, symlinks, ``..``, trailing slashes; never above the root."""
+"""Path resolution in the guest: components, symlinks, ``..``, trailing slashes; never above the root.
+
+A walk holds one reference: on the directory where it stands. ``step`` takes one on the child before the one
+on the parent is given back, so that neither can be forgotten in between; whoever gets the node at the end
+gets the reference with it, and every error on the way gives it back. That matters since the server may be
+asked in each step: while the walk waits, other programs rename, the cache gives up names, and the machine
+migrates. Of the walk only numbers and bytes are kept across such a wait.
+
+* A **symlink** is followed by putting its components in front of the rest (``rest`` is a stack, the next
+  component last), so that the depth of the Python stack does not depend on the tree. Forty are followed
+  (MAXSYMLINKS of Linux), counted over the whole path, those at the end of an O_CREAT too.
+* ``..`` goes where the directory lies now, not where it was found: a directory has one parent, and the node
+  table keeps it. A removed directory has none (ENOENT). The root is its own parent: nothing leads above it.
+* **Permission to search** is asked of each directory before the name in it, as Linux does: of two errors the
+  one that comes first on the path wins.
+"""
 
 from __future__ import annotations
 
