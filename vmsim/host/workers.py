@@ -179,9 +179,9 @@ class Workers:
         with self._crew.lock:
             for _ in self._crew.threads:
                 self._crew.todo.put(None)
-        if self._event is not None and not self.pending:
-            self._event.close()
-            self._event = None
+            if self._event is not None and not self.pending:
+                self._event.close()
+                self._event = None
 
 
 def _work(make: Callable[[], Any], crew: _Crew, finished: deque[_Job], event: EventFd) -> None:
@@ -194,6 +194,8 @@ def _work(make: Callable[[], Any], crew: _Crew, finished: deque[_Job], event: Ev
             job.result = job.call(own)
         except BaseException as error:  # whoever waits for it gets it
             job.error = error
-        finished.append(job)
+        # Whoever has the result may close the event: by the lock it waits until it has been signalled.
+        with crew.lock:
+            finished.append(job)
+            event.signal()
         del job
-        event.signal()

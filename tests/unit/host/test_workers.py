@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
+from vmsim.host.eventfd import EventFd
 from vmsim.host.workers import Workers
 from vmsim.limits import WORKERS_MAX, WORKERS_PER_KEY
 
@@ -208,6 +209,35 @@ def test_what_cannot_be_made_for_a_thread_fails_its_call_alone():
     assert landed.results[0].errno == errno.EMFILE
     assert landed.results[1] == "made"
     workers.close()
+
+
+def test_the_event_is_not_closed_between_a_result_and_its_signal(monkeypatch):
+    """The descriptor's number may be somebody else's the moment after."""
+    order, appended, go = [], threading.Event(), threading.Event()
+
+    class Event(EventFd):
+        def signal(self):
+            appended.set()
+            assert go.wait(20)
+            order.append("signal")
+            super().signal()
+
+        def close(self):
+            order.append("close")
+            super().close()
+
+    monkeypatch.setattr("vmsim.host.workers.EventFd", Event)
+    workers, landed = Workers(lambda: None), Landed()
+    workers.submit("key", lambda _: None, landed)
+    assert appended.wait(20), "the call has not ended within 20 s"
+    workers.join()
+    assert len(landed.results) == 1
+    closing = threading.Thread(target=workers.close)
+    closing.start()
+    closing.join(0.05)
+    go.set()
+    closing.join(20)
+    assert order == ["signal", "close"]
 
 
 def test_after_a_fork_the_child_has_threads_of_its_own(workers):
