@@ -98,6 +98,8 @@ class AssembledMachine:
         self.arrived_requests = 0
         """Requests of the guest that were in flight when it arrived here."""
         self.outgoing: OutgoingMigration | None = None
+        self.moved_to: AssembledMachine | None = None
+        """Where the guest goes on, in this program; also if an interrupt came as it was handed over."""
         self._memfds: list[SharedMemory] = []
         self.owns_backend = backend is None
         start = seams.start or Backend

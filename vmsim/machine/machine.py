@@ -154,9 +154,11 @@ class Machine(AssembledMachine):
         """After MigrationInDoubt: say whether the destination runs. If not, this machine goes on."""
         self._require(IN_DOUBT)
         assert self.outgoing is not None
-        outgoing, self.outgoing = self.outgoing, None
-        self.become(SETTLE)
-        outgoing.settle(destination_runs=destination_runs)
+        if not self.outgoing.settled:  # an interrupt may have come in each line of this
+            self.outgoing.settle(destination_runs=destination_runs)
+        if not destination_runs:
+            self.become(SETTLE)
+        self.outgoing = None
         self._release_if_finished()
 
     @classmethod

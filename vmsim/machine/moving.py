@@ -10,7 +10,7 @@ from vmsim.machine.arrival import Arrival
 from vmsim.machine.assembled import AssembledMachine
 from vmsim.machine.progress import MigrationTrace
 from vmsim.machine.roles import Source
-from vmsim.machine.states import DOUBT, IN_DOUBT
+from vmsim.machine.states import DOUBT, FINISHED, IN_DOUBT
 from vmsim.migration import phases
 from vmsim.migration.channel import Channel, MemoryChannel
 from vmsim.migration.report import MigrationParameters, ProgressCallback
@@ -47,7 +47,10 @@ def move(
     try:
         outgoing = leave(machine, there, told, parameters, make_an_end, runs)
     except BaseException:
-        if machine.state != IN_DOUBT:
+        if machine.state == FINISHED and (other := arrived()) is not None:  # an interrupt after the commit
+            machine.moved_to = other
+            hand_over(machine, other)
+        elif machine.state != IN_DOUBT:
             there.close()  # interrupted before the migration could take care of it, it has a reader who waits
             make_an_end()
             with suppress(VmsimError):
@@ -58,6 +61,7 @@ def move(
         with suppress(VmsimError):
             task.result()  # an interrupt is not a failure of the destination
         raise MigrationError("the destination failed after it had taken over", step="go", side="destination")
+    machine.moved_to = other
     hand_over(machine, other)
     outgoing.started(arrival.load_ns)
     with suppress(VmsimError, OSError):  # a connection or back-end that is gone: nothing here is of use

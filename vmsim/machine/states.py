@@ -16,10 +16,10 @@ A machine is at one place. What the states tell apart is where its guest may run
 ::
 
       INCOMING ──START──▶ RUNNING ◀──RESUME── PAUSED
-                          │ ▲  └────PAUSE────────▲
-                    DOUBT │ │ SETTLE
-                          ▼ │
-                        IN DOUBT      RUNNING ──LEAVE──▶ FINISHED      CLOSE leads from all of them to CLOSED
+                          │ ▲ │└────PAUSE────────▲
+                    DOUBT │ │ └───────LEAVE──────┐
+                          ▼ │ SETTLE             ▼
+                        IN DOUBT ─────LEAVE──▶ FINISHED            CLOSE leads from all of them to CLOSED
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MachineEvent(Enum):
     PAUSE = "the guest and the rings are stopped"
     RESUME = "they go on"
     DOUBT = "a migration ends without the destination's word"
-    SETTLE = "somebody says what became of the destination"
+    SETTLE = "somebody says that the destination does not run"
     LEAVE = "the guest is elsewhere"
     CLOSE = "everything is given back"
 
@@ -56,11 +56,11 @@ TABLE: Final[dict[str, dict[MachineEvent, str]]] = {
     INCOMING: {START: RUNNING, CLOSE: CLOSED},
     RUNNING: {PAUSE: PAUSED, DOUBT: IN_DOUBT, LEAVE: FINISHED, CLOSE: CLOSED},
     PAUSED: {RESUME: RUNNING, CLOSE: CLOSED},
-    IN_DOUBT: {SETTLE: RUNNING, CLOSE: CLOSED},
-    FINISHED: {CLOSE: CLOSED},
+    IN_DOUBT: {SETTLE: RUNNING, LEAVE: FINISHED, CLOSE: CLOSED},
+    FINISHED: {LEAVE: FINISHED, CLOSE: CLOSED},
     CLOSED: {CLOSE: CLOSED},
 }
-"""What is not here cannot happen. After SETTLE the machine goes on, or leaves at once."""
+"""What is not here cannot happen. A machine leaves again if an interrupt came while it did."""
 
 
 def after(state: str, event: MachineEvent) -> str:

@@ -26,10 +26,17 @@ import re
 from struct import Struct
 from typing import Final, NamedTuple
 
-from vmsim.errors import HostError, StreamTruncated
+from vmsim.errors import HostError, MigrationError, StreamTruncated
 from vmsim.migration.byteio import StreamInput
 from vmsim.migration.errors import ChannelError, UnexpectedRecord
+from vmsim.migration.report import MigrationInDoubt
 
+SETTLE: Final = (
+    "this machine stays stopped: look whether {}, then tell this one: settle(destination_runs=True or False)"
+)
+"""What to do about a doubt; with what is to be looked for."""
+PEER_GONE: Final = frozenset({0, errno.EPIPE, errno.ECONNRESET})
+"""How a channel says that the other side closed it; 0 is a channel in memory."""
 SHUT: Final = 1
 PONG: Final = 2
 RESUME_ACK: Final = 6
@@ -108,3 +115,30 @@ def peek_surely(source: StreamInput, size_bytes: int) -> bytes:
         break
     assert trouble is not None
     raise trouble
+
+
+def left_by_peer(error: BaseException) -> bool:
+    """Whether the other side closed the channel: then it may have said why."""
+    if isinstance(error, ChannelError):
+        return error.errno in PEER_GONE
+    return isinstance(error, StreamTruncated)
+
+
+def refusal(answer: ReturnMessage) -> MigrationError:
+    """What the destination says of its failure, as an error of the source."""
+    why = f"{answer.step or 'unknown step'}: {answer.reason or 'no reason given'}"
+    return MigrationError(
+        f"the destination gave up, {why}", step=answer.step, side="destination", errno=answer.errno,
+        hint=answer.hint,
+    )
+
+
+def doubt(error: Exception, answers: StreamInput) -> MigrationInDoubt:
+    """After the go there is no statement of the destination; ``answers`` is where it would have come."""
+    known = ""
+    if begun(answers) == RESUME_ACK:
+        known = " (the beginning of its acknowledgement arrived: it has run)"
+    return MigrationInDoubt(
+        f"after the go the destination has not said whether it runs: {error}{known}", step="go",
+        side="source", hint=SETTLE.format("the destination runs"),
+    )

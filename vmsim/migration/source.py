@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Final
 
@@ -40,10 +38,13 @@ from vmsim.migration.returnpath import (
     PONG,
     READY,
     RESUME_ACK,
+    SETTLE,
     SHUT,
     ReturnMessage,
-    begun,
+    doubt,
+    left_by_peer,
     receive,
+    refusal,
 )
 from vmsim.migration.seams import Section, SourceMachine
 from vmsim.migration.stream import (
@@ -54,18 +55,14 @@ from vmsim.migration.stream import (
     SectionHead,
     StreamWriter,
 )
+from vmsim.migration.undo import Undo
 from vmsim.schedule import Schedule
 
 MACHINE_IDSTR: Final = "vmsim/machine"
 MACHINE_VERSION: Final = 1
 SIDE: Final = "source"
-SETTLE: Final = (
-    "this machine stays stopped: look whether {}, then tell this one: settle(destination_runs=True or False)"
-)
 OURS: Final = "vmsim/"
 """How the sections are named that are no device's."""
-PEER_GONE: Final = frozenset({0, errno.EPIPE, errno.ECONNRESET})
-"""How a channel says that the other side closed it; 0 is a channel in memory."""
 
 
 class OutgoingMigration:
@@ -103,7 +100,9 @@ class OutgoingMigration:
         self._both_here = both_here
         self._let_go = False
         """Whether the destination may run: from just before the go until it says that it does not."""
-        self._undo = ExitStack()
+        self._undo = Undo()
+        self._settling = self.settled = False
+        """Of a doubt: it has begun, and an interrupt may have come; it is done."""
         self._step = "setup"
         self._cancelled = False
         self._alarm = Alarm(self._parameters, self._clock)
@@ -132,14 +131,30 @@ class OutgoingMigration:
             self._attempt()
         except BaseException:
             if self._let_go and self.phase not in (phases.FAILED, phases.DOUBT):
-                self._come_to(phases.DOUBT)  # wherever an interrupt came: stopped is safe
-                self._channel.close()
+                self._doubtful()  # wherever an interrupt came: stopped is safe
             raise
-        self.stats.downtime = self._watch.parts
-        self._watch.end()
-        self.stats.total_ns = self._clock() - began
-        self._conclude()
+        try:
+            self.stats.downtime = self._watch.parts
+            self._watch.end()
+            self.stats.total_ns = self._clock() - began
+            self._conclude()
+        except BaseException:
+            self._interrupted()
+            raise
         return self.stats
+
+    def _doubtful(self) -> None:
+        self._come_to(phases.DOUBT)
+        self._channel.close()
+
+    def _interrupted(self) -> None:
+        """An interrupt after the commit: the machine is finished, or stopped; it does not go on by itself."""
+        if self._let_go and self.phase == phases.DONE:
+            self._leave()
+        elif self._let_go and self._both_here:
+            self._go_on()  # the destination, in this program, has not been started, and is not going to be
+        elif self._let_go:
+            self._doubtful()
 
     def started(self, load_ns: int) -> None:
         """The guest runs at the destination, which worked for ``load_ns`` of the downtime."""
@@ -148,13 +163,18 @@ class OutgoingMigration:
 
     def settle(self, *, destination_runs: bool) -> None:
         """End a doubt: the machine is finished, or goes on as after any other failure."""
-        if self.phase != phases.DOUBT:
+        end = phases.DONE if destination_runs else phases.FAILED
+        begun = self._settling and self.phase == end
+        if self.phase != phases.DOUBT and not begun:
             raise StateError(f"nothing is in doubt: the migration is in phase {self.phase}")
-        if destination_runs:
-            self._come_to(phases.DONE)
-            self._machine.finish()
-        else:
+        self._settling = True
+        if not destination_runs:
             self._go_on()
+        else:
+            if not begun:
+                self._come_to(end)
+            self._machine.finish()
+        self._settling, self.settled = False, True
 
     def _attempt(self) -> None:
         """Return if the destination runs; raise if this machine goes on, or if nobody knows."""
@@ -186,12 +206,13 @@ class OutgoingMigration:
         return runs
 
     def _go_on(self) -> None:
-        """As if nothing had happened."""
-        self._come_to(phases.FAILED)
+        """As if nothing had happened. What an interrupt left undone is done by the next call."""
+        if self.phase != phases.FAILED:
+            self._come_to(phases.FAILED)
         self._channel.close()  # the other side lets go of what we are going to take back
         self._undo.close()
 
-    def _carry_out(self, undo: ExitStack) -> None:
+    def _carry_out(self, undo: Undo) -> None:
         machine = self._machine
         undo.callback(self._channel.close)
         machine.check_migratable()
@@ -216,7 +237,7 @@ class OutgoingMigration:
             self._stream.end()  # not before: whoever reads a whole stream from a command may run
             self._finish()
 
-    def _stop(self, undo: ExitStack) -> None:
+    def _stop(self, undo: Undo) -> None:
         self._begin(undo, "guest stop", self._machine.pause, self._machine.resume)
         self._begin(undo, "ring stop", self._machine.stop_rings, self._machine.restart_rings)
 
@@ -231,10 +252,7 @@ class OutgoingMigration:
         self._come_to(phases.DONE)
         goes_on = self._parameters.keep_running and not self._channel.duplex
         if not goes_on:
-            try:
-                self._machine.finish()
-            except (VmsimError, OSError):
-                pass  # a connection or back-end that is gone: nothing here is of use any more
+            self._leave()
         self._channel.close()
         if goes_on:
             self._machine.restart_rings()
@@ -244,6 +262,12 @@ class OutgoingMigration:
             self._tell(0)
         except Exception:
             pass  # it is committed, whatever the listener thinks of it
+
+    def _leave(self) -> None:
+        try:
+            self._machine.finish()
+        except (VmsimError, OSError):
+            pass  # a connection or back-end that is gone: nothing here is of use any more
 
     # Steps
 
@@ -274,7 +298,7 @@ class OutgoingMigration:
             report = (self.phase, rounds, self._output.offset, remaining_bytes)
             self._progress(Progress(*report, budget.expected, budget.warning))
 
-    def _begin(self, undo: ExitStack, step: str, do: Callable[[], None], undo_it: Callable[[], None]) -> None:
+    def _begin(self, undo: Undo, step: str, do: Callable[[], None], undo_it: Callable[[], None]) -> None:
         """Do something that has to be undone also if it fails half-way."""
         self._at(step)
         undo.callback(undo_it)
@@ -398,17 +422,17 @@ class OutgoingMigration:
         self._enter(phases.READY)
         answer = self._watch.do("load_ns", lambda: self._answer(SHUT))
         if answer.value != READY:
-            raise _refusal(answer)
+            raise refusal(answer)
         self._at("go")
         self._come_to(phases.COMMIT)
         self._let_go = True
         try:
             answer = self._acknowledgement()
         except Exception as error:
-            raise self._doubt(error) from error
+            raise doubt(error, self._answers) from error
         if answer.kind == SHUT:
             self._let_go = False
-            raise _refusal(answer)
+            raise refusal(answer)
 
     def _acknowledgement(self) -> ReturnMessage:
         """Give the go; the destination's statement that it runs or that it does not, or an error."""
@@ -429,15 +453,6 @@ class OutgoingMigration:
             )
         return answer
 
-    def _doubt(self, error: Exception) -> MigrationInDoubt:
-        known = ""
-        if begun(self._answers) == RESUME_ACK:
-            known = " (the beginning of its acknowledgement arrived: it has run)"
-        return MigrationInDoubt(
-            f"after the go the destination has not said whether it runs: {error}{known}", step="go",
-            side=SIDE, hint=SETTLE.format("the destination runs"),
-        )
-
     def _finish(self) -> None:
         """Make what was written count: the only commit of a channel without answers."""
         self._let_go = not self._parameters.keep_running
@@ -457,7 +472,7 @@ class OutgoingMigration:
     def _answer(self, kind: int) -> ReturnMessage:
         answer = receive(self._answers)
         if (answer.kind, answer.value) == (SHUT, FAILED):
-            raise _refusal(answer)
+            raise refusal(answer)
         if answer.kind != kind:
             message = f"the destination answered {answer.kind}, not {kind}"
             raise MigrationError(message, step=self._step, side=SIDE)
@@ -467,7 +482,7 @@ class OutgoingMigration:
         """The error to raise for what went wrong before commit."""
         if self._cancelled and not isinstance(error, MigrationCancelled):
             return self._cancellation()
-        if self._channel.duplex and _left_by_peer(error):
+        if self._channel.duplex and left_by_peer(error):
             refusal = self._last_words()
             if refusal is not None:
                 return refusal
@@ -480,19 +495,4 @@ class OutgoingMigration:
             answer = receive(self._answers)
         except (VmsimError, OSError):
             return None
-        return _refusal(answer) if answer.kind == SHUT and answer.value != READY else None
-
-
-def _left_by_peer(error: BaseException) -> bool:
-    """Whether the other side closed the channel: then it may have said why."""
-    if isinstance(error, ChannelError):
-        return error.errno in PEER_GONE
-    return isinstance(error, StreamTruncated)
-
-
-def _refusal(answer: ReturnMessage) -> MigrationError:
-    why = f"{answer.step or 'unknown step'}: {answer.reason or 'no reason given'}"
-    return MigrationError(
-        f"the destination gave up, {why}", step=answer.step, side="destination", errno=answer.errno,
-        hint=answer.hint,
-    )
+        return refusal(answer) if answer.kind == SHUT and answer.value != READY else None

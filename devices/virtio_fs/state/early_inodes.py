@@ -342,6 +342,13 @@ class EarlyInodes:
         inode.nlookup = record.refcount
         return True
 
+    def give_way(self, nodeid: int) -> None:
+        """One that the state does not look for any more; Changed if what was found beneath hangs on it."""
+        if nodeid in self.inodes:
+            if self.children.get(nodeid):
+                raise Changed
+            self.drop(nodeid)
+
     def replace(self, record: InodeRecord, restorer: InodeRestorer) -> None:
         """Find an inode that is not as it was; Changed if what was found beneath it hangs on that."""
         before = self.inodes.get(record.id)

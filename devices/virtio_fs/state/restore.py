@@ -283,11 +283,14 @@ class Load:
                 if early is not None and early.keep(record):
                     continue
                 file = files.get(record.id) if files else None
+                is_stale = record.location == INVALID and record.id in stale
+                if early is not None and (file is not None or is_stale):
+                    early.give_way(record.id)
                 try:
                     if file is not None:
                         self._anonymous(restorer, record, file)
                         report.anonymous += 1
-                    elif record.location == INVALID and record.id in stale:
+                    elif is_stale:
                         restorer.invalid(record, stale=True)  # there is nothing of it to lose
                     elif early is not None:
                         early.replace(record, restorer)
