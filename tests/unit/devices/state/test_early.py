@@ -361,3 +361,25 @@ def test_an_inode_twice_is_refused_as_without(make_guest):
     kind, text, *_ = same(make_guest, bytes(blob.encode(state)), other, found)
     assert kind is StreamError
     assert "comes twice" in text
+
+
+@pytest.mark.parametrize("options", [{"confirm_paths": True}, {"verify_handles": True, "confirm_paths": True}],
+                         ids=["plain", "verify"])
+def test_what_the_state_gives_up_gives_way_though_it_has_gone_ahead(make_guest, share, monkeypatch, options):
+    """Away when the source looked for the last time, and back when the destination does: still stale."""
+    monkeypatch.setattr(LinuxFs, "handles_allowed", lambda self: False)
+    guest, other = make_guest(boot=True), make_guest()
+    plant(share)
+    look_up_all(guest)
+    node = guest.lookup("dir1/file3")
+    collector, (found,) = ahead(guest, other, **options)
+    assert node in found.inodes
+    for each in (guest, other):
+        while each.fs.fds.evict():
+            pass
+    file, away = share / "dir1" / "file3", share.parent / "away"
+    file.rename(away)
+    data = collector.save()
+    away.rename(file)
+    report, _ = same(make_guest, data, other, found, **options)
+    assert report.losses == []
