@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -90,8 +91,8 @@ class Rig:
         ours, theirs = UnixSocket.pair()
         probe = Probe(ours, self.timeout_s)
         self.on_close(probe.close)
-        front.done("SET_BACKEND_REQ_FD", None, (theirs.fd,))
-        theirs.close()
+        with closing(theirs):
+            front.done("SET_BACKEND_REQ_FD", None, (theirs.fd,))
         return probe
 
     def on_close(self, act: Callable[[], object]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,7 @@ from vmsim.check.rigs import GuestRig, PairRig, RingRig, WireRig
 from vmsim.check.runner import reproduce, run_case, select
 from vmsim.check.target import Aim, Target
 from vmsim.errors import UsageError
+from vmsim.host.vhost_user.transport import ConnectionLost
 
 BAD = Path(__file__).with_name("bad_backend.py")
 BY_ID = {case.id: case for case in CASES}
@@ -142,3 +145,30 @@ def test_the_same_seed_makes_the_same_choices(serve):
         return found[0]
 
     assert drawn(1) == drawn(1) != drawn(2)
+
+
+class Dies:
+    """A back-end that is gone when a descriptor is sent to it; ``sent`` is whose it was."""
+
+    def done(self, name, payload=None, fds=()):
+        self.sent = fds
+        raise ConnectionLost("gone")
+
+    def require(self, *features):
+        pass
+
+
+@pytest.mark.parametrize("give", [
+    lambda wire, closers: WireRig.backend_channel(
+        SimpleNamespace(timeout_s=1, on_close=closers.append), wire),
+    lambda wire, closers: next(case for case in CASES if case.id == "messages.backend-channel").run(
+        SimpleNamespace(wire=wire, on_close=closers.append)),
+])  # fmt: skip
+def test_what_a_back_end_did_not_live_to_take_is_closed(give):
+    wire, closers = Dies(), []
+    with pytest.raises(ConnectionLost):
+        give(wire, closers)
+    with pytest.raises(OSError):
+        os.fstat(wire.sent[0])
+    for close in closers:
+        close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from vmsim.check.case import Group
 from vmsim.check.frontend import MESSAGES, PLAIN, close_all
 from vmsim.check.outcome import check, fail, same
@@ -171,8 +173,8 @@ def backend_channel(rig: WireRig) -> None:
     for _ in range(2):
         ours, theirs = UnixSocket.pair()
         rig.on_close(ours.close)
-        rig.wire.done("SET_BACKEND_REQ_FD", None, (theirs.fd,))
-        theirs.close()
+        with closing(theirs):
+            rig.wire.done("SET_BACKEND_REQ_FD", None, (theirs.fd,))
     rig.wire.barrier()
 
 
