@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from tests.support.waiting import until
+from vmsim.check.device import RawDriver
 from vmsim.check.frontend import Frontend
-from vmsim.check.raw_driver import RawDriver
 from vmsim.errors import HostError, PeerError
 from vmsim.fuse import opcodes as op
 from vmsim.host.sockets import UnixSocket

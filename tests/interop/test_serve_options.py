@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from tests.interop.virtiofsd_rig import start_serve, start_virtiofsd
+from vmsim.check.device import RawDriver
 from vmsim.check.frontend import Frontend
-from vmsim.check.raw_driver import RawDriver
 from vmsim.cli.compatibility import COMPATIBLE
 from vmsim.cli.serve_options import ELSEWHERE, OPTIONS
 from vmsim.fuse.abi.init_flags import FLOCK_LOCKS, POSIX_LOCKS

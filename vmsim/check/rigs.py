@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from vmsim.check.case import PAIR, SHARE, START, Case
+from vmsim.check.device import USUAL, RawDriver
 from vmsim.check.frontend import PLAIN, Frontend
 from vmsim.check.outcome import NotOffered
-from vmsim.check.raw_driver import USUAL, RawDriver
 from vmsim.check.target import Instance, Target
 from vmsim.errors import HostError, VmsimError
 from vmsim.guest.calls.posix import GuestFs

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from vmsim.check.case import PAIR, Case
+from vmsim.check.device import GivenUp
 from vmsim.check.outcome import Failed, NotOffered, Outcome, Result
-from vmsim.check.raw_driver import GivenUp
 from vmsim.check.rigs import Rig, missing
 from vmsim.check.target import Aim, Target
 from vmsim.errors import HostError, StallError, UsageError, VmsimError

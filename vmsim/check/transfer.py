@@ -6,9 +6,9 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
+from vmsim.check.device import RawDriver
 from vmsim.check.frontend import Frontend, close_all
 from vmsim.check.outcome import Failed, NotOffered, check, fail, same
-from vmsim.check.raw_driver import RawDriver
 from vmsim.check.rigs import Rig, RingRig
 from vmsim.errors import HostError
 from vmsim.host.services import HostServices

@@ -302,7 +302,8 @@ class Job:
         live = LIVE if self.options.machine.transport == "inproc" else LIVE_REMOTE
         changes: dict[str, Any] = {
             "over_limit": limits.over_limit, "max_rounds": limits.max_rounds,
-            "cancel_after_ns": limits.cancel_after, "bandwidth": limits.bandwidth or live.bandwidth,
+            "cancel_after_ns": limits.cancel_after,
+            "bandwidth": live.bandwidth if limits.bandwidth is None else limits.bandwidth,
         }  # fmt: skip
         if limits.downtime_limit is not None:
             changes |= {"downtime_limit_ns": limits.downtime_limit, "memory_limit_ns": limits.downtime_limit}

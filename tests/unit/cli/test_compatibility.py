@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.test_serve import ended
+from vmsim.check.device import RawDriver
 from vmsim.check.frontend import Frontend
-from vmsim.check.raw_driver import RawDriver
 from vmsim.cli.compatibility import COMPATIBLE, table
 from vmsim.fuse.abi.init_flags import FLOCK_LOCKS, POSIX_LOCKS
 from vmsim.host.processes import BackendProcess

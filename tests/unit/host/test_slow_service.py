@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.slow_mount import SlowMount
 from tests.support.waiting import state_of, until
+from vmsim.check.device import RawDriver
 from vmsim.check.frontend import Frontend
-from vmsim.check.raw_driver import RawDriver
 from vmsim.fuse import opcodes as op
 from vmsim.host.processes import BackendProcess
 from vmsim.host.vhost_user.probe import Probe

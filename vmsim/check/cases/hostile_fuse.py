@@ -7,8 +7,8 @@ import os
 import struct
 
 from vmsim.check.case import SHARE, Group
+from vmsim.check.device import HIPRIO, REQUESTS, GivenUp, RawDriver
 from vmsim.check.outcome import check, fail
-from vmsim.check.raw_driver import HIPRIO, REQUESTS, GivenUp, RawDriver
 from vmsim.check.rigs import RingRig
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi.headers import OUT_HEADER

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vmsim.check.case import SHARE, Group
 from vmsim.check.cases.hostile_fuse import ENTRY_ROOM, refused, survives
+from vmsim.check.device import RawDriver
 from vmsim.check.outcome import check
-from vmsim.check.raw_driver import RawDriver
 from vmsim.check.rigs import RingRig
 from vmsim.fuse import opcodes as op
 

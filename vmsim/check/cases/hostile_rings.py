@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmsim.check.case import Group
-from vmsim.check.raw_driver import MEMORY_BYTES, RAW, REQUESTS, USUAL, RawDriver
+from vmsim.check.device import MEMORY_BYTES, RAW, REQUESTS, USUAL, RawDriver
 from vmsim.check.rigs import RingRig
 from vmsim.fuse import opcodes as op
 from vmsim.virtio.constants import (

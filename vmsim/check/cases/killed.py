@@ -8,9 +8,9 @@ import signal
 from vmsim.check import transfer
 from vmsim.check.case import PAIR, SHARE, START, Group
 from vmsim.check.cases.rings import REPLY_BYTES
+from vmsim.check.device import REQUESTS, RawDriver
 from vmsim.check.frontend import close_all
 from vmsim.check.outcome import NotOffered, check, same
-from vmsim.check.raw_driver import REQUESTS, RawDriver
 from vmsim.check.rigs import BareRig, GuestRig, RingRig, WireRig
 from vmsim.errors import HostError
 from vmsim.fuse import opcodes as op

@@ -9,8 +9,8 @@ from __future__ import annotations
 from vmsim.check.case import Group
 from vmsim.check.cases.messages_wrong import wrong
 from vmsim.check.cases.rings import PACKED_RINGS, works
+from vmsim.check.device import MEMORY_BYTES, REQUESTS, USUAL, RawDriver
 from vmsim.check.outcome import NotOffered, check, same
-from vmsim.check.raw_driver import MEMORY_BYTES, REQUESTS, USUAL, RawDriver
 from vmsim.check.rigs import RingRig, WireRig
 from vmsim.fuse import opcodes as op
 from vmsim.host.eventfd import EventFd

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from vmsim.check.case import Group
 from vmsim.check.cases.messages_wrong import wrong
+from vmsim.check.device import USUAL, RawDriver
 from vmsim.check.frontend import PLAIN
 from vmsim.check.outcome import check, same
-from vmsim.check.raw_driver import USUAL, RawDriver
 from vmsim.check.rigs import BareRig, RingRig, WireRig
 from vmsim.fuse import opcodes as op
 from vmsim.host.shm import SharedMemory

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 
 from vmsim.check.case import Group
+from vmsim.check.device import LOOK_S
 from vmsim.check.frontend import MESSAGES, PLAIN, close_all
 from vmsim.check.outcome import check, fail, same
-from vmsim.check.raw_driver import LOOK_S
 from vmsim.check.rigs import BareRig, RingRig, WireRig
 from vmsim.fuse import opcodes as op
 from vmsim.host.eventfd import EventFd

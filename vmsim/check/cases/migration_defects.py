@@ -6,8 +6,8 @@ import errno
 import os
 
 from vmsim.check.case import PAIR, SHARE, Group
+from vmsim.check.device import REQUESTS, RawDriver
 from vmsim.check.outcome import NotOffered, check, same
-from vmsim.check.raw_driver import REQUESTS, RawDriver
 from vmsim.check.rigs import RingRig
 from vmsim.check.transfer import handed_over
 from vmsim.errors import HostError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vmsim.check.case import Group
 from vmsim.check.cases.rings import PACKED_RINGS, REPLY_BYTES, works
+from vmsim.check.device import LOOK_S, REQUESTS, USUAL, RawDriver
 from vmsim.check.outcome import check, fail, same
-from vmsim.check.raw_driver import LOOK_S, REQUESTS, USUAL, RawDriver
 from vmsim.check.rigs import BareRig, RingRig
 from vmsim.fuse import opcodes as op
 from vmsim.host.eventfd import EventFd

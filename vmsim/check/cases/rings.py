@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vmsim.check.case import Group
+from vmsim.check.device import HIPRIO, REQUESTS, USUAL, RawDriver
 from vmsim.check.outcome import NotOffered, fail, same
-from vmsim.check.raw_driver import HIPRIO, REQUESTS, USUAL, RawDriver
 from vmsim.check.rigs import RingRig
 from vmsim.fuse import opcodes as op
 from vmsim.vhost import constants as c

@@ -7,9 +7,9 @@ import os
 from vmsim.check import transfer
 from vmsim.check.case import PAIR, SHARE, Group
 from vmsim.check.cases.common import populate
+from vmsim.check.device import RawDriver
 from vmsim.check.frontend import MESSAGES
 from vmsim.check.outcome import check, fail, same
-from vmsim.check.raw_driver import RawDriver
 from vmsim.check.rigs import RingRig, WireRig
 from vmsim.check.transfer import LOAD, SAVE, SPEC, Refused
 from vmsim.fuse import opcodes as op

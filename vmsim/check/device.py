@@ -385,3 +385,7 @@ class RawDriver:
         self.memory.close()
         for _, memfd in self._memfds:
             memfd.close()
+
+
+Device = RawDriver
+"""Its name in scripts that were written before it had this one."""
