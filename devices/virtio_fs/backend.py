@@ -5,13 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from fcntl import F_WRLCK, LOCK_EX
+from itertools import islice
 
 from devices.virtio_fs import parked
 from devices.virtio_fs.config import NOTIFICATION_QUEUE, VIRTIO_FS_F_NOTIFICATION, FsDeviceOptions
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.aside import Pool
 from devices.virtio_fs.passthrough.fs import PassthroughFs
-from devices.virtio_fs.passthrough.host_calls import ATIME, ATIME_NS, CTIME, CTIME_NS, HostAttr, HostFs
+from devices.virtio_fs.passthrough.host_calls import (
+    ATIME,
+    ATIME_NS,
+    BLOCKS,
+    CTIME,
+    CTIME_NS,
+    NLINK,
+    HostAttr,
+    HostFs,
+)
 from devices.virtio_fs.passthrough.lock_table import END
 from devices.virtio_fs.passthrough.slow import LONG, SEEN
 from devices.virtio_fs.state import early
@@ -24,7 +34,7 @@ from vmsim.errors import InternalFault, MigrationBlocked
 from vmsim.fuse.opcodes import BY_NUMBER
 from vmsim.fuse.session import Session
 from vmsim.limits import LOCK_TRIES
-from vmsim.vhost.device_type import PreflightFinding
+from vmsim.vhost.device_type import Burden, PreflightFinding
 from vmsim.virtio.chain import Chain
 from vmsim.virtio.constants import RING_FEATURES
 from vmsim.virtio.rings import RingState
@@ -39,6 +49,9 @@ PIECE = 1 << 20
 
 TRIES_BESIDE = 2
 """Waits that are tried again beside each request, while third parties hold some up."""
+
+HANDLES_LOOKED_AT = 8192
+"""For a forecast: each costs a call of the host."""
 
 EARLY_STEP = 256
 """Inodes that are collected at a time while a migration waits for that."""
@@ -131,6 +144,18 @@ class VirtioFsBackend:
         self.fs.close()
 
     # -- what it tells ---------------------------------------------------------------------------
+
+    def burden(self) -> Burden:
+        """Open files, locks, and the contents that travel as their files have no name any more."""
+        fs = self.fs
+        unlinked: dict[int, int] = {}
+        if self.state_options.mode == "find-paths":
+            for handle in islice(fs.handles, HANDLES_LOOKED_AT):
+                if handle.fd >= 0 and not handle.is_dir and not handle.inode.mount.slow:
+                    attr = fs.host.fstat(handle.fd)
+                    if not attr[NLINK]:
+                        unlinked[handle.inode_id] = attr[BLOCKS] << 9
+        return Burden(len(fs.handles), fs.locks.count, sum(unlinked.values()))
 
     def facts(self) -> dict[str, int]:
         """What it holds, in numbers, for reports."""

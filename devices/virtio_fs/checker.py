@@ -15,7 +15,7 @@ from devices.virtio_fs.passthrough.idmap import IdMap
 from devices.virtio_fs.passthrough.xattrmap import XattrMap
 from devices.virtio_fs.state.options import StateOptions
 from devices.virtio_fs.state.restore import check_state
-from vmsim.vhost.device_type import PreflightFinding
+from vmsim.vhost.device_type import Burden, PreflightFinding
 from vmsim.virtio.chain import Chain
 from vmsim.virtio.constants import RING_FEATURES
 from vmsim.virtio.rings import RingState
@@ -100,6 +100,10 @@ class StateChecker:
 
     def take_early(self, piece: bytes) -> None:
         """What is wrong with it the state will show."""
+
+    def burden(self) -> Burden:
+        """It holds nothing."""
+        return Burden()
 
     def facts(self) -> dict[str, int]:
         """It holds nothing."""

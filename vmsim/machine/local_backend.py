@@ -11,7 +11,7 @@ from vmsim.machine.installed import find_device
 from vmsim.machine.parts import Seams
 from vmsim.schedule import Schedule
 from vmsim.vhost.backend import BackendOptions, VhostBackend
-from vmsim.vhost.device_type import PreflightFinding, ServingDevice
+from vmsim.vhost.device_type import Burden, PreflightFinding, ServingDevice
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.vhost.inproc import InProcessTransport
 from vmsim.vhost.seams import Transport
@@ -55,6 +55,10 @@ class Backend:
     def connect(self) -> Transport:
         """A new connection; the one before must be closed."""
         return self._seams.transport(InProcessTransport(self.vhost, self._schedule, self.host))
+
+    def burden(self) -> Burden:
+        """What its state holds besides inodes."""
+        return self.served.burden()
 
     def facts(self) -> dict[str, int]:
         """What the back-end holds, in numbers."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vmsim.machine.config import MachineConfig
     from vmsim.migration.channel import Channel
     from vmsim.schedule import Schedule
-    from vmsim.vhost.device_type import DeviceType, PreflightFinding
+    from vmsim.vhost.device_type import Burden, DeviceType, PreflightFinding
     from vmsim.vhost.seams import BackendDevice, FrontendHost, Transport
     from vmsim.virtio.ring_types import Fence, RingState
 
@@ -47,6 +47,10 @@ class MachineBackend(Protocol):
 
     def connect(self) -> Transport:
         """A new connection, the one before must be closed; PeerError or HostError if there is none."""
+        ...
+
+    def burden(self) -> Burden:
+        """What its state holds besides inodes, as far as it tells."""
         ...
 
     def facts(self) -> dict[str, int]:

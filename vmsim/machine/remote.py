@@ -25,6 +25,7 @@ from vmsim.machine.config import MachineConfig
 from vmsim.machine.installed import find_device
 from vmsim.machine.parts import Seams, Start
 from vmsim.schedule import Schedule
+from vmsim.vhost.device_type import Burden
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.vhost.seams import Transport
 from vmsim.virtio.ring_types import Fence, RingState
@@ -132,6 +133,10 @@ class RemoteBackend:
         """The last line that the process wrote, if it was started here and wrote any."""
         said = "" if self.process is None else self.process.said()
         return f"it said last: {said.splitlines()[-1]}" if said else ""
+
+    def burden(self) -> Burden:
+        """It does not tell."""
+        return Burden()
 
     def facts(self) -> dict[str, int]:
         """Nothing: it does not tell."""

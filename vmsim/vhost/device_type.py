@@ -12,7 +12,7 @@ checker compares.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vmsim.migration.seams import Section
 from vmsim.vhost.seams import BackendDevice
@@ -96,6 +96,14 @@ class PreflightFinding(Protocol):
         ...
 
 
+class Burden(NamedTuple):
+    """What a back-end's state holds besides inodes: open files, ranges of locks, bytes of unlinked files."""
+
+    handles: int = 0
+    locks: int = 0
+    content_bytes: int = 0
+
+
 class ServingDevice(BackendDevice, Protocol):
     """The device behind a back-end, as a machine uses it."""
 
@@ -126,6 +134,10 @@ class ServingDevice(BackendDevice, Protocol):
 
     def take_early(self, piece: bytes) -> None:
         """Do beforehand what a state that is still to come allows; StreamError for a malformed piece."""
+        ...
+
+    def burden(self) -> Burden:
+        """What makes its state long to save and to load, for a forecast."""
         ...
 
     def facts(self) -> dict[str, int]:

@@ -1,0 +1,53 @@
+"""What the forecast counts besides inodes: it is refused for before the guest stops, and said in words."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+import pytest
+
+from vmsim.errors import MigrationError
+from vmsim.machine import Machine
+
+
+def unlinked(fs):
+    fd = fs.open("/gone", os.O_RDWR | os.O_CREAT)
+    for _ in range(8):
+        fs.write(fd, os.urandom(1 << 20))
+    fs.unlink("/gone")
+
+
+def locks(fs):
+    fd = fs.open("/locked", os.O_RDWR | os.O_CREAT)
+    for number in range(1000):
+        fs.setlk(fd, fcntl.F_WRLCK, number * 3, 1)
+
+
+def handles(fs):
+    fs.close(fs.open("/f", os.O_RDWR | os.O_CREAT))
+    for _ in range(2000):
+        fs.open("/f", os.O_RDONLY)
+
+
+KINDS = {"8 MiB of unlinked files": unlinked, "1000 locks": locks, "2000 open files": handles}
+
+
+@pytest.mark.parametrize("words", KINDS)
+def test_what_takes_long_besides_inodes_is_refused_beforehand(tmp_path, words):
+    with Machine(str(tmp_path), memory="32M") as vm:
+        fs = vm.mount()
+        KINDS[words](fs)
+        with pytest.raises(MigrationError, match=words):
+            vm.migrate(downtime_limit="1ms", over_limit="refuse")
+        assert vm.state == "running"
+        fs.statvfs("/")
+        with vm.migrate() as other:
+            stats = other.migration_stats
+            assert stats.expected.load_ns > 0
+
+
+def test_a_machine_that_holds_nothing_is_not_refused(tmp_path):
+    with Machine(str(tmp_path), memory="8M") as vm:
+        vm.mount().listdir("/")
+        vm.migrate(downtime_limit="10s", over_limit="refuse").close()
