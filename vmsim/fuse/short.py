@@ -64,7 +64,7 @@ def read_way(fs: FileSystem) -> ShortWay:
             size = room
         else:
             views = cut(views, 0, size)
-        if offset + size > OFFSET_MAX:
+        if not size or offset + size > OFFSET_MAX:
             return 0
         owner = lock_owner if read_flags & READ_LOCKOWNER else None
         count = read(_context(Context, header), header[3], fh, offset, views, flags, owner)

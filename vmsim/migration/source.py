@@ -127,19 +127,16 @@ class OutgoingMigration:
             raise StateError("a migration runs only once")
         began = self._clock()
         self._alarm.start(self._schedule, lambda: self.phase in phases.TOO_LATE, self.cancel)
+        carried_out = False
         try:
             self._attempt()
-        except BaseException:
-            if self._let_go and self.phase not in (phases.FAILED, phases.DOUBT):
-                self._doubtful()  # wherever an interrupt came: stopped is safe
-            raise
-        try:
+            carried_out = True
             self.stats.downtime = self._watch.parts
             self._watch.end()
             self.stats.total_ns = self._clock() - began
             self._conclude()
         except BaseException:
-            self._interrupted()
+            self._interrupted(carried_out)
             raise
         return self.stats
 
@@ -147,13 +144,15 @@ class OutgoingMigration:
         self._come_to(phases.DOUBT)
         self._channel.close()
 
-    def _interrupted(self) -> None:
-        """An interrupt after the commit: the machine is finished, or stopped; it does not go on by itself."""
-        if self._let_go and self.phase == phases.DONE:
+    def _interrupted(self, carried_out: bool) -> None:
+        """Wherever it came: after the go the machine is finished, or stopped; it does not go on by itself."""
+        if not self._let_go or self.phase in (phases.FAILED, phases.DOUBT):
+            return
+        if self.phase == phases.DONE:
             self._leave()
-        elif self._let_go and self._both_here:
+        elif carried_out and self._both_here:
             self._go_on()  # the destination, in this program, has not been started, and is not going to be
-        elif self._let_go:
+        else:
             self._doubtful()
 
     def started(self, load_ns: int) -> None:
