@@ -85,6 +85,6 @@ def _because(inodes: int, burden: Burden) -> str:
         parts.append(f"{burden.handles} open files")
     if burden.locks:
         parts.append(f"{burden.locks} locks")
-    if burden.content_bytes:
-        parts.append(f"{burden.content_bytes >> 20} MiB of unlinked files")
+    if mib := burden.content_bytes >> 20:
+        parts.append(f"{mib} MiB of unlinked files")
     return ", ".join(parts)

@@ -315,7 +315,7 @@ def test_a_limit_that_cannot_be_kept_is_said_before_the_guest_stops(vmsim, share
     assert ended.status == 0
     (line,) = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
     assert "the downtime limit of 0.001 ms cannot be kept" in line
-    assert "inodes)" in line
+    assert "(136 inodes, 2 locks)" in line
     assert line.removeprefix("warning: ") in ended.out
 
 
