@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
+from tests.support.lines import counted_lines
 from tests.support.vhost_rig import BASIC, EchoDevice, Rig
 from vmsim.vhost import backend_ring, inflight, tracking
 from vmsim.vhost.backend import IMPLEMENTED, BackendOptions, VhostBackend
@@ -23,43 +23,19 @@ class Dead(BaseException):
 
 def lines_of(act: Callable[[], object]) -> int:
     """Do ``act``; how many lines in FILES it executes, before each of which one may die."""
-    count = 0
-
-    def line(frame, event, argument):
-        nonlocal count
-        count += event == "line"
-        return line
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename in FILES else None)
-    try:
+    with counted_lines(FILES) as lines:
         act()
-    finally:
-        sys.settrace(before)
-    return count
+    return lines.count
 
 
 def dies(act: Callable[[], object], after: int) -> bool:
     """Do ``act``, and die before the line number ``after`` (from 0) that it executes in FILES; whether."""
-    left = after
-
-    def line(frame, event, argument):
-        nonlocal left
-        if event == "line":
-            left -= 1
-            if left < 0:
-                raise Dead
-        return line
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename in FILES else None)
     try:
-        act()
+        with counted_lines(FILES, Dead, before=after + 1):
+            act()
     except Dead as dead:
         dead.__traceback__ = None  # its frames hold views of guest memory
         return True
-    finally:
-        sys.settrace(before)
     return False
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 import vmsim
+from tests.support.lines import counted_lines
 from tests.support.sampling import sample
 from vmsim.errors import StateError
 from vmsim.machine import Machine
@@ -25,26 +26,12 @@ FILES = {
 
 def interrupt(do, number):
     """Raise KeyboardInterrupt at line ``number`` of those that ``do`` executes; whether it got that far."""
-    left = [number]
-
-    def local(frame, event, arg):
-        if event == "line" and left[0] > 0:
-            left[0] -= 1
-            if not left[0]:
-                raise KeyboardInterrupt
-        return local
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, event, arg: local if frame.f_code.co_filename in FILES else None)
-    try:
+    with (
+        contextlib.suppress(KeyboardInterrupt, MigrationInDoubt),
+        counted_lines(FILES, KeyboardInterrupt, before=number) as lines,
+    ):
         do()
-    except KeyboardInterrupt:
-        pass
-    except MigrationInDoubt:
-        pass
-    finally:
-        sys.settrace(before)
-    return not left[0]
+    return lines.raised
 
 
 def started(tmp_path, number):
@@ -58,21 +45,9 @@ def started(tmp_path, number):
 def count_lines(tmp_path, act):
     """How many lines there are to be interrupted at."""
     vm, _, place = started(tmp_path, "whole")
-    with vm:
-        high = 1 << 30
-        left = [high]
-
-        def local(frame, event, arg):
-            left[0] -= event == "line"
-            return local
-
-        before = sys.gettrace()
-        sys.settrace(lambda frame, event, arg: local if frame.f_code.co_filename in FILES else None)
-        try:
-            act(vm, place)
-        finally:
-            sys.settrace(before)
-        return high - left[0]
+    with vm, counted_lines(FILES) as lines:
+        act(vm, place)
+    return lines.count
 
 
 def reads(vm, fd):
