@@ -9,6 +9,7 @@ without all this.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -82,6 +83,8 @@ class EarlyInodes:
         self.inodes: dict[int, Inode] = {}
         self.children: dict[int, list[int]] = {}
         """The inodes that were found, by parent."""
+        self._mount_points: list[int] = []
+        """Those at which a mount begins."""
 
     def take(self, data: bytes) -> None:
         """Find the inodes of one piece; StreamError if it is malformed. What cannot be found waits."""
@@ -146,6 +149,9 @@ class EarlyInodes:
             self.drop(record.id)
             return False
         self.children.setdefault(parent, []).append(record.id)
+        directory = self._fs.inodes.get(parent)
+        if directory is not None and inode.mount is not directory.mount:
+            self._mount_points.append(record.id)
         self._verified = self._verified or record.file_handle is not None
         return True
 
@@ -196,6 +202,7 @@ class EarlyInodes:
             nodeid for parent in self.children if not same or not self._unchanged(parent)
             for nodeid in (self._strayed(parent) if same else self.children[parent])
         ]
+        stale += itertools.filterfalse(self._is_mounted, self._mount_points)
         gone: set[int] = set()
         while stale:
             nodeid = stale.pop()
@@ -212,6 +219,24 @@ class EarlyInodes:
         host = self._fs.host
         share = host.path_of(self._fs.root.fd).rstrip(b"/") + b"/"
         return [(mnt_id, path) for mnt_id, path in host.mount_points() if path.startswith(share)]
+
+    def _is_mounted(self, nodeid: int) -> bool:
+        """Whether the mount at ``nodeid`` is still the one that was found.
+
+        Its number, its place and the number of its device are given again as soon as they are free, so what
+        lies there is compared by its evidence.
+        """
+        fs, inode = self._fs, self.inodes[nodeid]
+        directory = fs.inodes.get(inode.parent_id)
+        assert directory is not None
+        assert inode.name is not None
+        assert inode.handle is not None
+        try:
+            dir_fd = fs.path_fd(directory)
+            same = fs.host.identify_at(dir_fd, inode.name)[:3] == inode.key
+            return same and fs.evidence_at(dir_fd, inode.name, inode.handle) == inode.handle
+        except OSError:
+            return False
 
     def _unchanged(self, parent: int) -> bool:
         stamp = self._stamps.get(parent)

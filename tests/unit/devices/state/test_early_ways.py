@@ -7,6 +7,7 @@ or (behind its back) after it, in each path mode, with a load that gives up and 
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
@@ -287,3 +288,51 @@ def test_what_was_found_by_handle_alone_goes_ahead_the_next_time(guest, make_gue
     assert isinstance(found, EarlyInodes)
     assert len(found.inodes) == len(guest.fs.inodes) - 1
     same(make_guest, collector.save(), third, found, mode="file-handles")
+
+
+def mount_id(path):
+    fd = os.open(path, os.O_PATH)
+    try:
+        return LinuxFs().identify(fd)[2]
+    finally:
+        os.close(fd)
+
+
+def mount_again(mount_id_before, where, arguments):
+    """Unmount, and mount something else there under the number that has become free."""
+    for _ in range(20):
+        subprocess.run(["umount", where], check=True)
+        subprocess.run(["mount", *arguments, where], check=True)
+        if mount_id(where) == mount_id_before:
+            return
+    pytest.skip("somebody else mounts at the same time and takes the number")
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "file_system"])
+@pytest.mark.parametrize("options", MODES[:2])  # file handles go ahead only of mounts that are held
+def test_what_is_mounted_anew_under_the_same_number(options, what, make_guest, share, monkeypatch):
+    """The kernel gives numbers of mounts again, and no directory shows that something else lies there."""
+    monkeypatch.setattr("devices.virtio_fs.state.early_inodes.RECENT_NS", -(1 << 60))
+    plant(share, 2, 4)
+    for name in ("first", "second"):
+        (share.parent / name).mkdir()
+        (share.parent / name / "file").write_text(name)
+    below = {"file": "dir1/file3", "folder": "dir1", "file_system": "dir1"}[what]
+    inside = "/file" if what == "file" else ""
+    ways = [
+        ["-t", "tmpfs", "none"] if what == "file_system" else ["--bind", f"{share.parent}/{name}{inside}"]
+        for name in ("first", "second")
+    ]
+    with mounted(*ways[0], share / below):
+        number = mount_id(share / below)
+        guest = make_guest(boot=True)
+        guest.lookup(below)
+        other = make_guest(inode_file_handles="never")  # so that it holds nothing there
+        collector, (found,) = ahead(guest, other, **options)
+        data = collector.save()
+        guest.close()
+        mount_again(number, share / below, ways[1])
+        plain = make_guest(inode_file_handles="never")
+        same(lambda: plain, data, other, found, on_error="guest-error", **options)
+        for each in (other, plain):
+            each.close()
