@@ -60,6 +60,8 @@ TABLE: dict[str, str] = {
     "messages.slot-removed-with-descriptor": "crash",
     # Without EVENT_IDX the flag NO_INTERRUPT is not looked at.
     "rings.no-interrupts": "fail",
+    # A queue that is not ready is an error to its thread, which then ends.
+    "rings.kick-read-stop": "hang",
     # The ring's thread and, from then on, the whole device are gone without a word.
     "hostile.available-index-jumps": "hang",
     "hostile.available-index-goes-back": "hang",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmsim.check.case import Group
 from vmsim.check.cases.rings import PACKED_RINGS, REPLY_BYTES, works
-from vmsim.check.device import LOOK_S, REQUESTS, USUAL, RawDriver
+from vmsim.check.device import HIPRIO, LOOK_S, REQUESTS, USUAL, RawDriver
 from vmsim.check.outcome import check, fail, same
 from vmsim.check.rigs import BareRig, RingRig
 from vmsim.fuse import opcodes as op
@@ -12,9 +12,14 @@ from vmsim.host.eventfd import EventFd
 from vmsim.host.vhost_user.transport import PeerSilent
 from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
+from vmsim.virtio.constants import F_EVENT_IDX
 
 CASES = Group("rings")
 STATES = "vhost-user 'Ring states'"
+FORGETS = 60_000
+"""In one request of nearly 1 MiB: milliseconds of work."""
+ATTEMPTS = 10
+"""At stopping a ring at a given point, while the machine has other work."""
 
 
 def silent(device: RawDriver, why: str, ring: int = REQUESTS) -> None:
@@ -158,16 +163,60 @@ def stop_drains(rig: RingRig) -> None:
     for _ in range(30):
         getattr_posted(device, kick=False)
     device.kick()
+    device.used()  # the back-end is at work; stopped before that it is another case: kick-read-stop
     base = device.stop_ring(REQUESTS)
     used = device.memory.load_u16(config.device + 2)
     same(used, base, "the used index when the ring stopped, compared with its base")
-    silent_used = device.memory.load_u16(config.device + 2)
     device.front.barrier()
-    same(device.memory.load_u16(config.device + 2), silent_used, "the used index afterwards")
+    same(device.memory.load_u16(config.device + 2), used, "the used index afterwards")
     device.start_ring(REQUESTS, base)
     device.kick()
-    for _ in range(30):
+    for _ in range(29):
         device.used()
+
+
+@CASES.case("kick-read-stop", STATES)
+def kick_read_stop(rig: RingRig) -> None:
+    """A ring stopped between the reading of its kick and the first look at it goes on after a start."""
+    device = rig.device(features=USUAL & ~F_EVENT_IDX)
+    forgets = device.place(device.request(op.BATCH_FORGET, 0, (FORGETS, 0), data=bytes(16 * FORGETS)))
+    for _ in range(ATTEMPTS):
+        if stopped_in_between(device, forgets):
+            break
+
+
+def stopped_in_between(device: RawDriver, forgets: tuple[int, int]) -> bool:
+    """Kick and stop the ring of requests, start it again; whether the stop came where it was to come.
+
+    So that it does, the kicks of both rings wait while the back-end is at the first FORGETs, it reads them
+    together, and the stop comes while it is at the second FORGETs. It must not have EVENT_IDX, with which its
+    first turn takes up the second FORGETs too.
+    """
+    used_index, half = device.config(HIPRIO).device + 2, device.size // 2
+    start = device.memory.load_u16(used_index)
+
+    def forgotten() -> int:
+        return device.memory.load_u16(used_index) - start & 0xFFFF
+
+    for before in (0, half):
+        for _ in range(half):
+            device.rings[HIPRIO].add([forgets], [])
+        device.rings[HIPRIO].publish()
+        device.kick(HIPRIO)
+        if before:
+            getattr_posted(device)
+            together = forgotten() < half
+        device.poll(lambda: forgotten() > before, "no FORGET is used")  # noqa: B023
+    base = device.stop_ring(REQUESTS)
+    between = together and forgotten() < 2 * half
+    for _ in range(2 * half):
+        device.used(HIPRIO)
+    device.exchange([device.request(op.FORGET, 2, (1,))], [], ring=HIPRIO)  # it is past both kicks now
+    device.start_ring(REQUESTS, base)
+    device.kick()
+    device.used()
+    works(device)
+    return between
 
 
 @CASES.case("features-again", "vhost-user 'SET_FEATURES'")
