@@ -9,18 +9,16 @@ comes in through the watch. Saving leaves the server unchanged, and drops all th
 from __future__ import annotations
 
 import stat
-from collections import Counter
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 from vmsim.fuse.session import Session
 
 from ..passthrough.inodes import STALE
-from .collect_paths import GONE, NotFound, PathFinder, Place, reason_of
-from .collect_ready import ReadyRun
+from .collect_paths import GONE, NotFound, PathFinder, reason_of
 from .collect_records import RecordBuilder
+from .collected import Collected
 from .options import StateOptions
-from .records import FileHandle
 
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
@@ -46,13 +44,7 @@ class StateCollector:
 
     def _reset(self) -> None:
         self.finder = PathFinder(self._fs)
-        self.places: dict[int, Place] = {}
-        """Where an inode is, if not at its own (parent_id, name)."""
-        self.lost: dict[int, NotFound] = {}
-        self.handles: dict[int, FileHandle] = {}
-        self.ready: list[ReadyRun] = []
-        """Records that went ahead, and how many children each of all inodes had then."""
-        self.ready_children: Counter[int] = Counter()
+        self.found = Collected(self.options)
         self._unplaced: dict[tuple[int, int, int], Inode] = {}
         self._hidden: set[int] = set()
         """Those of them that are gone if no name of them is found."""
@@ -128,7 +120,7 @@ class StateCollector:
             while not self.step(1 << 20):
                 pass
             self._settle()
-            builder = RecordBuilder(self, self._fs, self._session)
+            builder = RecordBuilder(self.found, self._fs, self._session)
             saved = builder.build()
             self.leaves_traces = any(not stat.S_ISREG(file.mode) for file in builder.extra.anonymous)
             return saved
@@ -143,7 +135,7 @@ class StateCollector:
         if inode.state:
             gone = inode.state == STALE
             how = "was gone before" if gone else "did not survive"
-            self.lost[nodeid] = NotFound(f"it {how} an earlier migration", gone=gone)
+            self.found.lost[nodeid] = NotFound(f"it {how} an earlier migration", gone=gone)
         elif self.options.mode == "file-handles":
             self._take_handle(inode)
         else:
@@ -151,7 +143,7 @@ class StateCollector:
                 name = inode.name
                 if name is None or not self.finder.is_at(inode, inode.parent_id, name):
                     self._look_for(inode)
-            if self.options.verify_handles and nodeid not in self.lost:
+            if self.options.verify_handles and nodeid not in self.found.lost:
                 self._take_handle(inode)
 
     def _take_handle(self, inode: Inode) -> None:
@@ -159,20 +151,20 @@ class StateCollector:
         try:
             if by_handle:
                 self.finder.require_alive(inode)
-            self.handles[inode.id] = self.finder.handle_of(inode)
+            self.found.handles[inode.id] = self.finder.handle_of(inode)
         except OSError as error:
             if by_handle:
                 gone = error.errno in GONE
                 why = "it is gone" if gone else f"it has no file handle: {reason_of(error)}"
-                self.lost[inode.id] = NotFound(why, gone=gone)
+                self.found.lost[inode.id] = NotFound(why, gone=gone)
 
     def _look_for(self, inode: Inode) -> None:
         """The last known name is wrong: ask the kernel, and leave the hard cases to the scan.
 
         That also looks for what only a search would find: one for all of them, instead of one for each.
         """
-        self.places.pop(inode.id, None)
-        self.lost.pop(inode.id, None)
+        self.found.places.pop(inode.id, None)
+        self.found.lost.pop(inode.id, None)
         if self.finder.hides(inode):
             self._unplaced[inode.key] = inode
             self._hidden.add(inode.id)
@@ -180,12 +172,12 @@ class StateCollector:
         try:
             place = self.finder.by_link(inode)
         except NotFound as reason:
-            self.lost[inode.id] = reason
+            self.found.lost[inode.id] = reason
             return
         if place is None:
             self._unplaced[inode.key] = inode
         else:
-            self.places[inode.id] = place
+            self.found.places[inode.id] = place
 
     def _scan_on(self, count: int) -> bool:
         """Look through the share for the inodes that have no place yet."""
@@ -200,7 +192,7 @@ class StateCollector:
         self._scan = None
         for inode in self._unplaced.values():
             gone = inode.id in self._hidden
-            self.lost[inode.id] = NotFound("no name of it was found in the share", gone=gone)
+            self.found.lost[inode.id] = NotFound("no name of it was found in the share", gone=gone)
         self._unplaced.clear()
         return True
 
@@ -209,7 +201,7 @@ class StateCollector:
             if found is not None:
                 inode, place = found
                 self._unplaced.pop(inode.key, None)
-                self.places[inode.id] = place
+                self.found.places[inode.id] = place
             yield found
 
     def _settle(self) -> None:
@@ -230,10 +222,10 @@ class StateCollector:
             pass
 
     def _confirm(self, inode: Inode) -> None:
-        place = self.place_of(inode)
+        place = self.found.place_of(inode)
         if place is None or not self.finder.is_at(inode, *place):
             self._look_for(inode)
-            if self.options.verify_handles and inode.id not in self.handles:
+            if self.options.verify_handles and inode.id not in self.found.handles:
                 self._take_handle(inode)
 
     def unsound(self) -> set[int]:
@@ -242,21 +234,12 @@ class StateCollector:
         found: set[int] = set()
         unknown = {inode.parent_id for inode in inodes} - inodes.ids()
         found.update([inode.id for inode in inodes if inode.parent_id in unknown])
-        found -= self.places.keys()
+        found -= self.found.places.keys()
         broken = self.finder.broken()
-        for nodeid, (parent, _) in self.places.items():
+        for nodeid, (parent, _) in self.found.places.items():
             if parent in broken or (type(parent) is int and parent not in inodes):
                 found.add(nodeid)
         return found
-
-    def place_of(self, inode: Inode) -> Place | None:
-        """Where the inode is, as far as is known; None if it is lost."""
-        if inode.id in self.lost:
-            return None
-        place = self.places.get(inode.id)
-        if place is None and inode.name is not None:
-            place = (inode.parent_id, inode.name)
-        return place
 
     # -- the watch: what the guest does meanwhile --------------------------------------------------
 
@@ -265,11 +248,11 @@ class StateCollector:
         if self.options.mode == "file-handles":
             return
         self._unplaced.pop(inode.key, None)
-        self.lost.pop(inode.id, None)
+        self.found.lost.pop(inode.id, None)
         if inode.parent_id == parent.id and inode.name == name:
-            self.places.pop(inode.id, None)
+            self.found.places.pop(inode.id, None)
         else:
-            self.places[inode.id] = (parent.id, name)
+            self.found.places[inode.id] = (parent.id, name)
 
     def unlinked(self, inode: Inode | None, parent: Inode, name: bytes) -> None:
         """A name is gone; it may have been the inode's place."""
@@ -290,7 +273,7 @@ class StateCollector:
 
     def forgotten(self, inode: Inode) -> None:
         """The guest does not know the inode any more."""
-        self.places.pop(inode.id, None)
-        self.lost.pop(inode.id, None)
-        self.handles.pop(inode.id, None)
+        self.found.places.pop(inode.id, None)
+        self.found.lost.pop(inode.id, None)
+        self.found.handles.pop(inode.id, None)
         self._unplaced.pop(inode.key, None)

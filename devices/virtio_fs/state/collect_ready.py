@@ -6,9 +6,7 @@ ahead to the destination (:mod:`.early`) is kept for that until the state is sav
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from . import blob
@@ -16,10 +14,6 @@ from .records import FILE_HANDLE, FileHandle, InodeRecord
 
 if TYPE_CHECKING:
     from ..passthrough.inodes import Inode
-    from .collect import StateCollector
-
-_BY_PLACE = attrgetter("nlookup", "state", "parent_id", "name")
-_BY_HANDLE = attrgetter("nlookup", "state")
 
 
 def in_blob(record: InodeRecord) -> InodeRecord:
@@ -53,27 +47,3 @@ class ReadyRun:
                 (record.refcount - children[record.id], 0, record.parent, record.name) for record in records
             ]
         self.body = blob.encode_records(records)
-
-
-def unchanged(collector: StateCollector, inodes: list[Inode]) -> list[tuple[int, ReadyRun]]:
-    """Those of the collector's runs whose inodes are as they were, but for the number of their children.
-
-    Each with its index in ``inodes``, which are all, by nodeid.
-    """
-    handles = collector.handles.get
-    facts = _BY_HANDLE if collector.options.mode == "file-handles" else _BY_PLACE
-    elsewhere = collector.lost.keys() | collector.places.keys()
-    ids = [inode.id for inode in inodes]
-    found = []
-    end = 0
-    for run in collector.ready:
-        start = bisect_left(ids, run.inodes[0].id, end)
-        if (
-            inodes[start : start + len(run.inodes)] == run.inodes
-            and list(map(facts, run.inodes)) == run.facts
-            and list(map(handles, ids[start : start + len(run.inodes)])) == run.handles
-            and elsewhere.isdisjoint(run.id_set)
-        ):
-            found.append((start, run))
-            end = start + len(run.inodes)
-    return found

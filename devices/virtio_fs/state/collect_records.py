@@ -12,7 +12,8 @@ from vmsim.fuse.session import Session
 from . import blob, extension
 from .collect_content import ContentBudget, TooLarge, capture
 from .collect_paths import Missing, Parent, mount_paths, reason_of
-from .collect_ready import ReadyRun, unchanged
+from .collect_ready import ReadyRun
+from .collected import Collected
 from .extension import Extension, Flock, HandleExtra, Loss, ModeInfo, PosixLock, RawName, ToldOf
 from .negotiation import options_of
 from .postcard import is_utf8
@@ -22,7 +23,6 @@ from .restore_plan import clean_flags
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
     from ..passthrough.inodes import Inode
-    from .collect import StateCollector
 
 ROOT_EXTRA = 1
 """virtiofsd's root starts with two references, which every blob counts; ours with one lookup."""
@@ -35,12 +35,12 @@ class RecordBuilder:
     """
 
     def __init__(
-        self, collector: StateCollector, fs: PassthroughFs, session: Session, *, contents: bool = True
+        self, found: Collected, fs: PassthroughFs, session: Session, *, contents: bool = True
     ) -> None:
-        self._collector = collector
+        self._found = found
         self._fs = fs
         self._session = session
-        self._options = collector.options
+        self._options = found.options
         self._records: list[InodeRecord] = []
         self._runs: list[tuple[int, ReadyRun]] = []
         """What is encoded already, and before which of the records it stands."""
@@ -65,8 +65,7 @@ class RecordBuilder:
             self._add_locks()
             self._add_told()
             if self._options.mode == "file-handles":
-                used = {handle.mnt_id for handle in self._collector.handles.values()}
-                state.mount_paths = mount_paths(self._fs, used)
+                state.mount_paths = mount_paths(self._fs, self._found.mounts())
         state.inodes = self._records
         state.next_inode = self._next_inode
         state.next_handle = self._fs.handles.next_id
@@ -83,18 +82,15 @@ class RecordBuilder:
         """One record per inode, ascending by nodeid."""
         inodes = self._fs.inodes.items()
         done = 0
-        for start, run in unchanged(self._collector, inodes):
+        for start, run in self._found.unchanged(inodes):
             self._add(inodes[done:start])
             self._runs.append((len(self._records), run))
             done = start + len(run.inodes)
         self._add(inodes[done:] if done else inodes)
 
     def _add(self, inodes: list[Inode]) -> None:
-        collector = self._collector
         by_handle = self._options.mode == "file-handles"
-        lost = collector.lost
-        places = collector.places
-        handles = collector.handles
+        lost, places, handles = self._found.lost, self._found.places, self._found.handles
         append = self._records.append
         for inode in inodes:
             nodeid = inode.id
@@ -123,7 +119,7 @@ class RecordBuilder:
     def _add_lost(self, inode: Inode) -> None:
         """Invalid in the blob; an unlinked file travels in the extension, within the limit."""
         self._records.append(InodeRecord(inode.id, inode.nlookup, INVALID))
-        reason = self._collector.lost[inode.id]
+        reason = self._found.lost[inode.id]
         if reason.gone and not any(handle.fd >= 0 for handle in self._fs.handles.of_inode(inode.id)):
             self.extra.stale.append(inode.id)
             return
@@ -131,8 +127,7 @@ class RecordBuilder:
         if reason.unlinked and self._options.extension:
             left = self._budget.left
             try:
-                found = capture(self._fs, inode, self._budget, contents=self._contents)
-                self.extra.anonymous.append(found)
+                self.extra.anonymous.append(capture(self._fs, inode, self._budget, contents=self._contents))
                 self.travelling[inode.id] = left - self._budget.left
                 return
             except OSError as error:
@@ -174,7 +169,7 @@ class RecordBuilder:
 
     def _reopen(self, children: Counter[int]) -> None:
         """Make records again of the runs in which a directory has another number of children than before."""
-        before = self._collector.ready_children
+        before = self._found.ready_children
         other = {nodeid for nodeid in before.keys() | children.keys() if before[nodeid] != children[nodeid]}
         records, runs = self._records, self._runs
         self._records, self._runs = [], []

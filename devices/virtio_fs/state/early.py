@@ -49,22 +49,23 @@ class EarlyPiece(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 def pieces(collector: StateCollector, fs: PassthroughFs) -> Iterator[bytes]:
     """What can go ahead, of what ``collector`` has collected completely; others may run between pieces."""
-    if not collector.options.extension:
+    found = collector.found
+    if not found.options.extension:
         return
     inodes = fs.inodes.items()
     children: Counter[int] = Counter()
     mounts: dict[int, bytes] | None = None
-    if collector.options.mode == "file-handles":
-        mounts = mount_paths(fs, {handle.mnt_id for handle in collector.handles.values()})
+    if found.options.mode == "file-handles":
+        mounts = mount_paths(fs, found.mounts())
     else:
-        children.update(inode.parent_id for inode in inodes if inode.id not in collector.places)
-        children.update(parent for parent, _ in collector.places.values() if isinstance(parent, int))
+        children.update(inode.parent_id for inode in inodes if inode.id not in found.places)
+        children.update(parent for parent, _ in found.places.values() if isinstance(parent, int))
     runs: list[bytes] = []
-    collector.ready, collector.ready_children = [], children
+    found.ready, found.ready_children = [], children
     for group in _groups(collector, fs, inodes, children):
         ready = [inode for record in group if (inode := fs.inodes.get(record.id)) is not None]
         if len(ready) == len(group):
-            collector.ready.append(ReadyRun(ready, group, children, by_handle=mounts is not None))
+            found.ready.append(ReadyRun(ready, group, children, by_handle=mounts is not None))
         runs.append(bytes(blob.encode_inodes(group)))
         if len(runs) == RUNS_IN_PIECE:
             yield msgspec.msgpack.encode(EarlyPiece(runs, mounts))
@@ -97,8 +98,8 @@ def _record(collector: StateCollector, inode: Inode, children: int) -> InodeReco
     nodeid = inode.id
     if inode.state or nodeid == ROOT_ID:
         return None
-    handle = collector.handles.get(nodeid)
-    if collector.options.mode == "file-handles" and handle is None:
+    handle = collector.found.handles.get(nodeid)
+    if collector.found.options.mode == "file-handles" and handle is None:
         return None
     place = _place(collector, inode)
     if place is None:
@@ -111,8 +112,8 @@ def _record(collector: StateCollector, inode: Inode, children: int) -> InodeReco
 
 def _place(collector: StateCollector, inode: Inode) -> Place | None:
     """Where the inode is; a server that found it by its handle has never been told."""
-    place = collector.place_of(inode)
-    if place is None and inode.id not in collector.lost:
+    place = collector.found.place_of(inode)
+    if place is None and inode.id not in collector.found.lost:
         try:
             return collector.finder.by_link(inode)
         except NotFound:

@@ -18,6 +18,7 @@ from .restore_trial import Failure, try_state
 if TYPE_CHECKING:
     from ..passthrough.fs import PassthroughFs
     from ..passthrough.inodes import Inode
+    from .collected import Collected
 
 Severity = Literal["error", "warning", "info"]
 ONLY_HERE = "nothing here; virtiofsd could not load it"
@@ -75,7 +76,7 @@ class _Preflight:
     def _try(self) -> None:
         survey = StateCollector(self._fs, self._session, self._options)
         survey.survey()
-        builder = RecordBuilder(survey, self._fs, self._session, contents=False)
+        builder = RecordBuilder(survey.found, self._fs, self._session, contents=False)
         data = builder.build()
         failed = set()
         for failure in try_state(self._fs, self._session, data, self._options):
@@ -83,17 +84,17 @@ class _Preflight:
             fh = failure.fh
             if failure.inode not in self._fs.inodes:  # forgotten, and open all the same
                 fh = next((each.id for each in self._fs.handles if each.inode_id == failure.inode), None)
-            self._add("error", failure.inode, fh, failure.why, self._remedy(survey, failure))
+            self._add("error", failure.inode, fh, failure.why, self._remedy(survey.found, failure))
         for inode in self._fs.inodes.items():
             if inode.id not in failed and inode.id != 1:
-                self._surviving(survey, builder, inode)
+                self._surviving(survey.found, builder, inode)
 
     def _add(self, severity: Severity, inode: int, fh: int | None, why: str, what: str) -> None:
         known = self._fs.inodes.get(inode)
         name = "" if known is None or known.name is None else os.fsdecode(known.name)
         self._found.append(Finding(severity, inode, fh, name, why, what))
 
-    def _remedy(self, survey: StateCollector, failure: Failure) -> str:
+    def _remedy(self, found: Collected, failure: Failure) -> str:
         """What can be done about it here, before the migration."""
         other = "file-handles" if self._options.mode == "find-paths" else "find-paths"
         inode = self._fs.inodes.get(failure.inode)
@@ -101,11 +102,11 @@ class _Preflight:
             return "close it"
         if inode.state:
             return "it is broken already; forget it in the guest"
-        reason = survey.lost.get(failure.inode)
+        reason = found.lost.get(failure.inode)
         if reason is None and failure.fh is not None:
             return "change its mode back, give the destination the privilege to open it, or close it"
         if reason is None:
-            place = survey.place_of(inode)
+            place = found.place_of(inode)
             if place is not None and not is_utf8(place[1]):
                 return "rename it, save with the extension, or use file-handles"
             return f"give it back the name it had, or use {other}"
@@ -115,17 +116,17 @@ class _Preflight:
             f"close it, save with the extension, or use {other}"
         )
 
-    def _surviving(self, survey: StateCollector, builder: RecordBuilder, inode: Inode) -> None:
+    def _surviving(self, found: Collected, builder: RecordBuilder, inode: Inode) -> None:
         """What survives, but something has to be done for it."""
         nodeid = inode.id
         if nodeid in builder.travelling:
             why = f"unlinked; its {builder.travelling[nodeid]} bytes travel along"
             self._add("info", nodeid, None, why, ONLY_HERE)
             return
-        place = survey.place_of(inode)
+        place = found.place_of(inode)
         if self._options.mode == "file-handles" or place is None:
             return
-        if nodeid in survey.places:
+        if nodeid in found.places:
             self._add(
                 "info", nodeid, None, f"somebody else renamed it; it is {os.fsdecode(place[1])!r} now",
                 "nothing; with confirm-paths it is also found if that happens again",

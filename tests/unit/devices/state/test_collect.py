@@ -27,7 +27,7 @@ def test_stopping_leaves_nothing(guest):
     collector.stop()
     assert guest.fs.watch is None
     assert not collector.active
-    assert not collector.places
+    assert not collector.found.places
     collector.stop()
     assert blob.decode(collector.save())[0].inodes[1].name == b"g"
 
