@@ -86,6 +86,12 @@ class Rig:
             front.negotiate(protocol)
         return front
 
+    def driver(self, front: Frontend, **kind: Any) -> RawDriver:
+        """A driver of its own on a connection: memory and rings that the back-end has not heard of."""
+        driver = RawDriver(front, **kind)
+        self.on_close(driver.close)
+        return driver
+
     def backend_channel(self, front: Frontend) -> Probe:
         """Give the back-end a channel for messages of its own; our end of it."""
         ours, theirs = UnixSocket.pair()
@@ -181,9 +187,7 @@ class RingRig(WireRig):
 
     def idle_device(self, **kind: Any) -> RawDriver:
         """Memory and rings that the back-end has not heard of."""
-        device = RawDriver(self.wire, **kind)
-        self.on_close(device.close)
-        return device
+        return self.driver(self.wire, **kind)
 
 
 class _Waits(FdWaits):

@@ -12,8 +12,8 @@ from vmsim.check.outcome import Failed, NotOffered, check, fail, same
 from vmsim.check.rigs import Rig, RingRig
 from vmsim.errors import HostError
 from vmsim.host.services import HostServices
-from vmsim.host.vhost_user.probe import wait_ready
 from vmsim.host.vhost_user.transport import PeerSilent
+from vmsim.host.waits import wait_ready
 from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
 

@@ -154,20 +154,11 @@ class Dies:
         self.sent = fds
         raise ConnectionLost("gone")
 
-    def require(self, *features):
-        pass
 
-
-@pytest.mark.parametrize("give", [
-    lambda wire, closers: WireRig.backend_channel(
-        SimpleNamespace(timeout_s=1, on_close=closers.append), wire),
-    lambda wire, closers: next(case for case in CASES if case.id == "messages.backend-channel").run(
-        SimpleNamespace(wire=wire, on_close=closers.append)),
-])  # fmt: skip
-def test_what_a_back_end_did_not_live_to_take_is_closed(give):
+def test_what_a_back_end_did_not_live_to_take_is_closed():
     wire, closers = Dies(), []
     with pytest.raises(ConnectionLost):
-        give(wire, closers)
+        WireRig.backend_channel(SimpleNamespace(timeout_s=1, on_close=closers.append), wire)
     with pytest.raises(OSError):
         os.fstat(wire.sent[0])
     for close in closers:

@@ -92,8 +92,7 @@ def reconnect(rig: RingRig) -> None:
     except (HostError, ConnectionLost) as error:
         raise NotOffered(f"it stays, but takes no other connection: {error}") from error
     rig.instances[0].may_end = False
-    device = RawDriver(front)
-    rig.on_close(device.close)
+    device = rig.driver(front)
     device.start().init()
     device.getattr()
     rig.instances[0].may_end = True
@@ -132,8 +131,7 @@ def back_end_killed(rig: GuestRig) -> None:
     rig.instances[0].may_end = True
     process_of(rig).kill()
     rig.ended_by(signal.SIGKILL)
-    device = RawDriver(rig.front(rig.another()))
-    rig.on_close(device.close)
+    device = rig.driver(rig.front(rig.another()))
     device.start().init()
     nodeid = device.lookup("/f").nodeid
     fh = device.ok(op.OPEN, nodeid, (os.O_RDONLY, 0)).fh

@@ -106,8 +106,7 @@ def two_regions(rig: RingRig) -> None:
 def table(rig: BareRig) -> None:
     """Without slots SET_MEM_TABLE brings the memory; a whole session works with it."""
     rig.wire.negotiate(PLAIN & ~(1 << c.F_CONFIGURE_MEM_SLOTS))
-    device = RawDriver(rig.wire, features=USUAL)
-    rig.on_close(device.close)
+    device = rig.driver(rig.wire, features=USUAL)
     device.start().init()
     device.getattr()
 

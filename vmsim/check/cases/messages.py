@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 from vmsim.check.case import Group
 from vmsim.check.device import LOOK_S
 from vmsim.check.frontend import MESSAGES, PLAIN, close_all
@@ -11,7 +9,6 @@ from vmsim.check.outcome import check, fail, same
 from vmsim.check.rigs import BareRig, RingRig, WireRig
 from vmsim.fuse import opcodes as op
 from vmsim.host.eventfd import EventFd
-from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.transport import PeerSilent
 from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
@@ -171,10 +168,7 @@ def backend_channel(rig: WireRig) -> None:
     """A channel for the back-end's own messages is taken, and may be replaced."""
     rig.wire.require(c.F_BACKEND_REQ)
     for _ in range(2):
-        ours, theirs = UnixSocket.pair()
-        rig.on_close(ours.close)
-        with closing(theirs):
-            rig.wire.done("SET_BACKEND_REQ_FD", None, (theirs.fd,))
+        rig.backend_channel(rig.wire)
     rig.wire.barrier()
 
 

@@ -121,8 +121,7 @@ def enabled_without_protocol_features(rig: BareRig) -> None:
     """SET_FEATURES without bit 30 enables all rings at once."""
     rig.wire.features = rig.wire.number("GET_FEATURES") & ~c.VHOST_USER_F_PROTOCOL_FEATURES
     rig.wire.send("SET_OWNER")
-    device = RawDriver(rig.wire, features=USUAL, count=2)
-    rig.on_close(device.close)
+    device = rig.driver(rig.wire, features=USUAL, count=2)
     device.start().init()
     works(device)
 
@@ -277,8 +276,7 @@ def in_band(rig: BareRig) -> None:
     """Kicks and calls as messages: VRING_KICK is carried out, VRING_CALL comes on the channel."""
     rig.wire.negotiate(c.protocol_bits(c.F_MQ, c.F_REPLY_ACK, c.F_BACKEND_REQ, c.F_INBAND_NOTIFICATIONS))
     rig.wire.require(c.F_INBAND_NOTIFICATIONS)
-    device = RawDriver(rig.wire)
-    rig.on_close(device.close)
+    device = rig.driver(rig.wire)
     channel = rig.backend_channel(rig.wire)
     device.set_features()
     device.share_memory()

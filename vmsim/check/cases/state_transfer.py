@@ -31,6 +31,13 @@ def session(rig: RingRig) -> tuple[RawDriver, int, int]:
     return device, nodeid, device.ok(op.OPEN, nodeid, (os.O_RDWR, 0)).fh
 
 
+def saved(rig: RingRig) -> tuple[bytes, int, int]:
+    """Such a device's state, and what it was: state, nodeid, handle."""
+    device, nodeid, fh = session(rig)
+    transfer.stop_all(device)
+    return transfer.must_save(rig.wire), nodeid, fh
+
+
 def reads(device: RawDriver, nodeid: int, fh: int) -> None:
     """The file is what it was, through its old nodeid and handle."""
     same(device.ok(op.READ, nodeid, (fh, 0, 100, 0, 0, 0, 0), size=100), CONTENT, "what the old handle reads")
@@ -67,15 +74,11 @@ def goes_on(rig: RingRig) -> None:
 @CASES.case("save-twice", SPEC, needs=NEEDS)
 def save_twice(rig: RingRig) -> None:
     """A state may be saved twice, and the second is as good as the first."""
-    device, nodeid, fh = session(rig)
-    transfer.stop_all(device)
-    transfer.must_save(rig.wire)
+    _, nodeid, fh = saved(rig)
     state = transfer.must_save(rig.wire)
     front = transfer.second(rig)
     transfer.must_load(front, state)
-    arrived = RawDriver(front)
-    rig.on_close(arrived.close)
-    arrived.start()
+    arrived = rig.driver(front).start()
     reads(arrived, nodeid, fh)
 
 
@@ -89,11 +92,8 @@ def save_without_driver(rig: WireRig) -> None:
 @CASES.case("load-after-memory", SPEC, needs=NEEDS)
 def load_after_memory(rig: RingRig) -> None:
     """A state may be loaded after the memory is known, before rings start."""
-    device, nodeid, fh = session(rig)
-    transfer.stop_all(device)
-    state = transfer.must_save(rig.wire)
-    arrived = RawDriver(transfer.second(rig))
-    rig.on_close(arrived.close)
+    state, nodeid, fh = saved(rig)
+    arrived = rig.driver(transfer.second(rig))
     arrived.set_features()
     arrived.share_memory()
     transfer.must_load(arrived.front, state)
@@ -107,14 +107,10 @@ def load_after_memory(rig: RingRig) -> None:
 @CASES.case("in-single-bytes", SPEC, needs=NEEDS)
 def in_single_bytes(rig: RingRig) -> None:
     """A state that arrives byte by byte is the same state."""
-    device, nodeid, fh = session(rig)
-    transfer.stop_all(device)
-    state = transfer.must_save(rig.wire)
+    state, nodeid, fh = saved(rig)
     front = transfer.second(rig)
     transfer.must_load(front, state, piece=1)
-    arrived = RawDriver(front)
-    rig.on_close(arrived.close)
-    arrived.start()
+    arrived = rig.driver(front).start()
     reads(arrived, nodeid, fh)
 
 
@@ -131,9 +127,7 @@ def large(rig: RingRig) -> None:
     check(len(state) > 65536, "more than 64 KiB of state", len(state))
     front = transfer.second(rig)
     transfer.must_load(front, state, piece=7919)
-    arrived = RawDriver(front)
-    rig.on_close(arrived.close)
-    arrived.start()
+    arrived = rig.driver(front).start()
     for name in rig.random.sample(sorted(nodes), 50):
         ino = (rig.share / os.fsdecode(name)).stat().st_ino
         same(arrived.getattr(nodes[name]).ino, ino, f"the inode of {name!r}")
@@ -142,15 +136,11 @@ def large(rig: RingRig) -> None:
 @CASES.case("refused-and-repeated", SPEC, needs=NEEDS)
 def refused_and_repeated(rig: RingRig) -> None:
     """After a state that was refused the right one can be loaded."""
-    device, nodeid, fh = session(rig)
-    transfer.stop_all(device)
-    state = transfer.must_save(rig.wire)
+    state, nodeid, fh = saved(rig)
     front = transfer.second(rig)
     transfer.must_not_load(front, b"\xff" * 100, "nonsense")
     transfer.must_load(front, state)
-    arrived = RawDriver(front)
-    rig.on_close(arrived.close)
-    arrived.start()
+    arrived = rig.driver(front).start()
     reads(arrived, nodeid, fh)
 
 
@@ -164,9 +154,7 @@ def empty(rig: WireRig) -> None:
 @CASES.case("truncated", SPEC, needs=NEEDS)
 def truncated(rig: RingRig) -> None:
     """A state that was cut somewhere is refused."""
-    device, _, _ = session(rig)
-    transfer.stop_all(device)
-    state = transfer.must_save(rig.wire)
+    state, _, _ = saved(rig)
     front = transfer.second(rig)
     for length in (1, 2, len(state) // 3, len(state) - 1):
         transfer.must_not_load(front, state[:length], f"a state cut to {length} of {len(state)} bytes")
@@ -175,9 +163,7 @@ def truncated(rig: RingRig) -> None:
 @CASES.case("corrupt", SPEC, needs=NEEDS)
 def corrupt(rig: RingRig) -> None:
     """A state whose first byte is another, or that is nothing but noise, is refused."""
-    device, _, _ = session(rig)
-    transfer.stop_all(device)
-    state = transfer.must_save(rig.wire)
+    state, _, _ = saved(rig)
     front = transfer.second(rig)
     transfer.must_not_load(front, b"\x7f" + state[1:], "a state of an unknown version")
     transfer.must_not_load(front, b"\xff" * 5000, "5000 times ff")
@@ -187,9 +173,7 @@ def corrupt(rig: RingRig) -> None:
 @CASES.case("mutilated", SPEC, needs=NEEDS)
 def mutilated(rig: RingRig) -> None:
     """States with single bytes changed: loaded or refused, the back-end answers."""
-    device, _, _ = session(rig)
-    transfer.stop_all(device)
-    state = bytearray(transfer.must_save(rig.wire))
+    state = bytearray(saved(rig)[0])
     front = transfer.second(rig)
     for _ in range(30):
         at = rig.random.randrange(len(state))
@@ -204,9 +188,7 @@ def mutilated(rig: RingRig) -> None:
 @CASES.case("trailing", SPEC, needs=NEEDS)
 def trailing(rig: RingRig) -> None:
     """Something behind the state is refused or ignored, but answered."""
-    device, _, _ = session(rig)
-    transfer.stop_all(device)
-    state = transfer.must_save(rig.wire)
+    state, _, _ = saved(rig)
     front = transfer.second(rig)
     try:
         transfer.load(front, state + b"something else")
