@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import select
 import signal
 import socket
 import sys
@@ -24,7 +23,7 @@ from typing import Final
 from vmsim.errors import HostError, StateError
 from vmsim.host import keeper
 from vmsim.host.apart import socket_apart
-from vmsim.host.waits import wait_in_slices
+from vmsim.host.waits import wait_ready
 
 NOTHING: Final = -1
 OWN: Final = -2
@@ -141,9 +140,7 @@ class KeptProcess:
 
     def _hear(self, timeout_s: float | None) -> str:
         """The next message; empty if there is none in time. A keeper that is gone has ended its command."""
-        poll = select.poll()
-        poll.register(self._control, select.POLLIN)
-        if not wait_in_slices(poll, None if timeout_s is None else timeout_s * 1e3):
+        if not wait_ready(self._control.fileno(), timeout_s):
             return ""
         said = self._control.recv(MESSAGE_BYTES).decode()
         if not said:

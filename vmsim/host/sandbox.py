@@ -23,7 +23,6 @@ import errno
 import fcntl
 import os
 import platform
-import select
 import signal
 import sys
 import time
@@ -38,7 +37,7 @@ from vmsim.errors import HostError, UsageError
 from vmsim.host import capabilities
 from vmsim.host.fs import LinuxFs
 from vmsim.host.fs.libc import AT_FDCWD, ffi, libc, syscall
-from vmsim.host.waits import wait_in_slices
+from vmsim.host.waits import wait_ready
 
 KINDS: Final = ("namespace", "chroot", "none")
 
@@ -205,12 +204,10 @@ def _keep(server: int) -> int:
 
 def _wait_for_end(server: int) -> None:
     """Return when the process has ended, which is what waitpid(2) waits for, but not deaf to signals."""
-    poll = select.poll()
     with contextlib.suppress(OSError):  # before Linux 5.3
         watch = os.pidfd_open(server)
-        poll.register(watch, select.POLLIN)
         try:
-            wait_in_slices(poll, None)
+            wait_ready(watch, None)
         finally:
             os.close(watch)
 

@@ -36,6 +36,13 @@ def wait_in_slices(poll: select.poll, timeout_ms: float | None) -> list[tuple[in
     return poll.poll(timeout_ms)
 
 
+def wait_ready(fd: int, timeout_s: float | None, *, writing: bool = False) -> bool:
+    """Wait until ``fd`` can be read (or written); whether it could within ``timeout_s``, for ever if None."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT if writing else select.POLLIN)
+    return bool(wait_in_slices(poll, None if timeout_s is None else timeout_s * 1e3))
+
+
 class FdWaits:
     """The descriptors that somebody waits for; :meth:`idle` is how a schedule waits for the outside.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import threading
 import time
 from collections import deque
@@ -19,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeAlias
 
 from vmsim.host.eventfd import EventFd
-from vmsim.host.waits import wait_in_slices
+from vmsim.host.waits import wait_ready
 from vmsim.limits import WORKERS_MAX, WORKERS_PER_KEY
 
 IDLE_S: Final = 10.0
@@ -157,12 +156,10 @@ class Workers:
     def wait(self, limit_ns: int) -> bool:
         """Wait for a result at most so long, and hand it over; whether there was one."""
         deadline = time.monotonic_ns() + limit_ns
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
         # A thread signals after it has left its result: the signal may come when that was handed over before.
         while not self.join():
             left_ns = deadline - time.monotonic_ns()
-            if left_ns <= 0 or not wait_in_slices(poll, left_ns / 1e6):
+            if left_ns <= 0 or not wait_ready(self.fd, left_ns / 1e9):
                 return self.join()
         return True
 

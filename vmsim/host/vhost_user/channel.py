@@ -10,7 +10,7 @@ from typing import Final
 
 from vmsim.errors import HostError, PeerError
 from vmsim.host.sockets import UnixSocket
-from vmsim.host.waits import FdWaits, wait_in_slices
+from vmsim.host.waits import FdWaits, wait_ready
 from vmsim.vhost.constants import FLAG_NEED_REPLY
 from vmsim.vhost.framing import MessageBuffer, RawMessage
 from vmsim.vhost.messages import (
@@ -111,10 +111,9 @@ class ChannelClient:
             return False
 
     def _acknowledged(self, row: Row) -> bool:
-        poll = select.poll()
-        poll.register(self._socket.fd, select.POLLIN)
         deadline_ns = time.monotonic_ns() + ANSWER_MS * 1_000_000
-        while (left_ns := deadline_ns - time.monotonic_ns()) > 0 and wait_in_slices(poll, left_ns / 1e6):
+        fd = self._socket.fd
+        while (left_ns := deadline_ns - time.monotonic_ns()) > 0 and wait_ready(fd, left_ns / 1e9):
             found = self._socket.receive(self._buffer.needed)
             if found is None:
                 continue

@@ -15,19 +15,12 @@ from typing import Final
 from vmsim.errors import HostError, PeerError
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.transport import ConnectionLost, PeerSilent
-from vmsim.host.waits import wait_in_slices
+from vmsim.host.waits import wait_in_slices, wait_ready
 from vmsim.vhost.framing import MessageBuffer, RawMessage
 
 GONE: Final = (errno.EPIPE, errno.ECONNRESET)
 SLICE_S: Final = 0.1
 UNREAD_LOOK_S: Final = 0.0005
-
-
-def wait_ready(fd: int, timeout_s: float, *, writing: bool = False) -> bool:
-    """Wait until ``fd`` can be read (or written); whether it could within ``timeout_s``."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT if writing else select.POLLIN)
-    return bool(wait_in_slices(poll, timeout_s * 1000))
 
 
 def wait_any(fds: Sequence[int], timeout_s: float) -> list[int]:

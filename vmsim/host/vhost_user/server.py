@@ -12,7 +12,7 @@ from typing import Final
 from vmsim.errors import HostError, InternalFault, PeerError, VmsimError, contained
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.channel import ChannelClient
-from vmsim.host.waits import FdWaits, wait_in_slices
+from vmsim.host.waits import FdWaits, wait_ready
 from vmsim.limits import TURN_NS
 from vmsim.vhost.backend import VhostBackend
 from vmsim.vhost.constants import F_INBAND_NOTIFICATIONS, F_REPLY_ACK, FLAG_NEED_REPLY
@@ -27,7 +27,7 @@ from vmsim.vhost.messages import (
 )
 from vmsim.vhost.payloads import Number
 
-REPLY_TIMEOUT_MS: Final = 10_000
+REPLY_TIMEOUT_S: Final = 10
 MESSAGES_PER_TURN: Final = 32
 """Pieces of messages that are read before everything else that is ready gets its turn."""
 
@@ -132,9 +132,7 @@ class VhostUserServer:
                 if sent is not None:
                     data, fds = data[sent:], ()
                     continue
-                poll = select.poll()
-                poll.register(self._connection.fd, select.POLLOUT)
-                if not wait_in_slices(poll, REPLY_TIMEOUT_MS):
+                if not wait_ready(self._connection.fd, REPLY_TIMEOUT_S, writing=True):
                     raise MessageError(f"{row.name}: the front-end does not read its replies", spec=SPEC)
         finally:
             for fd in reply.fds:

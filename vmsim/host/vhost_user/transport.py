@@ -13,7 +13,7 @@ from vmsim.errors import HostError, PeerError
 from vmsim.host.eventfd import EventFd
 from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.channel import ChannelServer
-from vmsim.host.waits import FdWaits, wait_in_slices
+from vmsim.host.waits import FdWaits, wait_ready
 from vmsim.vhost.constants import F_INBAND_NOTIFICATIONS
 from vmsim.vhost.framing import MessageBuffer, RawMessage
 from vmsim.vhost.messages import (
@@ -148,9 +148,7 @@ class VhostUserTransport:
             self._waits.idle_for(deadline_ns - time.monotonic_ns())
 
     def _wait_writable(self, what: str) -> None:
-        poll = select.poll()
-        poll.register(self._connection.fd, select.POLLOUT)
-        if not wait_in_slices(poll, self._timeout_ns / 1e6):
+        if not wait_ready(self._connection.fd, self._timeout_ns / 1e9, writing=True):
             self._lose("the back-end reads no messages")
             raise PeerSilent(f"{what}: {self.lost}", request=what, errno=errno.ETIMEDOUT)
 
@@ -217,9 +215,7 @@ class VhostUserTransport:
 
     def progress(self, fd: int, *, writing: bool) -> None:
         """Wait until ``fd`` can be read or written; PeerSilent if that takes too long."""
-        poll = select.poll()
-        poll.register(fd, select.POLLOUT if writing else select.POLLIN)
-        if not wait_in_slices(poll, self._timeout_ns / 1e6):
+        if not wait_ready(fd, self._timeout_ns / 1e9, writing=writing):
             what = "takes no state" if writing else "sends no state"
             raise PeerSilent(f"the back-end {what}", errno=errno.ETIMEDOUT)
 
