@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from vmsim.errors import UsageError
 from vmsim.vhost.device_type import DeviceType
@@ -17,15 +17,15 @@ def device_types() -> list[DeviceType]:
 
 
 @functools.cache
-def _installed() -> tuple[str, ...]:
-    """Their names; looking them up reads the metadata of every installed package."""
-    return tuple(entry.name for entry in entry_points(group=ENTRY_POINTS))
+def _installed() -> dict[str, EntryPoint]:
+    """By name; looking them up reads the metadata of every installed package."""
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
 
 
 @functools.cache
 def find_device(name: str) -> DeviceType:
     """The device of that name; UsageError lists those that are installed."""
-    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    found = _installed()
     if name not in found:
         raise UsageError(f"no device {name!r}", hint=f"installed: {', '.join(sorted(found)) or 'none'}")
     device: DeviceType = found[name].load()

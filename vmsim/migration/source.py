@@ -482,9 +482,9 @@ class OutgoingMigration:
         if self._cancelled and not isinstance(error, MigrationCancelled):
             return self._cancellation()
         if self._channel.duplex and left_by_peer(error):
-            refusal = self._last_words()
-            if refusal is not None:
-                return refusal
+            last_words = self._last_words()
+            if last_words is not None:
+                return last_words
         return as_migration_error(error, self._step, SIDE)
 
     def _last_words(self) -> MigrationError | None:
