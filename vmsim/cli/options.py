@@ -37,7 +37,8 @@ def limit_options(command: F) -> F:
         click.option("--over-limit", type=click.Choice(OVER_LIMIT), default="go-on", show_default=True,
                      help="What to do when the limit cannot be kept; reported before the guest stops."),
         click.option("--bandwidth", type=SizeType(), metavar="SIZE",
-                     help="Maximum bandwidth in bytes per second: 100M, 1G."),
+                     help="Maximum bandwidth in bytes per second: 100M, 1G. The guest then works about as "
+                     "fast as in real time."),
         click.option("--max-rounds", type=click.IntRange(1, 10_000), default=30, show_default=True,
                      help="Maximum number of memory rounds before the guest is stopped anyway."),
         click.option("--cancel-after", type=DurationType(), metavar="TIME",

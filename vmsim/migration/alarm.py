@@ -10,7 +10,7 @@ from vmsim.migration.report import MigrationParameters
 from vmsim.schedule import Schedule
 
 LOOK_NS: Final = 10_000_000
-"""How often it is looked whether a migration that may be cancelled has ended by itself."""
+"""How often it is looked whether a migration that waits has been cancelled, or has ended by itself."""
 
 
 class Alarm:

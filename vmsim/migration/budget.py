@@ -12,6 +12,9 @@ from vmsim.migration.seams import SourceMachine
 MEMORY_SHARE: Final = 8
 """Memory may take an eighth of the downtime if the rest does not fit: rounds without end would not help."""
 
+ROUNDS_STUCK: Final = 4
+"""If so many more leave no less memory, others will hardly help either."""
+
 
 class Budget:
     """The downtime that is left, by ``parameters``; what is decided is noted in ``stats``.
@@ -38,6 +41,11 @@ class Budget:
         else:
             # No time passed: a virtual clock, and sending costs nothing.
             self._bandwidth = sent_bytes / took_ns if took_ns > 0 else float("inf")
+        left = [each.dirty_bytes for each in self._stats.rounds]
+        if not self.warning and len(left) > ROUNDS_STUCK and left[-1] >= left[-1 - ROUNDS_STUCK]:
+            more = self._parameters.max_rounds
+            end = "the guest is stopped" if self._parameters.stop_when_diverging else "the migration fails"
+            self.warning = f"{self._diverging(left[-1])}; after round {more} {end}"
 
     def fits(self, dirty_bytes: int) -> bool:
         """Whether the memory that is left fits into its part of the downtime."""
@@ -50,6 +58,23 @@ class Budget:
             return True
         others = expected(self._forecast, 0, self._bandwidth).total_ns
         return dirty_bytes <= self._bandwidth * max(limit - others, limit / MEMORY_SHARE)
+
+    def give_up(self, dirty_bytes: int) -> None:
+        """There is no other round: noted, or MigrationError if the guest is not to be stopped then."""
+        self._stats.converged = False
+        message = self._diverging(dirty_bytes)
+        if not self._parameters.stop_when_diverging:
+            hint = "allow a longer downtime, more bandwidth or more rounds, or a quieter guest"
+            raise MigrationError(message, step="precopy", side="source", hint=hint)
+        self._stats.warnings.append(message)
+
+    def _diverging(self, dirty_bytes: int) -> str:
+        needed = ""
+        if self._bandwidth != float("inf"):
+            needed = f", {milliseconds(int(dirty_bytes / self._bandwidth))} of downtime for them alone"
+        rounds = len(self._stats.rounds)
+        left = f"{dirty_bytes} bytes are left after {rounds} rounds"
+        return f"memory changes as fast as it is sent: {left}{needed}"
 
     def promise(self, dirty_bytes: int) -> None:
         """The guest is about to stop: find out how long nobody will run, and whether that is too long."""

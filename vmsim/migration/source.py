@@ -15,7 +15,7 @@ from vmsim.errors import (
     VmsimError,
 )
 from vmsim.migration import phases
-from vmsim.migration.alarm import Alarm
+from vmsim.migration.alarm import LOOK_NS, Alarm
 from vmsim.migration.budget import Budget
 from vmsim.migration.byteio import StreamInput, StreamOutput
 from vmsim.migration.channel import Channel
@@ -337,7 +337,7 @@ class OutgoingMigration:
             if self._budget.fits(dirty):
                 break
             if last:
-                self._diverging(dirty)
+                self._budget.give_up(dirty)
                 break
         self._budget.promise(dirty)
         self._tell(dirty)
@@ -370,16 +370,6 @@ class OutgoingMigration:
             raise MigrationError("the destination answered another PING", step=self._step, side=SIDE)
         return asked
 
-    def _diverging(self, dirty: int) -> None:
-        self.stats.converged = False
-        if self._parameters.stop_when_diverging:
-            return
-        rounds = len(self.stats.rounds)
-        raise MigrationError(
-            f"memory changes faster than it is sent: {dirty} bytes are left after {rounds} rounds",
-            step="precopy", side=SIDE, hint="allow a longer downtime or more rounds, or a quieter guest",
-        )
-
     def _send_round(self, runs: list[Run]) -> int:
         total = left = sum(size for _, size in runs)
         for group in sliced(runs, self._parameters.part_bytes):
@@ -402,8 +392,9 @@ class OutgoingMigration:
     def _throttle(self, began_ns: int, sent_bytes: int) -> None:
         if self._parameters.bandwidth is not None:
             due = began_ns + sent_bytes * 1_000_000_000 // self._parameters.bandwidth
-            if (early := due - self._schedule.now_ns()) > 0:
-                self._schedule.sleep_ns(early)
+            while (early := due - self._schedule.now_ns()) > 0:
+                self._schedule.sleep_ns(min(early, LOOK_NS))
+                self._at(self._step)
 
     def _send_rest(self, left: Sequence[Run]) -> None:
         """What was left, and what the last moments added; nothing writes any more."""

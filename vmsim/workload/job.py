@@ -23,7 +23,7 @@ from vmsim.machine.config import MEMORY_MAX, size_text
 from vmsim.machine.guest_facts import left_to_guest
 from vmsim.migration.report import MigrationParameters
 from vmsim.schedule import Task
-from vmsim.schedule.seeded import SeededSchedule
+from vmsim.schedule.seeded import STEP_NS, SeededSchedule
 from vmsim.virtio.constants import F_RING_PACKED
 from vmsim.workload.checks import Discrepancy
 from vmsim.workload.choices import LimitChoice, MachineChoice
@@ -47,6 +47,10 @@ LIVE: Final = MigrationParameters(
 
 What it costs that nobody runs is real time, which decides nothing about the interleaving.
 """
+
+TURN_NS: Final = 100_000
+"""Of virtual time, about what a turn really takes: where the user names a bandwidth, the guest dirties memory
+at the pace of a guest in real time, and still every interleaving follows from the seed."""
 
 LIVE_REMOTE: Final = dataclasses.replace(LIVE, memory_limit_ns=500_000)
 """Back-ends in other processes work in real time, and the guest gets more done in a round."""
@@ -112,7 +116,8 @@ class Job:
         options.check()
         self.options = options
         self.watcher = watcher
-        self.schedule = SeededSchedule(options.seed, turns_max=1 << 62)
+        step_ns = STEP_NS if options.limits.bandwidth is None else TURN_NS
+        self.schedule = SeededSchedule(options.seed, turns_max=1 << 62, step_ns=step_ns)
         self.stages = Stages(watcher)
         self.hops: list[Hop] = []
         self.downtimes: list[Standstill] = []
@@ -303,10 +308,13 @@ class Job:
         changes: dict[str, Any] = {
             "over_limit": limits.over_limit, "max_rounds": limits.max_rounds,
             "cancel_after_ns": limits.cancel_after,
-            "bandwidth": live.bandwidth if limits.bandwidth is None else limits.bandwidth,
         }  # fmt: skip
+        if limits.bandwidth is not None:
+            changes |= {"bandwidth": limits.bandwidth, "memory_limit_ns": None}
+        elif limits.downtime_limit is not None:
+            changes["memory_limit_ns"] = limits.downtime_limit
         if limits.downtime_limit is not None:
-            changes |= {"downtime_limit_ns": limits.downtime_limit, "memory_limit_ns": limits.downtime_limit}
+            changes["downtime_limit_ns"] = limits.downtime_limit
         return dataclasses.replace(live, **changes)
 
     def _save(self, machine: Machine, work: Work, path: str) -> None:

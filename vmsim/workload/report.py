@@ -91,19 +91,20 @@ class HopWatch:
         self._round_bytes = 0
         self._round = -1
         self._began = time.monotonic_ns()
-        self._warned = False
+        self._warned = ""
 
     def __call__(self, report: Progress) -> None:
         """One report of the migration."""
         if report.round != self._round:
             self._round, self._round_bytes = report.round, max(1, report.remaining_bytes)
         done = 1 - report.remaining_bytes / max(self._round_bytes, report.remaining_bytes)
-        what = f"{report.phase}, round {report.round + 1}"
+        left = report.remaining_bytes >> 10
+        what = f"{report.phase}, round {report.round + 1}, {left} KiB of memory left"
         if report.expected is not None:
             what += f", downtime {milliseconds(report.expected.total_ns)}: most for {report.expected.longest}"
         self._watcher.progress(done, what)
-        if report.warning and not self._warned:
-            self._warned = True
+        if report.warning not in ("", self._warned):
+            self._warned = report.warning
             self._watcher.warn(report.warning)
 
     def ended(self) -> Self:

@@ -14,7 +14,7 @@ from vmsim.machine import Seams
 from vmsim.migration.downtime import PARTS
 from vmsim.workload import job as job_module
 from vmsim.workload.choices import MachineChoice
-from vmsim.workload.job import Job, JobOptions
+from vmsim.workload.job import TURN_NS, Job, JobOptions
 from vmsim.workload.record import WorkloadError
 from vmsim.workload.report import JobReport
 from vmsim.workload.writer import Workload
@@ -313,8 +313,8 @@ def test_how_long_nobody_ran_is_told_part_by_part(vmsim, share):
 def test_a_limit_that_cannot_be_kept_is_said_before_the_guest_stops(vmsim, share):
     ended = vmsim("migrate", "--inodes", 100, "--downtime-limit", "1us", share)
     assert ended.status == 0
-    (line,) = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
-    assert "the downtime limit of 0.001 ms cannot be kept" in line
+    (line,) = [each for each in ended.err.splitlines() if each.startswith("warning: the downtime limit")]
+    assert "limit of 0.001 ms cannot be kept" in line
     assert "(136 inodes, 2 locks)" in line
     assert line.removeprefix("warning: ") in ended.out
 
@@ -339,6 +339,22 @@ def test_a_time_has_a_unit(limit, vmsim, share):
     ended = vmsim("migrate", "--downtime-limit", limit, share)
     assert ended.status == 2
     assert "is not a duration" in ended.err
+
+
+@pytest.mark.parametrize("transport", ["inproc", "vhost-user"])
+@pytest.mark.parametrize(
+    ("bandwidth", "bytes_a_second"), [("1M", 1 << 20), ("10M", 10 << 20), ("100M", 100 << 20)]
+)
+def test_the_guest_gets_no_more_done_at_a_bandwidth_than_it_would_in_real_time(
+    bandwidth, bytes_a_second, transport, vmsim, share
+):  # fmt: skip
+    limits = ("--bandwidth", bandwidth, "--downtime-limit", "2s", "--transport", transport)
+    facts = vmsim("migrate", "--json", *QUICK, *limits, share).facts
+    (hop,) = facts["hops"]
+    assert facts["ok"]
+    assert facts["downtimes"][0]["warnings"] == []
+    turns = hop["stream_bytes"] * 1_000_000_000 / bytes_a_second / TURN_NS
+    assert hop["steps"] < turns + 200, "and those of starting and stopping"
 
 
 def test_bandwidth_and_rounds_bound_the_migration(vmsim, share):

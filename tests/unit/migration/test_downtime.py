@@ -214,3 +214,56 @@ def test_the_alarm_does_not_outlive_the_migration():
 def test_impossible_parameters_are_refused_before_anything_happens(wrong):
     with pytest.raises(UsageError):
         Run(parameters=MigrationParameters(**wrong))
+
+
+def writing(dirty_pages):
+    """A machine of whose memory so many pages are dirty after each round, from the first on."""
+    source = Machine()
+    pages = iter(dirty_pages)
+    source.harvest = lambda: [(0x1000, 4096 * count)] if (count := next(pages, 0)) else []
+    return source
+
+
+STUCK = {"part_bytes": 4096, "bandwidth": 1_000_000, "downtime_limit_ns": MS, "max_rounds": 9}
+
+
+def test_memory_that_does_not_get_less_is_told_while_the_guest_works_and_again_at_the_end():
+    source, told = writing([3, 3, 2, 3, 3, 3, 3, 3, 3]), []
+    parameters = MigrationParameters(**STUCK)
+
+    def note(report):
+        if report.warning and report.warning not in (warning for _, warning in told):
+            told.append((source.running, report.warning))
+
+    run = Run(source=source, parameters=parameters, on_progress=note).go()
+    assert (run.errors, run.outgoing.stats.converged) == ({}, False)
+    (runs, first), (still_runs, second) = told
+    assert runs is still_runs is True
+    assert first == (
+        "memory changes as fast as it is sent: 12288 bytes are left after 5 rounds, "
+        "12 ms of downtime for them alone; after round 9 the guest is stopped"
+    )
+    assert "the downtime limit of 1 ms cannot be kept" in second
+    assert [each.split(":")[0] for each in run.outgoing.stats.warnings] == [
+        "memory changes as fast as it is sent", "the downtime limit of 1 ms cannot be kept"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dirty", [[9, 8, 7, 6, 5, 4, 3, 2, 1, 0], [1, 5, 4, 3, 0], [3, 3, 3, 3, 0]])
+def test_nothing_is_said_of_memory_that_gets_less(dirty):
+    told = []
+    parameters = MigrationParameters(**STUCK | {"max_rounds": 30})
+    note = lambda report: told.append(report.warning)  # noqa: E731
+    run = Run(source=writing(dirty), parameters=parameters, on_progress=note).go()
+    assert (set(told), run.outgoing.stats.warnings, run.outgoing.stats.converged) == ({""}, [], True)
+
+
+def test_whoever_waits_for_the_bandwidth_can_be_cancelled():
+    """One part takes an hour here."""
+    source = Machine()
+    source.memory.regions[0].view[:] = b"\1" * (40 * 4096)
+    parameters = MigrationParameters(part_bytes=40 * 4096, bandwidth=45, cancel_after_ns=25 * MS)
+    run = Run(source=source, parameters=parameters).go()
+    assert isinstance(run.errors["source"], MigrationCancelled)
+    assert source.untouched()
+    assert run.schedule.now_ns() < 100 * MS
