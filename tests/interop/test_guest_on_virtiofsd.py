@@ -19,6 +19,7 @@ import pytest
 from tests.contract import posix
 from tests.interop.virtiofsd_rig import World, start_serve, start_virtiofsd
 from tests.support.machine_rig import HANDLES_ALLOWED, host_lock
+from tests.support.sampling import product
 from vmsim.errors import VmsimError
 from vmsim.fuse.abi.init_flags import flag_names
 from vmsim.guest.config import GuestConfig
@@ -116,8 +117,10 @@ def name(check: Callable[..., None]) -> str:
 # The suites
 
 
-@pytest.mark.parametrize("kind", ON_VIRTIOFSD)
-@pytest.mark.parametrize("check", posix.CHECKS, ids=name)
+@pytest.mark.parametrize(  # a daemon for each: it ends with its first connection
+    ("check", "kind"), product("POSIX on virtiofsd", 2, posix.CHECKS, ON_VIRTIOFSD),
+    ids=lambda value: getattr(value, "__name__", value),
+)  # fmt: skip
 def test_on_virtiofsd_the_guest_sees_what_os_sees(check, kind, virtiofsd, folders):
     options, changes = ON_VIRTIOFSD[kind]
     both = posix.Both(virtiofsd(*options, **changes).mount(), folders[1])

@@ -1,7 +1,7 @@
 """A real Linux in a real QEMU on our back-end: it works in its mount, and goes on when its machine moves.
 
-Each test boots once (some seconds under TCG) and moves the guest several times. The guest checks itself what
-it reads; afterwards we look at what is in the share.
+Each story boots once (many seconds of CPU under TCG) and moves the guest several times; a plain run takes
+three of them. The guest checks itself what it reads; afterwards we look at what is in the share.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pytest
 
 from tests.interop.linux_world import BIG, LinuxWorld
 from tests.interop.qemu_rig import VIRTIOFSD, VMSIM
+from tests.support.sampling import sample
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -62,7 +63,7 @@ def check_open_files(world: LinuxWorld, hop: int) -> None:
     )
 
 
-def test_a_guest_that_works_moves_between_vmsim_and_virtiofsd(world):
+def a_guest_that_works_moves_between_vmsim_and_virtiofsd(world, tmp_path):
     w = world(VMSIM, "", TOLERANT)
     w.begin_work()
     open_files(w)
@@ -75,7 +76,7 @@ def test_a_guest_that_works_moves_between_vmsim_and_virtiofsd(world):
     print(f"{w.end_work()} rounds of work, all right")
 
 
-def test_a_guest_with_packed_rings_moves_twice_with_files_that_have_no_name(world):
+def a_guest_with_packed_rings_moves_twice_with_files_that_have_no_name(world, tmp_path):
     w = world(VMSIM, "packed=on")
     features = w.vm.run("cat /sys/bus/virtio/devices/virtio0/features").strip()
     assert features[34] == "1", "the guest's driver took VIRTIO_F_RING_PACKED"
@@ -91,7 +92,7 @@ def test_a_guest_with_packed_rings_moves_twice_with_files_that_have_no_name(worl
     print(f"{w.end_work()} rounds of work, all right")
 
 
-def test_with_plain_command_lines_a_guest_moves_to_virtiofsd_and_back(world):
+def with_plain_command_lines_a_guest_moves_to_virtiofsd_and_back(world, tmp_path):
     """Nothing is said to QEMU, virtiofsd or ``vmsim serve`` but where the socket and the directory are."""
     w = world(VMSIM)
     (w.share / "work").mkdir()
@@ -103,7 +104,7 @@ def test_with_plain_command_lines_a_guest_moves_to_virtiofsd_and_back(world):
         check_open_files(w, hop)
 
 
-def test_whatever_the_destination_does_wrong_the_source_goes_on(world, tmp_path):
+def whatever_the_destination_does_wrong_the_source_goes_on(world, tmp_path):
     w = world(VMSIM, own=("--ring-reset",))
     w.begin_work()
     open_files(w)
@@ -137,7 +138,7 @@ def test_whatever_the_destination_does_wrong_the_source_goes_on(world, tmp_path)
     print(f"{w.end_work()} rounds of work, all right")
 
 
-def test_a_guest_survives_its_back_end_that_was_killed_but_its_mount_does_not(world):
+def a_guest_survives_its_back_end_that_was_killed_but_its_mount_does_not(world, tmp_path):
     w = world(VMSIM)
     w.begin_work()
     vm, _, uri = w.destination(VMSIM)
@@ -156,3 +157,19 @@ def test_a_guest_survives_its_back_end_that_was_killed_but_its_mount_does_not(wo
     assert w.vm.run("sleep 1; grep virtiofs /proc/mounts").startswith("share /mnt virtiofs")
     assert w.count() == rounds, "nobody serves its mount any more"
     print(f"the guest lives; its work in the mount stands still after {rounds} rounds")
+
+
+STORIES = [
+    a_guest_that_works_moves_between_vmsim_and_virtiofsd,
+    a_guest_with_packed_rings_moves_twice_with_files_that_have_no_name,
+    with_plain_command_lines_a_guest_moves_to_virtiofsd_and_back,
+    whatever_the_destination_does_wrong_the_source_goes_on,
+    a_guest_survives_its_back_end_that_was_killed_but_its_mount_does_not,
+]
+
+
+@pytest.mark.parametrize(
+    "story", sample(STORIES, 3, "stories of Linux in QEMU"), ids=lambda story: story.__name__
+)
+def test_it_goes_on(story, world, tmp_path):
+    story(world, tmp_path)

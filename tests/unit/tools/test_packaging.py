@@ -54,7 +54,7 @@ def installed(sdist, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     wheel = built(folder, sdist)
     place = folder / "site"
-    run(*PIP, "install", "--quiet", *OFFLINE, "--target", place, wheel)
+    run(*PIP, "install", "--quiet", "--no-compile", *OFFLINE, "--target", place, wheel)
     return place
 
 
