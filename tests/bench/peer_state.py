@@ -74,7 +74,7 @@ def measure(plan: Plan, share: Path, mode: str, inodes: int) -> dict[str, Times]
         for each in subjects.values():
             look_up_all(Guest(each), share)
             each.machine.pause()
-        for turn in range(-1, plan.pick(5, 1)):
+        for turn in range(plan.pick(-1, 0), plan.pick(5, 1)):  # the first to warm up
             for name, each in subjects.items():
                 took, state = save(each)
                 if len(blob.decode(state)[0].inodes) != inodes:

@@ -258,16 +258,18 @@ def connect(address: str | tuple[str, int]) -> socket.socket:
     try:
         if isinstance(address, tuple):
             return socket.create_connection(address)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection: socket.socket | None = None
         try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             with reachable(address) as name:
                 connection.connect(name)
-        except OSError:
-            connection.close()
+            return connection
+        except BaseException:  # an interrupt too: nobody else has it yet
+            if connection is not None:
+                connection.close()
             raise
     except OSError as error:
         raise HostError(f"cannot connect to {address}", errno=error.errno or errno.EIO) from error
-    return connection
 
 
 def accept(address: str | tuple[str, int]) -> socket.socket:

@@ -35,8 +35,14 @@ class UnixSocket:
     @classmethod
     def pair(cls) -> tuple[Self, Self]:
         """Two connected ends."""
-        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        return cls(one), cls(other)
+        ends: tuple[socket.socket, ...] = ()
+        try:
+            one, other = ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            return cls(one), cls(other)
+        except BaseException:
+            for end in ends:
+                end.close()
+            raise
 
     @classmethod
     def adopt(cls, fd: int) -> Self:
@@ -49,14 +55,18 @@ class UnixSocket:
     @classmethod
     def connect(cls, path: str) -> Self:
         """Connect to the socket file ``path``."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection: socket.socket | None = None
         try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             with reachable(path) as name:
                 connection.connect(name)
-        except OSError as error:
-            connection.close()
-            raise HostError(f"connecting to {path}", errno=error.errno or errno.EIO) from error
-        return cls(connection)
+            return cls(connection)
+        except BaseException as error:  # an interrupt too: nobody else has it yet
+            if connection is not None:
+                connection.close()
+            if isinstance(error, OSError):
+                raise HostError(f"connecting to {path}", errno=error.errno or errno.EIO) from error
+            raise
 
     def send(self, data: bytes | memoryview, fds: tuple[int, ...] = ()) -> int | None:
         """Send what the socket takes, the descriptors with the first byte; how much, None when it is full."""

@@ -113,13 +113,24 @@ class RemoteBackend:
 
     def connect(self) -> Transport:
         """A new connection; HostError, with what the process said, if there is nobody to connect to."""
-        connection = (
-            UnixSocket.connect(self._where) if isinstance(self._where, str) else self._where.connect()
-        )
-        self._transport = VhostUserTransport(
-            connection, self._messages, self._waits, explain=self._ending, told=self._last_words
-        )
-        return self._seams.transport(self._transport)
+        where = self._where
+        connection: UnixSocket | None = None
+        transport: VhostUserTransport | None = None
+        try:
+            connection = UnixSocket.connect(where) if isinstance(where, str) else where.connect()
+            transport = VhostUserTransport(
+                connection, self._messages, self._waits, explain=self._ending, told=self._last_words
+            )
+            wrapped = self._seams.transport(transport)
+            self._transport = transport
+            return wrapped
+        except BaseException:  # an interrupt too: nobody else has it yet
+            if transport is not None:
+                transport.close()
+            elif connection is not None:
+                self._waits.remove(connection.fd)
+                connection.close()
+            raise
 
     def _ending(self) -> str:
         """How the process behind a connection that broke has ended; empty if it goes on, or nobody knows."""
