@@ -131,7 +131,7 @@ def test_one_byte_changed(saved, how, request):
     some = dice.sample(range(saved.devices, size), 120) + dice.sample(range(size), 20)
     wanted = {*range(0, 64, 2), *near, *some}
     taken = 0
-    places = sample(sorted(place for place in wanted if place < size), 120, f"loader: {request.node.name}")
+    places = sample(sorted(place for place in wanted if place < size), 60, f"loader: {request.node.name}")
     for place in places:
         data = bytearray(saved.data)
         data[place] ^= how
