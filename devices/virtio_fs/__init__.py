@@ -13,15 +13,13 @@ from devices.virtio_fs.config import FsDeviceOptions
 from devices.virtio_fs.options import FsOptions
 from devices.virtio_fs.passthrough.aside import Pool
 from devices.virtio_fs.passthrough.host_calls import HostFs
-from devices.virtio_fs.state.options import StateOptions
+from devices.virtio_fs.state.options import PREFIX, StateOptions
 from vmsim.errors import UsageError
 from vmsim.memory import GuestMemory
+from vmsim.vhost.device_options import DeviceOption, options_of
 from vmsim.vhost.device_type import DeviceInspection, DeviceSection, DeviceType, FrontDevice, ServingDevice
 from vmsim.vhost.dialects import Dialect
 from vmsim.vhost.seams import FrontendHost
-
-STATE_PREFIX: Final = "migration_"
-"""Options of the state transfer are spelled as virtiofsd's: ``migration_mode`` is ``StateOptions.mode``."""
 
 
 class VirtioFs:
@@ -29,7 +27,12 @@ class VirtioFs:
 
     name = "virtio-fs"
     file_options = frozenset(field.name for field in fields(FsOptions))
-    state_options = frozenset(STATE_PREFIX + name for name in StateOptions.__struct_fields__)
+    state_options = frozenset(PREFIX + name for name in StateOptions.__struct_fields__)
+
+    @property
+    def options(self) -> tuple[DeviceOption, ...]:
+        """What a command line may say of a back-end."""
+        return (*options_of(FsOptions), *options_of(StateOptions, PREFIX))
 
     @property
     def inspection(self) -> DeviceInspection:
@@ -46,7 +49,7 @@ class VirtioFs:
             raise UsageError(f"no option {min(unknown)!r}", hint=f"options are {known}")
         mine = {name: value for name, value in options.items() if name in self.file_options}
         state = {
-            name.removeprefix(STATE_PREFIX): value
+            name.removeprefix(PREFIX): value
             for name, value in options.items()
             if name in self.state_options
         }

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from vmsim.cli.common import DurationType, SizeType
 from vmsim.machine.config import DIALECTS, MIGRATIONS, RINGS
+from vmsim.machine.installed import DEVICE, find_device
 from vmsim.machine.remote import TRANSPORTS
 from vmsim.migration.report import OVER_LIMIT
+from vmsim.vhost.device_options import DeviceOption
 from vmsim.workload.choices import LimitChoice, MachineChoice
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+OF_DEVICE: Final = tuple(option for option in find_device(DEVICE).options if option.machines)
+"""What is said of the back-end where a machine is started."""
+
+
+def _of_device(option: DeviceOption) -> Callable[[F], F]:
+    kind: dict[str, Any] = {"is_flag": True}
+    if not option.flag:
+        kind = {"type": click.Choice(option.choices), "default": option.default, "show_default": True}
+    return click.option(f"--{option.word}", option.name, help=option.about, **kind)
 
 
 def backend_options(command: F) -> F:
@@ -62,15 +75,7 @@ def machine_options(command: F) -> F:
                      help="The same, checked when the machine is saved  [default: as --migration]."),
         click.option("--migration-load", type=click.Choice(MIGRATIONS), default=None,
                      help="The same, checked when it is loaded  [default: as --migration]."),
-        click.option("--migration-mode", type=click.Choice(["find-paths", "file-handles"]),
-                     default="find-paths", show_default=True,
-                     help="How the destination finds inodes (file-handles needs CAP_DAC_READ_SEARCH)."),
-        click.option("--migration-on-error", type=click.Choice(["abort", "guest-error"]), default="abort",
-                     show_default=True, help="What to do when an inode cannot be found at the destination."),
-        click.option("--migration-verify-handles", is_flag=True,
-                     help="Send file handles along, so that a replaced file is noticed."),
-        click.option("--migration-confirm-paths", is_flag=True,
-                     help="Check every path again after the guest has stopped."),
+        *map(_of_device, OF_DEVICE),
         click.option("--memory", type=SizeType(), default="64M", show_default=True, help="Guest memory."),
         click.option("--queues", type=click.IntRange(1, 1022), default=1, show_default=True,
                      help="Request queues."),
@@ -81,7 +86,9 @@ def machine_options(command: F) -> F:
 
 def choice_of(options: dict[str, Any]) -> MachineChoice:
     """Take the machine's options out of a command's parameters."""
-    return MachineChoice(**{name: options.pop(name) for name in MachineChoice.__struct_fields__})
+    of_device = {option.name: options.pop(option.name) for option in OF_DEVICE}
+    fields = set(MachineChoice.__struct_fields__) - {"options"}
+    return MachineChoice(options=of_device, **{name: options.pop(name) for name in fields})
 
 
 def limits_of(options: dict[str, Any]) -> LimitChoice:

@@ -29,7 +29,7 @@ from vmsim.host.sockets import Listener, UnixSocket
 from vmsim.host.vhost_user.service import Service
 from vmsim.host.waits import SPIN_NS, FdWaits
 from vmsim.host.workers import Workers
-from vmsim.machine.installed import find_device
+from vmsim.machine.installed import DEVICE, find_device
 from vmsim.machine.parts import Seams
 from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.vhost import constants as c
@@ -74,7 +74,7 @@ def serve(
         return 0
     values = adapted(values)
     # Before the sandbox hides our own program from us; what only --trace needs costs others nothing.
-    device = find_device("virtio-fs")
+    device = find_device(DEVICE)
     if values["trace"] is not None:
         importlib.import_module("vmsim.cli.tracing")
     _check(values, device)

@@ -17,7 +17,9 @@ from vmsim.cli.compatibility import COMPATIBLE
 from vmsim.errors import UsageError
 from vmsim.host import capabilities
 from vmsim.host.sandbox import KINDS, IdMap, Sandbox
+from vmsim.machine.installed import DEVICE, find_device
 from vmsim.vhost.backend_ring import Policy
+from vmsim.vhost.device_options import DeviceOption
 from vmsim.vhost.dialects import DIALECTS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -98,7 +100,23 @@ def _many(metavar: str) -> dict[str, Any]:
     return {"multiple": True, "metavar": metavar}
 
 
-RANGE: Final = "TYPE:SOURCE:TARGET:COUNT"
+
+
+def _of_device(option: DeviceOption) -> Row:
+    """A device's option as a row."""
+    settings: dict[str, Any] = {"default": option.served}
+    if option.flag:
+        settings = {"default": option.served} if option.paired else FLAG
+    elif option.choices:
+        settings = _choice(*option.choices, default=option.served)
+    elif option.many:
+        settings = _many(option.metavar)
+    else:
+        settings["metavar"] = option.metavar
+    flag = f"--{option.word}/--no-{option.word}" if option.paired else f"--{option.word}"
+    return Row((flag,), option.about, option.name, settings=settings)
+
+
 MAP: Final = ":INSIDE:OUTSIDE:COUNT:"
 
 OPTIONS: Final = (
@@ -109,51 +127,8 @@ OPTIONS: Final = (
     Row(("--shared-dir",), "The directory to share with the guest.", settings={"metavar": "DIR"}),
     Row(("--tag",), "Offer the configuration space, with this tag in it.",
         settings={"default": "", "metavar": "TAG"}),
-    # -- what the guest gets
-    Row(("--cache",), "Guest cache policy: how long names and attributes stay valid, and whether the page "
-        "cache is used.", "cache",
-        settings=_choice("auto", "always", "never", "metadata", default="auto")),
-    Row(("--writeback",), "Offer the writeback cache.", "writeback", settings=FLAG),
-    Row(("--allow-mmap",), "Allow shared mappings of files that bypass the guest's page cache.", "allow_mmap",
-        settings=FLAG),
-    Row(("--allow-direct-io",), "Honour the guest's O_DIRECT.", "direct_io", settings=FLAG),
-    Row(("--xattr",), "Serve extended attributes.", "xattr", settings=FLAG),
-    Row(("--posix-acl",), "Serve POSIX ACLs; implies --xattr.", "posix_acl", settings=FLAG),
-    Row(("--security-label",), "Set the label that the guest sends with a new file; implies --xattr.",
-        "security_label", settings=FLAG),
-    Row(("--xattrmap",), "Rules for the names of extended attributes.", "xattrmap",
-        settings={"default": "", "metavar": "RULES"}),
-    Row(("--readonly",), "Serve the directory read-only.", "readonly", settings=FLAG),
-    Row(("--announce-submounts/--no-announce-submounts",), "Announce submounts to the guest.",
-        "announce_submounts", settings={"default": True}),
-    Row(("--readdirplus/--no-readdirplus",), "Offer READDIRPLUS.",
-        "readdirplus", settings={"default": True}),
-    Row(("--killpriv-v2/--no-killpriv-v2",), "Offer HANDLE_KILLPRIV_V2: clear set-id bits when the guest "
-        "asks for it.", "killpriv_v2",
-        settings={"default": False}),
-    Row(("--locks/--no-locks",), "Take the guest's file locks on the host's files, so that others see them "
-        "(virtiofsd leaves them to the guest).", "locks", settings={"default": True}),
-    Row(("--preserve-noatime",), "Pass the guest's O_NOATIME on.", "preserve_noatime", settings=FLAG),
-    Row(("--translate-uid",), "Translate user ids between guest and host; may be repeated.", "translate_uid",
-        settings=_many(RANGE)),
-    Row(("--translate-gid",), "The same for group ids.", "translate_gid", settings=_many(RANGE)),
-    Row(("--inode-file-handles",), "Find inodes again by file handle, where that is permitted "
-        "(the default of virtiofsd since 1.13.3; never before).", "inode_file_handles",
-        settings=_choice("never", "prefer", "fallback", "mandatory", default="prefer")),
-    # -- migration
-    Row(("--migration-mode",), "How the destination finds inodes.", "migration_mode",
-        settings=_choice("find-paths", "file-handles", default="find-paths")),
-    Row(("--migration-on-error",), "What to do when an inode cannot be found at the destination.",
-        "migration_on_error",
-        settings=_choice("abort", "guest-error", default="abort")),
-    Row(("--migration-verify-handles",), "Send file handles along, so that a replaced file is noticed.",
-        "migration_verify_handles", settings=FLAG),
-    Row(("--migration-confirm-paths",), "Check every path again after the guest has stopped.",
-        "migration_confirm_paths", settings=FLAG),
-    Row(("--migration-save",), "Whether a front-end may save the state.", "migration_save",
-        settings=_choice("internal", "none", default="internal")),
-    Row(("--migration-load",), "Whether a front-end may load a state.", "migration_load",
-        settings=_choice("internal", "none", default="internal")),
+    # -- what the guest gets, and migration: what the device says of itself
+    *map(_of_device, find_device(DEVICE).options),
     # -- confinement and limits
     Row(("--sandbox",), "How the process is isolated from the host  [default: namespace; none if not "
         "permitted].",
@@ -227,10 +202,7 @@ def device_options(values: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unsupported(values)
     options = {row.to: values[row.name] for row in OPTIONS if row.to}
     needed = ("xattr", "posix_acl", "security_label", "xattrmap")
-    options["xattr"] = any(options[name] for name in needed)
-    if options["inode_file_handles"] == "fallback":
-        options["inode_file_handles"] = "prefer"  # its older name
-    return options
+    return options | {"xattr": any(options[name] for name in needed)}
 
 
 def sandbox_of(values: Mapping[str, Any]) -> Sandbox:

@@ -10,6 +10,7 @@ import msgspec
 from vmsim.errors import StreamError, UsageError
 from vmsim.guest.config import GuestConfig
 from vmsim.limits import MEMORY_REGIONS_MAX, QUEUE_SIZE_MAX, VIRTIO_QUEUE_MAX
+from vmsim.machine.installed import DEVICE
 from vmsim.memory import PAGE_SIZE
 
 CONFIG_VERSION: Final = 1
@@ -39,7 +40,7 @@ class MachineConfig(msgspec.Struct, forbid_unknown_fields=True):
 
     memory: list[tuple[int, int]]
     version: int = CONFIG_VERSION
-    device: str = "virtio-fs"
+    device: str = DEVICE
     tag: str = "vmsim"
     ring: str = "split"
     queues: int = 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 from importlib.metadata import EntryPoint, entry_points
+from typing import Final
 
 from vmsim.errors import UsageError
 from vmsim.vhost.device_type import DeviceType
 
-ENTRY_POINTS = "vmsim.devices"
+ENTRY_POINTS: Final = "vmsim.devices"
+DEVICE: Final = "virtio-fs"
+"""What a machine has unless another device is named."""
 
 
 def device_types() -> list[DeviceType]:

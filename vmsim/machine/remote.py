@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -22,22 +22,16 @@ from vmsim.host.sockets import UnixSocket
 from vmsim.host.vhost_user.transport import VhostUserTransport
 from vmsim.machine.channel_uri import wire
 from vmsim.machine.config import MachineConfig
-from vmsim.machine.installed import find_device
+from vmsim.machine.installed import DEVICE, find_device
 from vmsim.machine.parts import Seams, Start
 from vmsim.schedule import Schedule
+from vmsim.vhost.device_options import words_of
 from vmsim.vhost.device_type import Burden
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.vhost.seams import Transport
 from vmsim.virtio.ring_types import Fence, RingState
 
 TRANSPORTS: Final = ("inproc", "vhost-user")
-DEFAULTS: Final[dict[str, object]] = {
-    "migration_mode": "find-paths", "migration_on_error": "abort", "announce_submounts": True,
-    "readdirplus": True, "locks": True,
-}  # fmt: skip
-"""Options that need not be said; the others are off unless they are."""
-SPELLED: Final = {"direct_io": "allow_direct_io"}
-"""Those that virtiofsd calls differently."""
 ENDING_S: Final = 1.0
 """A process whose connection has ended is given this long to end as well, so that we can say how."""
 
@@ -64,7 +58,7 @@ class RemoteBackend:
 
     def __init__(
         self, where: str | BackendProcess, share: str, schedule: Schedule, *, dialect: str = "upstream",
-        device: str = "virtio-fs", seams: Seams | None = None,
+        device: str = DEVICE, seams: Seams | None = None,
     ) -> None:  # fmt: skip
         self.share = share
         self.fence: Fence | None = full_fence
@@ -93,8 +87,9 @@ class RemoteBackend:
         To somebody else's command nothing is added: options of the back-end stand where it says
         ``{options}``. UsageError if there are some and it does not say where.
         """
-        find_device(config.device).check_options(config.options)
-        words = command_options(config) if command is None else device_words(config.options)
+        device = find_device(config.device)
+        device.check_options(config.options)
+        words = command_options(config) if command is None else words_of(device.options, config.options)
         if command is not None:
             require_place(command, words)
         process = BackendProcess(share, command, words, cwd)
@@ -194,21 +189,15 @@ class RemoteBackend:
 
 def command_options(config: MachineConfig) -> list[str]:
     """What ``vmsim serve`` must be told to be the back-end of a machine: all that is not its default."""
-    words = device_words(config.options)
+    rows = find_device(config.device).options
+    words = words_of(rows, {row.name: row.default for row in rows} | config.options)
     words += ["--sandbox=none", f"--ring-policy={config.policy}", "--reconnect"]
     words += ["--ring-reset"]  # as in this process: machines move between both
-    if "xattr" not in config.options:
-        words.append("--xattr")  # a machine's default, not virtiofsd's
     if config.dialect != "upstream":
         words.append(f"--dialect={config.dialect}")
     if config.queues > 1:
         words.append(f"--request-queues={config.queues}")
     return words
-
-
-def device_words(options: Mapping[str, object]) -> list[str]:
-    """The back-end's own options as words of a command line, spelled as for virtiofsd; no defaults."""
-    return [word for name, value in options.items() for word in _option(name, value)]
 
 
 def require_place(command: Command, words: Sequence[str]) -> None:
@@ -219,19 +208,6 @@ def require_place(command: Command, words: Sequence[str]) -> None:
             f"the command {text!r} has no place for {' '.join(words)}",
             hint="write {options} where they belong, or say them in the command itself and not here",
         )
-
-
-def _option(name: str, value: object) -> list[str]:
-    spelled = "--" + SPELLED.get(name, name).replace("_", "-")
-    if value is None or DEFAULTS.get(name, False) == value:
-        return []
-    if value is False:
-        return [spelled.replace("--", "--no-", 1)]
-    if value is True:
-        return [spelled]
-    if isinstance(value, list | tuple):
-        return [f"{spelled}={each}" for each in value]
-    return [f"{spelled}={value}"]
 
 
 def seams_for(

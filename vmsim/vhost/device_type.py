@@ -19,6 +19,7 @@ from vmsim.vhost.seams import BackendDevice
 
 if TYPE_CHECKING:
     from vmsim.memory import DirtyLog, GuestMemory
+    from vmsim.vhost.device_options import DeviceOption
     from vmsim.vhost.dialects import Dialect
     from vmsim.vhost.seams import FrontendHost, Transport
     from vmsim.virtio.device import VirtioDevice
@@ -212,6 +213,11 @@ class DeviceType(Protocol):
     @property
     def inspection(self) -> DeviceInspection:
         """What looks at its sections and states."""
+        ...
+
+    @property
+    def options(self) -> tuple[DeviceOption, ...]:
+        """What a command line may say of a back-end."""
         ...
 
     def check_options(self, options: Mapping[str, Any]) -> object:

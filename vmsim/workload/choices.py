@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ class LimitChoice(msgspec.Struct, frozen=True):
 
 
 class MachineChoice(msgspec.Struct, frozen=True):
-    """What the options say about a machine; see ``Machine``."""
+    """What the options say about a machine, ``options`` those of its back-end; see ``Machine``."""
 
     dialect: str = "upstream"
     ring: str = "split"
@@ -30,12 +31,14 @@ class MachineChoice(msgspec.Struct, frozen=True):
     migration: str = "internal"
     migration_save: str | None = None
     migration_load: str | None = None
-    migration_mode: str = "find-paths"
-    migration_on_error: str = "abort"
-    migration_verify_handles: bool = False
-    migration_confirm_paths: bool = False
+    options: Mapping[str, object] = {}
     memory: int = 64 << 20
     queues: int = 1
+
+    @property
+    def by_handle(self) -> bool:
+        """Whether a migration finds inodes again by file handle alone."""
+        return self.migration == "internal" and self.options.get("migration_mode") == "file-handles"
 
     def check(self) -> None:
         """UsageError for what contradicts itself."""
@@ -44,16 +47,10 @@ class MachineChoice(msgspec.Struct, frozen=True):
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of ``Machine``."""
         self.check()
-        options = {
-            "migration_mode": self.migration_mode,
-            "migration_on_error": self.migration_on_error,
-            "migration_verify_handles": self.migration_verify_handles,
-            "migration_confirm_paths": self.migration_confirm_paths,
-        }
         return {
             "memory": self.memory, "ring": self.ring, "queues": self.queues, "dialect": self.dialect,
             "migration": self.migration, "migration_save": self.migration_save or "",
-            "migration_load": self.migration_load or "", "options": options,
+            "migration_load": self.migration_load or "", "options": dict(self.options),
             "transport": self.transport, "backend_command": self.backend,
         }  # fmt: skip
 

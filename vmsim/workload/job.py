@@ -88,7 +88,7 @@ class JobOptions(msgspec.Struct, frozen=True):
                     "a saved machine cannot keep a back-end of this process",
                     hint="with --save, use --migration internal",
                 )
-            if self.machine.migration_mode == "file-handles" and not self.read_only:
+            if self.machine.by_handle and not self.read_only:
                 raise UsageError(
                     "unlinked files have no file handle any more once a saved machine has ended",
                     hint="with --save, use --migration-mode find-paths: their contents travel then",
@@ -224,8 +224,7 @@ class Job:
 
     def _refuse_handles(self, machine: Machine) -> None:
         """UsageError if nothing can be found again by file handle here, and so not at the destination."""
-        choice = self.options.machine
-        if (choice.migration, choice.migration_mode) != ("internal", "file-handles"):
+        if not self.options.machine.by_handle:
             return
         for finding in machine.preflight():
             if not finding.inode and finding.severity != "info":

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 
 from vmsim.errors import UsageError
+from vmsim.vhost.device_options import Option
 
 Mode = Literal["find-paths", "file-handles"]
 OnError = Literal["abort", "guest-error"]
 Allowed = Literal["internal", "none"]
+PREFIX: Final = "migration_"
+"""Outside this package the options are spelled as virtiofsd's: ``migration_mode`` is ``mode`` here."""
 
 
 class StateOptions(msgspec.Struct, frozen=True):
-    """Options of saving (``mode``, ``verify_handles``, ``confirm_paths``) and of loading (``on_error``).
+    """Options of saving and of loading.
 
     ``extension`` writes and reads what virtiofsd's blob has no room for; without it we save and load exactly
-    what virtiofsd would. ``save`` and ``load`` say whether this back-end may be saved and loaded at all
-    (``none``: it may not, ``internal``: with its state). ``empty_state`` is for back-ends whose front-end
+    what virtiofsd would. ``empty_state`` is for back-ends whose front-end
     migrates externally: nothing is saved (no bytes), and no bytes is what is accepted.
     """
 
-    mode: Mode = "find-paths"
-    on_error: OnError = "abort"
-    verify_handles: bool = False
-    confirm_paths: bool = False
+    mode: Annotated[Mode, Option(
+        "How the destination finds inodes (file-handles needs CAP_DAC_READ_SEARCH).", machines=True,
+    )] = "find-paths"
+    on_error: Annotated[OnError, Option(
+        "What to do when an inode cannot be found at the destination.", machines=True,
+    )] = "abort"
+    verify_handles: Annotated[bool, Option(
+        "Send file handles along, so that a replaced file is noticed.", machines=True,
+    )] = False
+    confirm_paths: Annotated[bool, Option(
+        "Check every path again after the guest has stopped.", machines=True,
+    )] = False
     extension: bool = True
     empty_state: bool = False
-    save: Allowed = "internal"
-    load: Allowed = "internal"
+    save: Annotated[Allowed, Option("Whether a front-end may save the state.")] = "internal"
+    load: Annotated[Allowed, Option("Whether a front-end may load a state.")] = "internal"
 
     def check(self) -> StateOptions:
         """This; UsageError for options that contradict each other."""

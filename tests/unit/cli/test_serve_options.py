@@ -1,9 +1,12 @@
 """The options of ``vmsim serve``: what they become, and which are refused."""
 
+from operator import attrgetter
+
 import click
 import pytest
 
 from devices.virtio_fs import DEVICE
+from vmsim.cli.migrate import migrate
 from vmsim.cli.serve_options import (
     OPTIONS,
     device_options,
@@ -14,6 +17,11 @@ from vmsim.cli.serve_options import (
 from vmsim.errors import UsageError
 from vmsim.host import capabilities
 from vmsim.host.sandbox import IdMap
+from vmsim.machine.config import MachineConfig
+from vmsim.machine.remote import command_options
+
+MACHINES_OWN = {"migration_save", "migration_load"}
+"""What a machine calls like an option of its back-end, and means otherwise."""
 
 
 def values(*words):
@@ -128,6 +136,34 @@ def test_the_sandbox():
     with pytest.raises(UsageError) as refused:
         sandbox_of(values("--sandbox", "none", "--uid-map", ":0:1000:1:"))
     assert refused.value.hint == "use --sandbox namespace"
+
+
+def samples(option):
+    """Values of an option, its defaults among them."""
+    if option.flag:
+        return [False, True]
+    if option.choices:
+        return option.choices
+    return [(), ("map:0:9:2",), ("map:0:9:2", "map:5:6:1")] if option.many else ["", ":map::user.v.:"]
+
+
+@pytest.mark.parametrize("option", DEVICE.options, ids=attrgetter("name"))
+def test_a_process_of_its_own_is_told_what_a_program_asks_for(option):
+    for value in samples(option):
+        memory = [(0, 1 << 20)]
+        words = command_options(MachineConfig(memory=memory, options={option.name: value}))
+        try:
+            asked = DEVICE.check_options({option.name: value})
+        except UsageError:
+            continue
+        assert DEVICE.check_options(device_options(values(*words))) == asked
+
+
+def test_commands_that_start_machines_have_what_the_device_says():
+    offered = {parameter.name for parameter in migrate.params} - MACHINES_OWN
+    assert offered & {option.name for option in DEVICE.options} == {
+        option.name for option in DEVICE.options if option.machines
+    }
 
 
 def test_every_device_option_of_a_row_exists():

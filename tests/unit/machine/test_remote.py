@@ -8,19 +8,21 @@ import sys
 
 import pytest
 
+from devices.virtio_fs import DEVICE
 from tests.support.machine_rig import FEW_KINDS, Life, make
 from tests.support.remote_rig import Side, nothing_left
 from vmsim.errors import HostError, MigrationBlocked, MigrationCancelled, MigrationError, UsageError
 from vmsim.host.processes import SERVE, BackendProcess
 from vmsim.host.vhost_user.transport import VhostUserTransport
 from vmsim.machine import Machine, MachineConfig, RemoteBackend, Seams
-from vmsim.machine.remote import command_options, device_words
+from vmsim.machine.remote import command_options
 from vmsim.machine.states import FINISHED, RUNNING
 from vmsim.migration.report import MigrationParameters
 from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.schedule.seeded import SeededSchedule
 from vmsim.vhost import payloads as p
 from vmsim.vhost.constants import F_DEVICE_STATE, NO_FD
+from vmsim.vhost.device_options import words_of
 from vmsim.vhost.messages import Reply, Request
 
 REMOTE = {"transport": "vhost-user"}
@@ -245,14 +247,19 @@ def test_options_are_spelled_as_virtiofsds():
         },
     )  # fmt: skip
     said = [
-        "--readonly", "--no-locks", "--allow-direct-io", "--cache=never", "--translate-uid=map:0:1:2",
+        "--cache=never", "--allow-direct-io", "--readonly", "--no-locks", "--translate-uid=map:0:1:2",
         "--translate-uid=map:5:6:7",
     ]  # fmt: skip
+    assert sorted(words_of(DEVICE.options, config.options)) == sorted(said)
     assert command_options(config) == [
-        *said, "--sandbox=none", "--ring-policy=strict", "--reconnect", "--ring-reset", "--xattr",
-        "--dialect=rfc2023", "--request-queues=2",
+        *said[:2], "--xattr", *said[2:], "--sandbox=none", "--ring-policy=strict", "--reconnect",
+        "--ring-reset", "--dialect=rfc2023", "--request-queues=2",
     ]  # fmt: skip
-    assert device_words(config.options) == said
+
+
+def test_what_only_programs_can_ask_for_is_no_word():
+    with pytest.raises(UsageError, match="no command line says 'search_entries'"):
+        words_of(DEVICE.options, {"search_entries": 5})
 
 
 RECORDER = "import sys; print(sys.argv[1:], file=sys.stderr); sys.exit(9)"
