@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from vmsim.machine.config import MachineConfig
+    from vmsim.machine.launch import ArrivalOptions, LaunchOptions
     from vmsim.machine.local_backend import Backend
     from vmsim.machine.machine import Machine
     from vmsim.machine.parts import MachineBackend, Seams
     from vmsim.machine.remote import RemoteBackend
 
-__all__ = ["Backend", "Machine", "MachineBackend", "MachineConfig", "RemoteBackend", "Seams"]
+__all__ = [
+    "ArrivalOptions", "Backend", "LaunchOptions", "Machine", "MachineBackend", "MachineConfig",
+    "RemoteBackend", "Seams",
+]  # fmt: skip
 
 WHERE: Final = {
-    "Backend": "local_backend", "Machine": "machine", "MachineBackend": "parts", "MachineConfig": "config",
-    "RemoteBackend": "remote", "Seams": "parts",
+    "ArrivalOptions": "launch", "Backend": "local_backend", "LaunchOptions": "launch", "Machine": "machine",
+    "MachineBackend": "parts", "MachineConfig": "config", "RemoteBackend": "remote", "Seams": "parts",
 }  # fmt: skip
 
 

@@ -7,28 +7,24 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
-import msgspec
-
 from vmsim.errors import HostError, StateError
 from vmsim.guest.calls.posix import GuestFs, mount
-from vmsim.guest.config import GuestConfig
 from vmsim.host.directory import fixed
 from vmsim.host.files import FileReader, FileWriter
-from vmsim.host.processes import Command
 from vmsim.machine import channel_uri
 from vmsim.machine.arrival import Arrival
 from vmsim.machine.asked import Limits, parameters_of
 from vmsim.machine.assembled import AssembledMachine
-from vmsim.machine.config import MachineConfig, memory_layout, parse_size
 from vmsim.machine.guest_facts import guest_facts
+from vmsim.machine.launch import ArrivalOptions, LaunchOptions, config_of, require_known
 from vmsim.machine.moving import leave, move
-from vmsim.machine.parts import MachineBackend, Seams
+from vmsim.machine.parts import Seams
 from vmsim.machine.progress import MigrationTrace
 from vmsim.machine.remote import seams_for
 from vmsim.machine.states import IN_DOUBT, PAUSED, RUNNING, SETTLE, START
 from vmsim.migration.channel import Channel
 from vmsim.migration.report import MigrationParameters, MigrationStats, ProgressCallback
-from vmsim.schedule import Schedule, Task
+from vmsim.schedule import Task
 from vmsim.schedule.clock import wall_clock_ns
 from vmsim.schedule.immediate import ImmediateSchedule
 
@@ -36,43 +32,19 @@ from vmsim.schedule.immediate import ImmediateSchedule
 class Machine(AssembledMachine):
     """One virtual machine with a virtio-fs device that shares the directory ``share``.
 
-    ``memory`` is a size (``"64M"``, bytes) or a list of (guest-physical address, bytes) regions; ``ring`` is
-    ``split`` or ``packed``; ``migration`` is which kind is allowed, ``migration_save`` and ``migration_load``
-    if that differs for saving and loading; ``notification`` offers the driver a notification queue;
-    ``options`` are the back-end's (``FsOptions`` and ``StateOptions`` of the device), ``guest`` the guest's
-    (``GuestConfig``).
-    ``backend`` attaches a back-end that is there already instead of starting one; ``transport`` "vhost-user"
-    starts it as a process of its own, by ``backend_command`` with ``{socket}`` and ``{dir}`` in it (default:
-    ``vmsim serve``), in the working directory of now. ``share`` is the directory that it is now, whatever its
-    name, and the program's working directory, become. Raises UsageError for what cannot be, OSError if the
-    share cannot be opened.
+    ``launch`` is what the machine is, where that is not as usual: ``memory``, ``ring``, ``migration`` and the
+    rest of ``LaunchOptions``. ``share`` is the directory that it is now, whatever its name, and the program's
+    working directory, become. Raises UsageError for what cannot be, OSError if the share cannot be opened.
 
     A machine is a context manager; ``close`` gives everything back.
     """
 
-    def __init__(
-        self, share: str | os.PathLike[str], *, memory: int | str | list[tuple[int, int]] = "64M",
-        ring: str = "split", queues: int = 1, queue_size: int = 128, notification: bool = False,
-        tag: str = "vmsim",
-        dialect: str = "upstream", migration: str = "internal", migration_save: str = "",
-        migration_load: str = "", policy: str = "strict",
-        options: Mapping[str, Any] | None = None, guest: GuestConfig | None = None,
-        schedule: Schedule | None = None, seams: Seams | None = None, backend: MachineBackend | None = None,
-        transport: str | None = None, backend_command: Command | None = None,
-    ) -> None:  # fmt: skip
-        regions = memory if isinstance(memory, list) else memory_layout(parse_size(memory))
-        schedule = schedule or ImmediateSchedule()
-        guest = guest or GuestConfig()
-        if not guest.realtime_ns:
-            guest = msgspec.structs.replace(guest, realtime_ns=wall_clock_ns() - schedule.now_ns())
-        config = MachineConfig(
-            memory=regions, ring=ring, queues=queues, queue_size=queue_size, notification=notification,
-            tag=tag, dialect=dialect, migration=migration, migration_save=migration_save,
-            migration_load=migration_load, policy=policy,
-            options=dict(options or {}), guest=guest,
-        )  # fmt: skip
-        seams = seams_for(seams, transport, backend_command)
-        self._build(config, fixed(share), schedule, seams, backend)
+    def __init__(self, share: str | os.PathLike[str], **launch: Unpack[LaunchOptions]) -> None:
+        require_known(launch, LaunchOptions, "Machine")
+        schedule = launch.get("schedule") or ImmediateSchedule()
+        config = config_of(launch, schedule)
+        seams = seams_for(launch.get("seams"), launch.get("transport"), launch.get("backend_command"))
+        self._build(config, fixed(share), schedule, seams, launch.get("backend"))
         try:
             self.device.attach(self.backend.connect())
             self.kernel.boot()
@@ -163,31 +135,27 @@ class Machine(AssembledMachine):
 
     @classmethod
     def receive(
-        cls, channel: Channel | str, share: str | os.PathLike[str], *,
-        options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
-        seams: Seams | None = None, backend: MachineBackend | None = None, migration: str | None = None,
-        migration_load: str | None = None, realtime_ns: int | None = None, transport: str | None = None,
-        backend_command: Command | None = None,
-    ) -> Machine:  # fmt: skip
+        cls, channel: Channel | str, share: str | os.PathLike[str], **said: Unpack[ArrivalOptions]
+    ) -> Machine:
         """Take over the machine that ``send`` sends; it runs when this returns.
 
-        ``channel`` may be a URI as for ``send``; with ``unix:`` and ``tcp:`` this end listens. ``backend`` is
-        one that was kept (migration ``external``); ``migration`` and ``migration_load`` overrule what the
-        stream says; ``transport`` and ``backend_command`` as for a new machine. What programs were waiting
-        for is given up: they stay where they are, only the guest that they ran on comes here.
-        ``realtime_ns`` is the guest's wall clock time when the schedule's clock read zero (default: the
-        host's).
+        ``channel`` may be a URI as for ``send``; with ``unix:`` and ``tcp:`` this end listens. ``said`` is
+        about the machine here, see ``ArrivalOptions``. What programs were waiting for is given up: they stay
+        where they are, only the guest that they ran on comes here.
         """
-        schedule = schedule or ImmediateSchedule()
+        require_known(said, ArrivalOptions, "receive")
+        schedule = said.get("schedule") or ImmediateSchedule()
+        seams = seams_for(said.get("seams"), said.get("transport"), said.get("backend_command"))
         arrival = Arrival(
-            cls.built, fixed(share), schedule, seams_for(seams, transport, backend_command), options,
-            migration, backend, migration_load,
+            cls.built, fixed(share), schedule, seams, said.get("options"), said.get("migration"),
+            said.get("backend"), said.get("migration_load"),
         )  # fmt: skip
         machine = arrival.receive(channel_uri.incoming(channel, schedule))
         assert isinstance(machine, Machine)
-        if realtime_ns is None:
-            realtime_ns = wall_clock_ns() - schedule.now_ns()
-        machine.kernel.change_clock(realtime_ns)
+        realtime_ns = said.get("realtime_ns")
+        machine.kernel.change_clock(
+            wall_clock_ns() - schedule.now_ns() if realtime_ns is None else realtime_ns
+        )
         machine.start_running()
         kernel = machine.kernel
         for pid in {request.pid for request in kernel.requests.values()}:
@@ -210,17 +178,10 @@ class Machine(AssembledMachine):
     @classmethod
     def restore(
         cls, path: str | os.PathLike[str], *, share: str | os.PathLike[str],
-        options: Mapping[str, Any] | None = None, schedule: Schedule | None = None,
-        seams: Seams | None = None, backend: MachineBackend | None = None, migration: str | None = None,
-        migration_load: str | None = None, realtime_ns: int | None = None, transport: str | None = None,
-        backend_command: Command | None = None,
+        **said: Unpack[ArrivalOptions],
     ) -> Machine:  # fmt: skip
         """The machine saved to ``path``, running, with ``share`` as its directory (see ``receive``)."""
-        return cls.receive(
-            FileReader(path), share, options=options, schedule=schedule, seams=seams, backend=backend,
-            migration=migration, migration_load=migration_load, realtime_ns=realtime_ns, transport=transport,
-            backend_command=backend_command,
-        )  # fmt: skip
+        return cls.receive(FileReader(path), share, **said)
 
     def preflight(self) -> list[Any]:
         """Would it survive a migration? The findings of the device, the worst first; the guest works on."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
 from vmsim.errors import UsageError
 from vmsim.host.processes import words_of
+from vmsim.machine.launch import LaunchOptions
 
 
 class LimitChoice(msgspec.Struct, frozen=True):
@@ -44,13 +44,14 @@ class MachineChoice(msgspec.Struct, frozen=True):
         """UsageError for what contradicts itself."""
         check_backend(self.transport, self.backend)
 
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of ``Machine``."""
+    def arguments(self, *, readonly: bool = False) -> LaunchOptions:
+        """The keyword arguments of ``Machine``; ``readonly``: of its back-end, too."""
         self.check()
+        options = {**self.options, "readonly": True} if readonly else self.options
         return {
             "memory": self.memory, "ring": self.ring, "queues": self.queues, "dialect": self.dialect,
             "migration": self.migration, "migration_save": self.migration_save or "",
-            "migration_load": self.migration_load or "", "options": dict(self.options),
+            "migration_load": self.migration_load or "", "options": options,
             "transport": self.transport, "backend_command": self.backend,
         }  # fmt: skip
 

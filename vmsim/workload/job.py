@@ -212,13 +212,12 @@ class Job:
 
     def _boot(self, share: str) -> Machine:
         options = self.options
-        arguments = options.machine.arguments()
-        if options.read_only:
-            arguments["options"]["readonly"] = True
-        guest = GuestConfig(cache="writethrough", dentries=options.inodes + DENTRIES_SPARE)
-        seams = self.seams("vm1") if self.seams else None
+        launch = options.machine.arguments(readonly=options.read_only)
+        launch["schedule"] = self.schedule
+        launch["guest"] = GuestConfig(cache="writethrough", dentries=options.inodes + DENTRIES_SPARE)
+        launch["seams"] = self.seams("vm1") if self.seams else None
         self._stack.callback(self._close)
-        self._machine = Machine(share, schedule=self.schedule, seams=seams, guest=guest, **arguments)
+        self._machine = Machine(share, **launch)
         self._refuse_handles(self._machine)
         return self._machine
 

@@ -65,18 +65,18 @@ def shell(
         directory = existing(directory)
         schedule = ImmediateSchedule()
         seams = traced_seams(tracer_for(trace, schedule), "vm") if trace else None
-        readonly: dict[str, Any] = {"readonly": True} if read_only else {}
         if restore is not None:
             check_backend(choice.transport, choice.backend)
             guest = Machine.restore(
                 restore, share=directory, schedule=schedule, seams=seams,
                 transport=choice.transport, backend_command=choice.backend,
-                migration=given.pop("migration", None), options=given | readonly or None,
+                migration=given.pop("migration", None),
+                options=given | {"readonly": True} if read_only else given,
             )  # fmt: skip
         else:
-            arguments = choice.arguments()
-            arguments["options"].update(readonly)
-            guest = Machine(directory, schedule=schedule, seams=seams, **arguments)
+            launch = choice.arguments(readonly=read_only)
+            launch["schedule"], launch["seams"] = schedule, seams
+            guest = Machine(directory, **launch)
         session = Session(guest, temporary=temporary)
         stack.callback(session.close)
         if script is not None:
