@@ -145,7 +145,7 @@ def test_a_machine_without_a_driver_moves_too(world, kind):
 ], ids=hex)  # fmt: skip
 def test_all_kinds_of_rings_move_back_and_forth(world, features):
     client = world.booted(VMSIM, device="packed=on", guest={"features": features})
-    for _ in range(3):
+    for _ in range(2):
         stream = world.save(client.side)
         there = world.side(VMSIM, incoming=True, device="packed=on")
         assert world.load(there, stream) == "running", there.qemu.log

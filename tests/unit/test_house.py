@@ -11,6 +11,7 @@ import re
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -61,24 +62,37 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@cache
-def nodes_of(path: Path) -> tuple[ast.AST, ...]:
-    """All of a file's syntax tree; several rules read the same files."""
-    return tuple(ast.walk(ast.parse(path.read_text())))
+class Facts(NamedTuple):
+    """What rules ask of a file: what it imports, its functions, what it names of modules of the system."""
+
+    imports: frozenset[str]
+    functions: tuple[tuple[str, int, int], ...]
+    """Name, first line, how many lines."""
+    used: tuple[tuple[str, str, int], ...]
+    """Module, name in it, line."""
 
 
 @cache
-def imports_of(path: Path) -> set[str]:
-    """The modules that a file names in imports, also inside functions and under TYPE_CHECKING."""
-    found = set()
-    for node in nodes_of(path):
+def facts_of(path: Path) -> Facts:
+    """Several rules read the same files. Their trees are not kept: they are millions of objects."""
+    imports, functions, used = set(), [], []
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
             module = ".".join((*above, *([node.module] if node.module else [])))
-            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    return found
+            imports |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            functions.append((node.name, node.lineno, (node.end_lineno or 0) - node.lineno + 1))
+        elif isinstance(node, ast.Attribute) and isinstance(of := node.value, ast.Name):
+            used += [(of.id, node.attr, node.lineno)] if of.id in ("os", "fcntl") else []
+    return Facts(frozenset(imports), tuple(functions), tuple(used))
+
+
+def imports_of(path: Path) -> frozenset[str]:
+    """The modules that a file names in imports, also inside functions and under TYPE_CHECKING."""
+    return facts_of(path).imports
 
 
 def layer_of(module: str) -> int | None:
@@ -98,11 +112,9 @@ def test_files_are_short():
 def test_functions_are_short():
     long = {}
     for path in python_files(*CODE, "tests", "tools"):
-        for node in nodes_of(path):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                if lines > FUNCTION_LINES_MAX:
-                    long[f"{name_of(path)}:{node.lineno} {node.name}"] = lines
+        for name, line, lines in facts_of(path).functions:
+            if lines > FUNCTION_LINES_MAX:
+                long[f"{name_of(path)}:{line} {name}"] = lines
     assert long == {}
 
 
@@ -125,7 +137,9 @@ def test_no_file_imports_itself_by_a_detour():
         name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
         for path in python_files(*CODE)
     }
-    waits_for = {module: imports_of(path) & modules.keys() - {module} for module, path in modules.items()}
+    waits_for = {
+        module: set(imports_of(path) & modules.keys() - {module}) for module, path in modules.items()
+    }
     for module, named in waits_for.items():
         # `from package import module` means the module; the package itself only where a name comes from it.
         named -= {parent for parent in named if any(other.startswith(f"{parent}.") for other in named)}
@@ -162,11 +176,9 @@ def test_protocol_code_touches_no_operating_system():
     wrong = []
     for path in python_files(*SANS_IO):
         wrong += [f"{name_of(path)}: {name}" for name in imports_of(path) if name.split(".")[0] in NO_IO]
-        for node in nodes_of(path):
-            if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
-                continue
-            if node.value.id in ("os", "fcntl") and not OS_NAMES_ALLOWED.match(node.attr):
-                wrong.append(f"{name_of(path)}:{node.lineno} {node.value.id}.{node.attr}")
+        for module, name, line in facts_of(path).used:
+            if not OS_NAMES_ALLOWED.match(name):
+                wrong.append(f"{name_of(path)}:{line} {module}.{name}")
     assert wrong == []
 
 
