@@ -33,7 +33,7 @@ def test_a_name_that_is_none_is_pythons_own_error(tmp_path):
     with pytest.raises(TypeError, match=r"Machine\(\) got an unexpected keyword argument 'memroy'"):
         Machine(tmp_path, memroy="1M")
     with pytest.raises(TypeError, match=r"receive\(\) got an unexpected keyword argument 'ring'"):
-        Machine.restore("nothing", share=tmp_path, ring="split")
+        Machine.receive("unix:nothing", tmp_path, ring="split")
     assert "ring" not in ArrivalOptions.__annotations__
 
 
