@@ -9,27 +9,24 @@ from typing import Any, Final
 from vmsim.fuse.abi.headers import OUT_HEADER
 from vmsim.fuse.filesystem import Context, Views
 from vmsim.fuse.plans import Plan
+from vmsim.fuse.request_states import ANSWER, FINISHED, RUNNING, RequestEvent, after
 
 OUT_HEADER_SIZE: Final = OUT_HEADER.size
-
-RUNNING: Final = 0
-WAITING: Final = 1
-FINISHED: Final = 2
 
 
 class Request:
     """What a handler gets: ``names`` are checked, ``tail`` is a private copy, ``views`` are guest memory.
 
     ``room`` is the number of bytes for the reply's body. ``flags`` are the negotiated INIT flags.
-    ``on_done`` is set when the request begins to wait, ``result`` by ``done`` before that.
+    ``on_done`` is set when it is not answered at once; ``result`` by a ``done`` that comes before that.
     """
 
     __slots__ = (
-        "args", "complete", "ctx", "flags", "names", "on_done", "phase", "plan", "result", "room", "tail",
+        "args", "complete", "ctx", "flags", "names", "on_done", "plan", "result", "room", "state", "tail",
         "views", "writable",
     )  # fmt: skip
 
-    on_done: Callable[[Request, Any], None]
+    on_done: Callable[[Request, Any], None] | None
     result: Any
 
     def __init__(
@@ -46,16 +43,22 @@ class Request:
         self.room = room
         self.flags = flags
         self.complete = complete
-        self.phase = RUNNING
+        self.state = RUNNING
+        self.on_done = None
 
     def done(self, result: Any) -> None:
         """The file system's ``done``: at once, later, or once too often."""
-        if self.phase == RUNNING:
-            self.phase = FINISHED
+        if self.state is FINISHED:
+            return
+        self.become(ANSWER)
+        if self.on_done is None:
             self.result = result
-        elif self.phase == WAITING:
-            self.phase = FINISHED
+        else:
             self.on_done(self, result)
+
+    def become(self, event: RequestEvent) -> None:
+        """What follows from ``event``; StateError if that cannot be."""
+        self.state = after(self.state, event)
 
     def need(self, size_bytes: int) -> None:
         """OSError ENOMEM unless a body of so many bytes fits into the reply."""

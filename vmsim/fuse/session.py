@@ -8,11 +8,10 @@ which assumes nothing.
 from __future__ import annotations
 
 import errno
-import itertools
 import struct
-from collections.abc import Callable, Container, Hashable, Iterable
+from collections.abc import Callable, Container, Iterable
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any
 
 from vmsim.fuse.abi.headers import IN_HEADER, OUT_HEADER
 from vmsim.fuse.decoding import check_length, decode
@@ -22,10 +21,10 @@ from vmsim.fuse.init import InitOptions, check_restored, negotiate
 from vmsim.fuse.negotiated import NegotiatedState
 from vmsim.fuse.opcodes import DESTROY, FUSE_INIT_BSWAP_RESERVED, INIT, OPCODES, Reply
 from vmsim.fuse.plans import Plan
-from vmsim.fuse.request import FINISHED, OUT_HEADER_SIZE, RUNNING, WAITING, Request
+from vmsim.fuse.request import OUT_HEADER_SIZE, Request
 from vmsim.fuse.short import SHORT_WAYS, ShortWay
+from vmsim.fuse.unanswered import Aside, Unanswered
 from vmsim.fuse.views import gather, scatter
-from vmsim.limits import FUSE_INTERRUPTS_MAX
 
 _IN_HEADER_SIZE = IN_HEADER.size
 _unpack_header = IN_HEADER.unpack_from
@@ -36,23 +35,6 @@ _FOREIGN_OUT_HEADER = struct.Struct(">IiQ")
 _ERRNO_MAX = 4095
 
 
-class Aside(Protocol):
-    """Serves requests that may sleep in the host while others are served."""
-
-    def aside_key(self, request: Request, *, again: bool = False) -> Hashable | None:
-        """What may hold up this request: calls with an equal key wait for each other; None for nothing.
-
-        ``again``: it has been tried, and raised TryAgain.
-        """
-        ...
-
-    def start_aside(
-        self, request: Request, key: Hashable, serve: Callable[[], Any], done: Callable[[Any], object]
-    ) -> None:
-        """Have ``serve()`` called aside and its result, or exception, given to ``done``, perhaps at once."""
-        ...
-
-
 class Session:
     """One FUSE session over ``fs``.
 
@@ -61,8 +43,7 @@ class Session:
     """
 
     __slots__ = (
-        "_again", "_apart", "_aside", "_fast", "_interrupted", "_plans", "_routes", "_short", "_waiting",
-        "_ways", "fs", "on_fault", "options", "state",
+        "_fast", "_plans", "_routes", "_short", "_unanswered", "_ways", "fs", "on_fault", "options", "state",
     )  # fmt: skip
 
     def __init__(self, fs: FileSystem, options: InitOptions | None = None) -> None:
@@ -70,13 +51,7 @@ class Session:
         self.options = options if options is not None else InitOptions()
         self.state = NegotiatedState()
         self.on_fault: Callable[[Exception, int], None] | None = None
-        self._waiting: dict[int, Request] = {}
-        self._again: dict[int, Request] = {}
-        """Those of them that are to be served anew, the next one first."""
-        self._apart: dict[int, Request] = {}
-        """Those that are being served aside: they can neither be interrupted nor parked."""
-        self._aside: Aside | None = None
-        self._interrupted: dict[int, None] = {}
+        self._unanswered = Unanswered(fs, self._finish)
         self._plans = {
             row.number: Plan(row, MethodType(HANDLERS[row.name], fs) if row.method else None)
             for row in OPCODES
@@ -89,7 +64,7 @@ class Session:
 
     def serve_aside(self, aside: Aside, opcodes: Container[int]) -> None:
         """Have ``aside`` asked about requests with these opcodes, and serve those that may take long."""
-        self._aside = aside
+        self._unanswered.aside = aside
         self._routes = {
             row.number: self._plans[row.number].route
             for row in OPCODES
@@ -192,130 +167,20 @@ class Session:
             if room < plan.record_size:
                 raise OSError(errno.ENOMEM, "no room for the reply")
             request = decode(plan, ctx, readable, writable, room, self.state, complete)
-            try:
-                return self._execute(request)
-            except TryAgain:
-                self._keep(request)
-                return None
+            if plan.handler is None:
+                return self._serve_itself(request)
+            result = self._unanswered.serve(request)
+            return None if result is DEFERRED else self._reply(request, result)
         except Exception as error:
             return self._refuse(writable, unique, self._errno_of(error, number))
-
-    def _execute(self, request: Request) -> int | None:
-        """Run the handler and write its reply; OSError goes to the caller."""
-        plan = request.plan
-        if plan.handler is None:
-            return self._serve_itself(request)
-        if self._aside is not None and not plan.no_reply:
-            key = self._aside.aside_key(request)
-            if key is not None:
-                return self._execute_aside(self._aside, request, key)
-        if plan.row.waits:
-            return self._execute_waiting(request)
-        try:
-            result = _serve(request)
-        except TryAgain:
-            key = None if self._aside is None else self._aside.aside_key(request, again=True)
-            if self._aside is None or key is None:
-                raise
-            return self._execute_aside(self._aside, request, key)
-        return self._reply(request, result)
-
-    def _execute_aside(self, aside: Aside, request: Request, key: Hashable) -> int | None:
-        """Requests that may sleep in the host; nobody else waits for them."""
-        unique = request.ctx.unique
-        self._check_unique(unique)
-        request.on_done = self._finish
-        self._start_aside(aside, request, key)
-        if request.phase == RUNNING:
-            request.phase = WAITING
-            self._waiting[unique] = request
-            return None
-        return self._reply(request, request.result)
-
-    def _start_aside(self, aside: Aside, request: Request, key: Hashable) -> None:
-        self._apart[request.ctx.unique] = request
-        aside.start_aside(request, key, lambda: _serve(request), lambda result: self._served(request, result))
-
-    def _served(self, request: Request, result: Any) -> None:
-        """A request that was served aside has its result, perhaps after the end of its session."""
-        unique = request.ctx.unique
-        if self._apart.get(unique) is not request:
-            return
-        del self._apart[unique]
-        if isinstance(result, TryAgain):
-            if unique in self._interrupted:
-                del self._interrupted[unique]
-                result = InterruptedError(errno.EINTR, "interrupted")
-            else:
-                self._again[unique] = request
-                return
-        request.done(result)
 
     def _serve_itself(self, request: Request) -> int:
         """DESTROY and INTERRUPT, which have no reply."""
         if request.ctx.opcode == DESTROY:
             self._end(errno.ECONNABORTED)
         else:
-            self._interrupt(request.args[0])
+            self._unanswered.interrupt(request.args[0])
         return 0
-
-    def _execute_waiting(self, request: Request) -> int | None:
-        """SETLKW and POLL, whose reply may come later."""
-        unique = request.ctx.unique
-        self._check_unique(unique)
-        result = request.plan.handler(request)
-        if result is not DEFERRED:
-            request.phase = FINISHED
-            return self._reply(request, result)
-        if request.phase == RUNNING and unique in self._interrupted:
-            del self._interrupted[unique]
-            self.fs.interrupt(unique)
-        if request.phase == RUNNING:
-            request.on_done = self._finish
-            request.phase = WAITING
-            self._waiting[unique] = request
-            return None
-        return self._reply(request, request.result)
-
-    def _check_unique(self, unique: int) -> None:
-        if unique in self._waiting:
-            raise OSError(errno.EINVAL, "a waiting request has this unique")
-
-    def _keep(self, request: Request) -> None:
-        """Keep a request that is to be served anew."""
-        unique = request.ctx.unique
-        self._check_unique(unique)
-        if unique in self._interrupted:
-            del self._interrupted[unique]
-            raise InterruptedError(errno.EINTR, "interrupted")
-        request.on_done = self._finish
-        request.phase = WAITING
-        self._waiting[unique] = self._again[unique] = request
-
-    @property
-    def retrying(self) -> bool:
-        """Whether ``retry`` has something to do."""
-        return bool(self._again)
-
-    def retry(self, most: int) -> None:
-        """Serve up to ``most`` of the requests anew that had to try again."""
-        for unique in list(itertools.islice(self._again, most)):
-            request = self._again.pop(unique, None)
-            if request is None:
-                continue  # ended by what another one brought about
-            key = None if self._aside is None else self._aside.aside_key(request, again=True)
-            if self._aside is not None and key is not None:
-                self._start_aside(self._aside, request, key)
-                continue
-            try:
-                result = _serve(request)
-            except TryAgain:
-                self._again[unique] = request  # behind those that have waited for their turn
-                continue
-            except Exception as error:
-                result = error
-            if result is not DEFERRED:
-                request.done(result)
 
     def _reply(self, request: Request, result: Any) -> int:
         """Write a result; the bytes written. OSError when it is an error or does not fit."""
@@ -341,10 +206,8 @@ class Session:
         return size
 
     def _finish(self, request: Request, result: Any) -> None:
-        """The file system's ``done`` for a request that waited."""
+        """Answer a request that was not answered at once."""
         unique = request.ctx.unique
-        self._waiting.pop(unique, None)
-        self._again.pop(unique, None)
         try:
             written = self._reply(request, result)
         except Exception as error:
@@ -393,41 +256,38 @@ class Session:
 
     def _begin(self, state: NegotiatedState) -> None:
         self.state = state._replace(interrupted=())
-        self._interrupted = dict.fromkeys(state.interrupted)
+        self._unanswered.interrupted = dict.fromkeys(state.interrupted)
         self._use_ways()
 
     def _end(self, error: int) -> None:
         """Answer who waits with ``error``, then drop all state."""
-        self._apart.clear()
-        for request in list(self._waiting.values()):
-            request.done(OSError(error, "the session ended"))
+        self._unanswered.answer_all(OSError(error, "the session ended"))
         self._begin(NegotiatedState())
         self.fs.destroy()
 
-    def _interrupt(self, unique: int) -> None:
-        """INTERRUPT; hiprio may overtake its request, so an unknown unique is remembered for a while."""
-        if unique in self._again:
-            self._waiting[unique].done(InterruptedError(errno.EINTR, "interrupted"))
-            return
-        if unique in self._waiting:
-            self.fs.interrupt(unique)
-            return
-        self._interrupted[unique] = None
-        if len(self._interrupted) > FUSE_INTERRUPTS_MAX:
-            del self._interrupted[next(iter(self._interrupted))]
+    # -- requests that are not answered yet
+
+    @property
+    def retrying(self) -> bool:
+        """Whether ``retry`` has something to do."""
+        return self._unanswered.retrying
+
+    def retry(self, most: int) -> None:
+        """Serve up to ``most`` of the requests anew that had to try again."""
+        self._unanswered.retry(most)
 
     def is_apart(self, unique: int) -> bool:
         """Whether the request is being served aside: only its end ends it."""
-        return unique in self._apart
+        return self._unanswered.is_apart(unique)
 
     def waiting(self) -> list[int]:
         """The uniques of the requests whose reply is still to come, oldest first."""
-        return list(self._waiting)
+        return self._unanswered.uniques()
 
     @property
     def newest_waiting(self) -> int:
         """The unique of the request that began to wait last; -1 if none waits."""
-        return next(reversed(self._waiting), -1)
+        return self._unanswered.newest
 
     def park(self, uniques: Iterable[int] | None = None) -> list[int]:
         """Give up waiting requests (None: all) unanswered, and the file system's waits; their uniques.
@@ -435,38 +295,24 @@ class Session:
         Those that are served aside go on. The others have had no effect: handing the same requests to
         ``handle`` again, here or on the machine that goes on, makes them wait again.
         """
-        parked = []
-        for unique in list(self._waiting) if uniques is None else uniques:
-            request = None if unique in self._apart else self._waiting.pop(unique, None)
-            if request is not None:
-                self._again.pop(unique, None)
-                request.phase = FINISHED
-                parked.append(unique)
-        for unique in parked:
-            self.fs.interrupt(unique)
-        return parked
+        return self._unanswered.give_up(uniques)
+
+    # -- its life elsewhere
 
     def reset(self) -> None:
         """The device was reset: the rings are gone, so nobody is answered any more."""
-        self._apart.clear()
-        self.park()
+        self._unanswered.give_up(apart=True)
         self._begin(NegotiatedState())
         self.fs.destroy()
 
     def save(self) -> NegotiatedState:
         """The session as plain data; it goes on unchanged. Nodes, handles and locks are the file system's."""
-        return self.state._replace(interrupted=tuple(self._interrupted))
+        return self.state._replace(interrupted=tuple(self._unanswered.interrupted))
 
     def restore(self, state: NegotiatedState) -> None:
         """Go on with a session that was negotiated elsewhere; StreamError when this server cannot."""
         checked = check_restored(state, self.options)
-        self._apart.clear()
-        self.park()
+        self._unanswered.give_up(apart=True)
         if checked.initialized:
             self.fs.adopt(checked._replace(interrupted=()))
         self._begin(checked)
-
-
-def _serve(request: Request) -> Any:
-    plan = request.plan
-    return plan.handler(request.ctx, request.args) if plan.simple else plan.handler(request)
