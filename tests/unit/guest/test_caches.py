@@ -90,7 +90,7 @@ def test_dentries_are_bounded_and_forgotten(rig):
     assert len(made.kernel.nodes.nodes) <= 9
     made.kernel.flush_forgets()
     assert len(list(made.server.inodes.items())) <= 9
-    made.kernel.shrink_dentries()
+    made.kernel.inodes.shrink_dentries()
     made.kernel.flush_forgets()
     assert len(list(made.server.inodes.items())) == 1
 

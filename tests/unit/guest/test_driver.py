@@ -300,7 +300,7 @@ def test_what_a_waiting_program_held_is_not_taken_from_the_new_session(rig):
     made = rig(dentries=16)
     fs = made.fs
     fs.makedirs("/d/e")
-    made.kernel.shrink_dentries()
+    made.kernel.inodes.shrink_dentries()
     made.device.hold = True
     task = made.schedule.spawn("walker", lambda: fs.stat("/d/e"))
     made.schedule.settle()
@@ -311,7 +311,7 @@ def test_what_a_waiting_program_held_is_not_taken_from_the_new_session(rig):
     made.device.hold = False
     made.kernel.recover()
     fd = fs.open("/d", os.O_RDONLY)
-    made.kernel.shrink_dentries()
+    made.kernel.inodes.shrink_dentries()
     with pytest.raises(OSError, match="Input/output"):
         made.schedule.join(task)
     assert fs.stat("e", dir_fd=fd)

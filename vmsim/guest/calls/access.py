@@ -63,7 +63,7 @@ class Access:
         node = kernel.nodes.nodes.get(nodeid)
         if node is None or (raw[12] ^ node.attr.mode) & _S_IFMT:
             fail(errno.EIO)
-        return kernel.apply_attr(node, raw[3:], raw[0], raw[1], version)
+        return kernel.inodes.apply_attr(node, raw[3:], raw[0], raw[1], version)
 
     # Permissions
 

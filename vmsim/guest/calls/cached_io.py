@@ -107,10 +107,10 @@ class CachedIo:
             return False
         kernel = self._ctx.kernel
         assert kernel.pages is not None
-        kernel.touch(node)
+        kernel.inodes.touch(node)
         node.attr.size = size
         kernel.pages.drop_clean(node.id, -(-size // PAGE_SIZE))
-        kernel.zero_tail(node.id, size)
+        kernel.inodes.zero_tail(node.id, size)
         return True
 
     def _most_frames(self) -> int:
@@ -178,7 +178,7 @@ class CachedIo:
         kernel = self._ctx.kernel
         node = kernel.nodes.get(file.nodeid)
         if done:
-            kernel.touch(node)
+            kernel.inodes.touch(node)
             node.pages_epoch += 1
             node.attr.size = max(node.attr.size, offset + done)
             self._update_pages(kernel, node, offset, data[:done])
@@ -246,9 +246,9 @@ class CachedIo:
         node = kernel.nodes.get(nodeid)
         kernel.memory.write(kernel.pages.gpa(frame) + inside, piece)
         kernel.pages.set_dirty(frame)
-        kernel.touch(node)
+        kernel.inodes.touch(node)
         node.attr.size = max(node.attr.size, end)
-        seconds, nsec = divmod(kernel.realtime_ns(), NSEC)
+        seconds, nsec = divmod(kernel.inodes.realtime_ns(), NSEC)
         node.attr.mtime = node.attr.ctime = seconds
         node.attr.mtimensec = node.attr.ctimensec = nsec
         node.dirty_size = node.dirty_mtime = True
@@ -330,7 +330,7 @@ class CachedIo:
                     kernel.pages.end_write(frame, nodeid, first + at)
             left = kernel.nodes.nodes.get(nodeid)
             if left is not None:
-                kernel.touch(left)
+                kernel.inodes.touch(left)
                 _remember(kernel, left, error)
                 if kernel.pages is not None and not kernel.pages.dirty_pages(nodeid):
                     left.dirty_size = False

@@ -87,7 +87,7 @@ class Directories:
             if not entry.nodeid:
                 continue
             try:
-                node = kernel.apply_entry(parent, name, entry, version, names_version)
+                node = kernel.inodes.apply_entry(parent, name, entry, version, names_version)
             except OSError:
                 continue
             kernel.nodes.drop(node.id)

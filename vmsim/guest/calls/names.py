@@ -174,17 +174,17 @@ class Names:
         self.changed((place.parent, place.name))
         if not entry.nodeid:
             fail(errno.EIO)
-        node = kernel.apply_entry(place.parent, place.name, entry, version, kernel.state.names_version)
+        node = kernel.inodes.apply_entry(place.parent, place.name, entry, version, kernel.state.names_version)
         kernel.nodes.drop(node.id)
 
     def changed(self, *names: tuple[int, bytes]) -> None:
         """We changed these names: their dentries, and what we know of their directories, are out of date."""
         kernel = self._ctx.kernel
-        kernel.names_changed(*names)
+        kernel.inodes.names_changed(*names)
         for parent, _ in names:
             node = kernel.nodes.nodes.get(parent)
             if node is not None:
-                kernel.touch(node)
+                kernel.inodes.touch(node)
 
     # Removing
 
@@ -205,7 +205,7 @@ class Names:
                     fail(errno.EISDIR)
                 self._ctx.call(op.UNLINK, place.parent, (), (place.name,))
                 self.changed((place.parent, place.name))
-                self._ctx.kernel.touch(self._ctx.node(victim))
+                self._ctx.kernel.inodes.touch(self._ctx.node(victim))
 
     remove = unlink
 
@@ -225,7 +225,7 @@ class Names:
                 self.changed((place.parent, place.name))
                 node = self._ctx.node(victim)
                 node.detached = True
-                self._ctx.kernel.touch(node)
+                self._ctx.kernel.inodes.touch(node)
 
     def _victim(self, place: Place) -> int:
         """The node at a place; a reference is held for the caller."""
@@ -348,11 +348,11 @@ class Names:
         self.changed((old.parent, old.name), (new.parent, new.name))
         if moved == replaced:
             return
-        kernel.touch(kernel.nodes.get(moved))
+        kernel.inodes.touch(kernel.nodes.get(moved))
         kernel.nodes.place(kernel.nodes.get(moved), new.parent, new.name)
         if replaced:
             node = kernel.nodes.get(replaced)
-            kernel.touch(node)
+            kernel.inodes.touch(node)
             if flags & RENAME_EXCHANGE:
                 kernel.nodes.place(node, old.parent, old.name)
             else:

@@ -164,11 +164,11 @@ class Opening:
         """The file has another size now, and we know it."""
         kernel = self._ctx.kernel
         node = kernel.nodes.get(nodeid)
-        kernel.touch(node)
+        kernel.inodes.touch(node)
         if size < node.attr.size and kernel.pages is not None:
             node.pages_epoch += 1
             kernel.pages.drop(nodeid, -(-size // 4096))
-            kernel.zero_tail(nodeid, size)
+            kernel.inodes.zero_tail(nodeid, size)
         node.attr.size = size
 
     def truncate_node(self, nodeid: int, size: int, fh: int | None) -> None:
@@ -239,7 +239,7 @@ class Opening:
                 except FileExistsError:
                     if flags & os.O_EXCL:
                         raise
-                    self._ctx.kernel.forget_name(place.parent, place.name)
+                    self._ctx.kernel.inodes.forget_name(place.parent, place.name)
                     continue
             if flags & os.O_EXCL:
                 self._ctx.kernel.nodes.drop(nodeid)
@@ -282,7 +282,7 @@ class Opening:
         if not created.nodeid or not stat.S_ISREG(created.mode):
             fail(errno.EIO)
         named = kernel.state.names_version if name else 0
-        node = kernel.apply_entry(parent, name, created, version, named)
+        node = kernel.inodes.apply_entry(parent, name, created, version, named)
         keep = flags & ~(NOT_SENT | os.O_TRUNC)
         fd = self._ctx.new_file(node.id, created.fh, keep, created.open_flags, False)
         if flags & os.O_TRUNC and node.attr.size:

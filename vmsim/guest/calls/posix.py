@@ -184,7 +184,7 @@ class GuestFs:
         if kernel.pages is not None:
             for nodeid in kernel.pages.cached_nodes():
                 kernel.pages.drop_clean(nodeid)
-        kernel.shrink_dentries()
+        kernel.inodes.shrink_dentries()
         kernel.flush_forgets()
 
     def __repr__(self) -> str:

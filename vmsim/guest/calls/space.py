@@ -81,7 +81,7 @@ class Space:
         """The server changed a range behind the cache."""
         kernel = self._ctx.kernel
         node = kernel.nodes.get(kernel.state.files[number].nodeid)
-        kernel.touch(node)
+        kernel.inodes.touch(node)
         node.pages_epoch += 1
         if grows:
             node.attr.size = max(node.attr.size, offset + length)

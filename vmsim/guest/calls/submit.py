@@ -74,7 +74,7 @@ class Submission:
             op.WRITE, file.nodeid, args, process=self._ctx.process, reads=buffer, owned=list(buffer)
         )
         node = kernel.nodes.get(file.nodeid)
-        kernel.touch(node)
+        kernel.inodes.touch(node)
         node.pages_epoch += 1
         if kernel.pages is not None:
             kernel.pages.drop_clean(node.id)
@@ -121,7 +121,7 @@ class Submission:
                 return kernel.memory.read(pending.buffer[0][0], min(request.written, pending.size))
             if pending.kind == WRITE:
                 written = int(self._ctx.record(op.WRITE, request).size)
-                kernel.touch(kernel.nodes.get(pending.nodeid))
+                kernel.inodes.touch(kernel.nodes.get(pending.nodeid))
                 return written
             return request.reply if pending.kind == STAT else None
         finally:

@@ -221,7 +221,7 @@ class Transfer:
             return
         kernel = self._ctx.kernel
         node = kernel.nodes.get(kernel.state.files[number].nodeid)
-        kernel.touch(node)
+        kernel.inodes.touch(node)
         node.attr.size = max(node.attr.size, offset + size)
         if kernel.pages is not None:
             node.pages_epoch += 1

@@ -179,10 +179,10 @@ class PathWalk:
         kernel = self._ctx.kernel
         if not entry.nodeid:
             if names_version == kernel.state.names_version:
-                expiry = kernel.expiry(entry.entry_valid, entry.entry_valid_nsec)
-                kernel.remember_name(parent, name, 0, expiry)
+                expiry = kernel.inodes.expiry(entry.entry_valid, entry.entry_valid_nsec)
+                kernel.inodes.remember_name(parent, name, 0, expiry)
             fail(errno.ENOENT)
-        return kernel.apply_entry(parent, name, entry, version, names_version), version
+        return kernel.inodes.apply_entry(parent, name, entry, version, names_version), version
 
     def read_link(self, nodeid: int) -> bytes:
         """READLINK: the symlink's target; EIO if it has a NUL byte in it."""

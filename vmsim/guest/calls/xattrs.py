@@ -193,7 +193,7 @@ class ExtendedAttributes:
             if self._ctx.lacks(op.SETXATTR, error):
                 fail(errno.EOPNOTSUPP)
             raise
-        self._ctx.kernel.touch(self._ctx.node(nodeid))
+        self._ctx.kernel.inodes.touch(self._ctx.node(nodeid))
 
     @names_file
     def removexattr(self, path: Path | int, attribute: Path, *, follow_symlinks: bool = True) -> None:
@@ -216,4 +216,4 @@ class ExtendedAttributes:
             if self._ctx.lacks(op.REMOVEXATTR, error):
                 fail(errno.EOPNOTSUPP)
             raise
-        self._ctx.kernel.touch(self._ctx.node(nodeid))
+        self._ctx.kernel.inodes.touch(self._ctx.node(nodeid))

@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmsim.fuse.abi import init_flags
-from vmsim.guest.kernel.nodes import valid_until
-from vmsim.guest.kernel.requests import FuseRequests
-from vmsim.guest.state import Attr, Node
-from vmsim.memory import PAGE_SIZE
+from vmsim.guest.kernel.dentries import DentryCache
+from vmsim.guest.kernel.nodes import NodeTable, valid_until
+from vmsim.guest.kernel.page_cache import PageCache
+from vmsim.guest.state import Attr, KernelState, Node
+from vmsim.memory import PAGE_SIZE, GuestMemory
+from vmsim.schedule import Schedule
 
 
-class InodeCache(FuseRequests):
-    """The node table, the dentry cache and the attribute cache, kept up to date."""
+class InodeCache:
+    """What keeps the node table, the dentry cache, the attribute cache and the page cache up to date.
+
+    ``pages`` and ``dentries`` are None in a guest without them.
+    """
+
+    def __init__(
+        self, memory: GuestMemory, schedule: Schedule, state: KernelState, nodes: NodeTable,
+        pages: PageCache | None, dentries: DentryCache | None,
+    ) -> None:  # fmt: skip
+        self.memory = memory
+        self.schedule = schedule
+        self.state = state
+        self.nodes = nodes
+        self.pages = pages
+        self.dentries = dentries
 
     def apply_attr(self, node: Node, raw: Sequence[int], valid: int, valid_nsec: int, version: int) -> bool:
         """Take over attributes that were asked for at ``version``; False if we know better meanwhile.
@@ -122,4 +138,4 @@ class InodeCache(FuseRequests):
 
     def realtime_ns(self) -> int:
         """The guest's wall clock."""
-        return self.config.realtime_ns + self.schedule.now_ns()
+        return self.state.config.realtime_ns + self.schedule.now_ns()

@@ -23,8 +23,8 @@ from vmsim.guest.driver.alloc import PageAllocator
 from vmsim.guest.driver.virtio import MmioBus, VirtioDriver
 from vmsim.guest.kernel import init, node_groups, snapshot
 from vmsim.guest.kernel.dentries import DentryCache
-from vmsim.guest.kernel.inode_cache import InodeCache
 from vmsim.guest.kernel.page_cache import PageCache
+from vmsim.guest.kernel.requests import FuseRequests
 from vmsim.guest.state import STATE_VERSION, Attr, KernelState, LocalLock, Process, Segments
 from vmsim.memory import PAGE_SIZE, GuestMemory
 from vmsim.schedule import Schedule
@@ -46,7 +46,7 @@ class KernelCell:
         self.lock_waits: list[LocalLock] = []
 
 
-class GuestKernel(InodeCache):
+class GuestKernel(FuseRequests):
     """Driver, FUSE client state and processes of one guest.
 
     ``boot()`` brings the device up and mounts the file system; or ``restore()`` takes over from a saved guest
@@ -119,7 +119,7 @@ class GuestKernel(InodeCache):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         raw = ATTR_OUT.unpack_from(attr)
         root = self.nodes.add_root(Attr(*raw[3:]))
-        root.attr_expiry_ns = self.expiry(raw[0], raw[1]) if self.dentries is not None else 0
+        root.attr_expiry_ns = self.inodes.expiry(raw[0], raw[1]) if self.dentries is not None else 0
 
     def _boot_call(
         self, opcode: int, nodeid: int, args: Sequence[Any], compat: bool = False, room: int = 0

@@ -20,6 +20,7 @@ from vmsim.guest.driver.alloc import PageAllocator
 from vmsim.guest.driver.queue import SLOT_IN, RequestQueue
 from vmsim.guest.driver.virtio import VirtioDriver
 from vmsim.guest.kernel.dentries import DentryCache
+from vmsim.guest.kernel.inode_cache import InodeCache
 from vmsim.guest.kernel.nodes import NodeTable
 from vmsim.guest.kernel.page_cache import PageCache
 from vmsim.guest.state import DONE, IN_FLIGHT, KernelState, Process, Request, Segments
@@ -93,6 +94,7 @@ class FuseRequests:
         if dentries is None and state.dentries.entries:
             dentries = DentryCache(self.memory, state.dentries)
         self.pages, self.dentries = pages, dentries
+        self.inodes = InodeCache(self.memory, self.schedule, state, self.nodes, pages, dentries)
         self.writeback = bool(self.pages and state.session.flags & init_flags.WRITEBACK_CACHE)
         self.missing = set(state.missing)
         self.nodes.gone = self.pages.drop if self.pages is not None else None
@@ -101,7 +103,7 @@ class FuseRequests:
     def close(self) -> None:
         """Let go of guest memory; a program that still calls us gets StateError."""
         self.queues = _Closed()
-        self.pages = self.dentries = None
+        self.pages = self.dentries = self.inodes.pages = self.inodes.dentries = None
         self.paused = False  # nobody is to wait for a machine that does not come back
 
     # Requests
