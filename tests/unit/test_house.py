@@ -109,6 +109,14 @@ def test_files_are_short():
     assert {name: lines for name, lines in lengths.items() if lines > FILE_LINES_MAX} == {}
 
 
+def test_the_reading_path_can_be_read_in_an_afternoon():
+    readme = ROOT / "vmsim" / "README.md"
+    path = readme.read_text().split("## A reading path")[1]
+    files = re.findall(r"^\d+\. \[`.+?`\]\((.+?)\)", path, re.MULTILINE)
+    assert len(files) == len(set(files)) == 18
+    assert sum(len((readme.parent / file).read_text().splitlines()) for file in files) <= 4_300
+
+
 def test_functions_are_short():
     long = {}
     for path in python_files(*CODE, "tests", "tools"):
