@@ -1,6 +1,7 @@
 """The front-end half of vhost-user as a state machine without I/O: which messages, in which order.
 
-The order is that of QEMU (see tests/golden/vhost-user-*.log). Every failure is a typed error that names the
+Its states: :mod:`vmsim.vhost.frontend_states`. The order is that of QEMU (see
+tests/golden/vhost-user-*.log). Every failure is a typed error that names the
 message and the device.
 """
 
@@ -18,6 +19,20 @@ from vmsim.vhost import payloads as p
 from vmsim.vhost.addresses import message_region, vring_addr
 from vmsim.vhost.dialects.base import Dialect, StateTransferError, error_number
 from vmsim.vhost.frontend_log import FrontendLog
+from vmsim.vhost.frontend_states import (
+    CLOSE,
+    CONNECT,
+    MOVE_STATE,
+    NEW,
+    RESET,
+    RING,
+    RUNNING,
+    START,
+    STOP,
+    FrontendEvent,
+    FrontendState,
+    after,
+)
 from vmsim.vhost.kept import KeptInflight
 from vmsim.vhost.messages import Ack, MessageError, Reply, Request, Row
 from vmsim.vhost.seams import FrontendHost, SharedBuffer, Transport
@@ -80,7 +95,9 @@ class VhostFrontend:
         self.queue_max = 0
         self.memory_slots = p.MEMORY_TABLE_REGIONS_MAX
         self.log: FrontendLog | None = None
-        self._log_unsure = False
+        self.log_unsure = False
+        """The back-end may be logging, although nobody takes the pages: it did not confirm a stop."""
+        self.state = NEW
         self.keeps_session = False
         """The back-end has a session that the guest goes on with: a transfer that fails must not end it."""
         self._transport_features = 0
@@ -139,13 +156,21 @@ class VhostFrontend:
             return bool(payload.value & c.VHOST_F_LOG_ALL)
         return row.ack is not Ack.NEVER
 
+    def _allowed(self, event: FrontendEvent) -> FrontendState:
+        """The state that ``event`` leads to; StateError if it cannot be done now."""
+        try:
+            return after(self.state, event)
+        except StateError as error:
+            raise StateError(f"{self.device}: {error.message}") from None
+
     def _error(self, name: str, why: str, **details: Any) -> MessageError:
         return MessageError(f"{self.device}: {name}: {why}", request=name, device=self.device, **details)
 
     # -- connection
 
     def connect(self) -> None:
-        """Negotiate: features, protocol features, queues, memory slots, notifiers."""
+        """Negotiate: features, protocol features, queues, memory slots, notifiers. Once."""
+        then = self._allowed(CONNECT)
         offered = self._number("GET_FEATURES")
         if offered & c.VHOST_USER_F_PROTOCOL_FEATURES:
             bits = self._number("GET_PROTOCOL_FEATURES") & self.options.protocol_features
@@ -166,6 +191,7 @@ class VhostFrontend:
         for index in range(self.ring_count):
             self._notifier("SET_VRING_CALL", index)
             self._notifier("SET_VRING_ERR", index)
+        self.state = then
 
     def read_config(self, offset: int, size_bytes: int) -> bytes:
         """Part of the back-end's configuration space (feature CONFIG); MessageError if it has not all."""
@@ -177,6 +203,7 @@ class VhostFrontend:
 
     def reset_device(self) -> None:
         """The driver or the machine reset the device (never for stop and continue)."""
+        self.state = self._allowed(RESET)
         self._rings = ()
         if self.inflight is not None:
             self.inflight.forget()
@@ -185,6 +212,7 @@ class VhostFrontend:
 
     def close(self) -> None:
         """Give up the connection and the log; may be called twice."""
+        self.state = self._allowed(CLOSE)
         if self.log is not None:
             self.log.close()
             self.log = None
@@ -205,8 +233,8 @@ class VhostFrontend:
 
     @property
     def running(self) -> bool:
-        """Whether any ring is started."""
-        return bool(self._rings)
+        """Whether the rings are the back-end's, those at least that the driver has not reset."""
+        return self.state is RUNNING
 
     def start(
         self, features: int, memory: GuestMemory, rings: Sequence[RingSetup], *, kick: bool = True
@@ -217,8 +245,7 @@ class VhostFrontend:
         Rings without a descriptor area are skipped. StateError while rings run; after a failure none runs,
         and ``bases`` says how far those had come that ran for a moment.
         """
-        if self._rings:
-            raise StateError(f"{self.device}: the rings run already")
+        then = self._allowed(START)
         rings = [ring for ring in rings if ring.desc]
         self.bases = {ring.number: ring.base for ring in rings}
         self._memory = memory
@@ -244,6 +271,7 @@ class VhostFrontend:
             self._stop_quietly()
             raise
         self._rings = tuple(rings)
+        self.state = then
         if kick:
             self.kick_all()
 
@@ -254,6 +282,7 @@ class VhostFrontend:
 
     def start_ring(self, ring: RingSetup) -> None:
         """Start one more ring while the device runs (after a queue reset)."""
+        self._allowed(RING)
         self._start_ring(ring)
         self._enable(ring.number, True)
         self._rings = (*self._rings, ring)
@@ -261,6 +290,7 @@ class VhostFrontend:
 
     def stop_ring(self, index: int) -> int:
         """Stop one ring (queue reset); its base word, 0 if it was not started."""
+        self._allowed(RING)
         if all(ring.number != index for ring in self._rings):
             return 0
         self._enable(index, False)
@@ -270,6 +300,7 @@ class VhostFrontend:
 
     def stop_rings(self) -> dict[int, int]:
         """Stop all rings, drained; ring number to base word. After a failure all go on as before."""
+        then = self._allowed(STOP)
         rings = self._rings
         try:
             for ring in rings:
@@ -284,6 +315,7 @@ class VhostFrontend:
             self._restart(rings)
             raise
         self._rings = ()
+        self.state = then
         return {ring.number: self.bases[ring.number] for ring in rings}
 
     def ask_bases(self, rings: Sequence[int]) -> dict[int, int]:
@@ -381,17 +413,17 @@ class VhostFrontend:
         blocker = self.log_blocker()
         if blocker:
             raise self._error("SET_LOG_BASE", blocker, errno=errno.ENOTSUP)
-        self._log_unsure = True
+        self.log_unsure = True
         log = FrontendLog(
             self.host, self._use_log, bitmap_bytes(memory), shares_process=self.transport.shares_process
         )
         self.log = log
-        self._log_unsure = False
+        self.log_unsure = False
         try:
             self._set_logging(True)
         except BaseException:
             self.log = None
-            self._log_unsure = not self._stop_log_quietly()
+            self.log_unsure = not self._stop_log_quietly()
             log.close()
             raise
         return log.take
@@ -402,7 +434,7 @@ class VhostFrontend:
     def stop_log(self) -> None:
         """Switch dirty logging off; take what the bitmap holds before. Nothing happens if it is off."""
         log, self.log = self.log, None
-        unsure, self._log_unsure = self._log_unsure, False
+        unsure, self.log_unsure = self.log_unsure, False
         if log is None and not unsure:
             return
         try:
@@ -440,8 +472,9 @@ class VhostFrontend:
 
     def require_stopped(self, what: str) -> None:
         """StateTransferError(EBUSY) while any ring runs."""
-        if self._rings:
+        if self.running:
             raise StateTransferError(f"{what} while the device's rings run", errno=errno.EBUSY)
+        self._allowed(MOVE_STATE)
 
     def progress(self, fd: int, *, writing: bool) -> None:
         """Let the back-end work on its end of the channel whose end here is ``fd``."""

@@ -83,7 +83,7 @@ def test_starting_twice_and_logging_twice():
     with Rig() as rig:
         rig.boot()
         frontend = rig.device.frontend
-        with pytest.raises(StateError, match="run already"):
+        with pytest.raises(StateError, match="the front-end is running"):
             frontend.start(0, rig.memory, [])
         dirty = DirtyLog(rig.memory)
         rig.device.start_log(dirty)
