@@ -225,10 +225,12 @@ class _Remote(RemoteBackend):
         self.rig = rig
         self.instance = instance
 
-    def connect(self) -> VhostUserTransport:
-        """A new connection."""
-        self._transport = self.link = VhostUserTransport(
-            self.instance.connect(), self._messages, self.rig.waits, timeout_ns=int(self.rig.timeout_s * 1e9)
+    def _reach(self) -> UnixSocket:
+        return self.instance.connect()
+
+    def _talk_over(self, connection: UnixSocket) -> VhostUserTransport:
+        self.link = VhostUserTransport(
+            connection, self._messages, self.rig.waits, timeout_ns=int(self.rig.timeout_s * 1e9)
         )
         return self.link
 

@@ -108,14 +108,11 @@ class RemoteBackend:
 
     def connect(self) -> Transport:
         """A new connection; HostError, with what the process said, if there is nobody to connect to."""
-        where = self._where
         connection: UnixSocket | None = None
         transport: VhostUserTransport | None = None
         try:
-            connection = UnixSocket.connect(where) if isinstance(where, str) else where.connect()
-            transport = VhostUserTransport(
-                connection, self._messages, self._waits, explain=self._ending, told=self._last_words
-            )
+            connection = self._reach()
+            transport = self._talk_over(connection)
             wrapped = self._seams.transport(transport)
             self._transport = transport
             return wrapped
@@ -126,6 +123,15 @@ class RemoteBackend:
                 self._waits.remove(connection.fd)
                 connection.close()
             raise
+
+    def _reach(self) -> UnixSocket:
+        where = self._where
+        return UnixSocket.connect(where) if isinstance(where, str) else where.connect()
+
+    def _talk_over(self, connection: UnixSocket) -> VhostUserTransport:
+        return VhostUserTransport(
+            connection, self._messages, self._waits, explain=self._ending, told=self._last_words
+        )
 
     def _ending(self) -> str:
         """How the process behind a connection that broke has ended; empty if it goes on, or nobody knows."""
