@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vmsim.fuse.filesystem import Context, DirPlusSink, DirSink, FileSystem, OpenReply
 
@@ -94,27 +94,27 @@ class DirOps(FileSystem):
         Those that the kernel gave but ``take`` did not want are kept for the next request, which usually
         goes on there. Position 0 always reads anew.
         """
-        entries: list[DirEntry] = []
+        entries: Sequence[DirEntry] = ()
         seek = offset
         if offset and offset == handle.position:
             entries = handle.pending
             seek = -1
         keep = self._core.handles.read_ahead
-        keep(handle, [], -1)
+        keep(handle, (), -1)
         at = offset
         while True:
             if not entries:
                 entries = self._core.host.getdents(handle.fd, seek)
                 seek = -1
                 if not entries:
-                    keep(handle, [], at)
+                    keep(handle, (), at)
                     return
             for index, entry in enumerate(entries):
                 if not take(entry):
                     keep(handle, entries[index:], at)
                     return
                 at = entry[1]
-            entries = []
+            entries = ()
 
     def releasedir(self, ctx: Context, nodeid: int, fh: int, flags: int) -> None:
         """RELEASEDIR."""

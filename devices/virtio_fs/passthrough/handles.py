@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from vmsim.errors import StateError
 from vmsim.limits import DIR_ENTRIES_MAX
 
 from .inodes import Inode
-
-_NONE: dict[int, Handle] = {}
 
 DirEntry = tuple[int, int, int, bytes]
 """An entry of a directory: inode number, position after it, DT_ type, name."""
@@ -39,7 +37,7 @@ class Handle:
         self.is_dir = is_dir
         self.error = 0
         self.position = -1
-        self.pending: list[DirEntry] = []
+        self.pending: Sequence[DirEntry] = ()
 
     def __repr__(self) -> str:
         return f"Handle(id={self.id}, inode_id={self.inode_id}, fd={self.fd}, flags={self.flags:#x})"
@@ -55,7 +53,8 @@ class HandleTable:
 
     def __init__(self, limit: int) -> None:
         self._by_id: dict[int, Handle] = {}
-        self._by_inode: dict[int, dict[int, Handle]] = {}
+        self._by_inode: dict[int, Handle | dict[int, Handle]] = {}
+        """Those that have a descriptor; most inodes are open once."""
         self.get = self._by_id.get
         self.next_id = 0
         self.limit = limit
@@ -82,8 +81,11 @@ class HandleTable:
         return sorted(self._by_id.values(), key=lambda handle: handle.id)
 
     def of_inode(self, nodeid: int) -> Collection[Handle]:
-        """The handles of one inode that have a descriptor; a view, which goes with the table."""
-        return self._by_inode.get(nodeid, _NONE).values()
+        """The handles of one inode that have a descriptor, as they are until the next change."""
+        found = self._by_inode.get(nodeid)
+        if found is None:
+            return ()
+        return found.values() if isinstance(found, dict) else (found,)
 
     def require(self, fh: int, nodeid: int) -> Handle:
         """The handle; EBADF unless it belongs to ``nodeid``, its own error if it could not be restored."""
@@ -112,22 +114,26 @@ class HandleTable:
     def _insert(self, handle: Handle) -> Handle:
         self._by_id[handle.id] = handle
         if handle.fd >= 0:
-            self._by_inode.setdefault(handle.inode_id, {})[handle.id] = handle
+            others = self._by_inode.setdefault(handle.inode_id, handle)
+            if isinstance(others, dict):
+                others[handle.id] = handle
+            elif others is not handle:
+                self._by_inode[handle.inode_id] = {others.id: others, handle.id: handle}
         if handle.id >= self.next_id:
             self.next_id = handle.id + 1
         return handle
 
     def remove(self, handle: Handle) -> None:
         """Drop a handle; its descriptor is the caller's to close."""
-        self.read_ahead(handle, [], -1)
+        self.read_ahead(handle, (), -1)
         del self._by_id[handle.id]
-        handles = self._by_inode.get(handle.inode_id)
-        if handles is not None:
-            handles.pop(handle.id, None)
-            if not handles:
-                del self._by_inode[handle.inode_id]
+        found = self._by_inode.get(handle.inode_id)
+        if isinstance(found, dict):
+            found.pop(handle.id, None)
+        if not found or found is handle:
+            self._by_inode.pop(handle.inode_id, None)
 
-    def read_ahead(self, handle: Handle, entries: list[DirEntry], position: int) -> None:
+    def read_ahead(self, handle: Handle, entries: Sequence[DirEntry], position: int) -> None:
         """Keep what a directory gave beyond a reply; others lose theirs when it is too much altogether."""
         self._entries += len(entries) - len(handle.pending)
         handle.pending = entries
@@ -136,4 +142,4 @@ class HandleTable:
         if entries:
             self._ahead[handle.id] = handle
         while self._entries > DIR_ENTRIES_MAX:
-            self.read_ahead(next(iter(self._ahead.values())), [], -1)
+            self.read_ahead(next(iter(self._ahead.values())), (), -1)

@@ -8,7 +8,8 @@ import pytest
 
 from devices.virtio_fs import parked
 from devices.virtio_fs.backend import VirtioFsBackend
-from devices.virtio_fs.passthrough.inodes import FILE_TYPES
+from devices.virtio_fs.passthrough.handles import HandleTable
+from devices.virtio_fs.passthrough.inodes import FILE_TYPES, NOWHERE, Inode
 from devices.virtio_fs.state import blob, extension, records
 from devices.virtio_fs.state.collect_content import ContentBudget, TooLarge, _read_extents
 from devices.virtio_fs.state.extension import Anonymous, Extension, Flock, HandleExtra, PosixLock
@@ -28,13 +29,16 @@ from vmsim.host.fs import LinuxFs
 from vmsim.virtio.chain import ParkedChain
 from vmsim.virtio.rings import RingState
 
-INODE_BYTES = 500
+INODE_BYTES = 400
 """What an inode may take that the guest knows: its record, name, evidence, and both indices."""
 
+HANDLE_BYTES = 260
+"""What an open file may take: its record, and its places in the table and beside its inode."""
+
 MULTIPLES = {
-    "paths": (30, 25), "long_paths": (4, 3.3), "by_handle": (31, 25), "invalid": (135, 95),
-    "missing": (60, 45), "handles": (70, 50), "locks": (42, 32), "locks_without_a_handle": (43, 25),
-    "flocks": (36, 10), "mounts": (49, 20), "extents": (19, 11), "xattrs": (25, 7), "parked": (13, 13),
+    "paths": (26, 22), "long_paths": (3.4, 2.9), "by_handle": (27, 22), "invalid": (118, 85),
+    "missing": (53, 38), "handles": (56, 37), "locks": (37, 28), "locks_without_a_handle": (37, 22),
+    "flocks": (31, 8), "mounts": (43, 18), "extents": (17, 10), "xattrs": (22, 6), "parked": (12, 11),
 }  # fmt: skip
 """How many times the bytes of the state loading it takes at most, and how many stay: large where an element
 has few bytes, such as an inode that is lost (5 of them), a mount (4) or a flock (3)."""
@@ -175,12 +179,14 @@ def test_twice_as_many_take_at_most_twice_the_work(loaded, kind):
 def test_memory_is_a_known_multiple_of_the_state(loaded, kind):
     count = 2000
     data, (peak, left) = loaded(kind, count, peak_bytes)
+    few, _ = loaded(kind, count // 4, peak_bytes)[1]
     most, stays = MULTIPLES[kind]
     told = (
-        f"{len(data) / count:.1f} bytes each: {peak / len(data):.1f} times as many at most, "
+        f"{kind}: {len(data) / count:.1f} bytes each: {peak / len(data):.1f} times as many at most, "
         f"{left / len(data):.1f} stay; {(peak - left) / count:.0f} bytes each besides"
     )
     print(told)
+    assert peak < 5 * few, f"{few} bytes for a quarter of them, {peak} for all"
     assert peak < most * len(data), told
     assert left < stays * len(data), told
     assert peak - left < ELEMENT_BYTES.get(kind, ELEMENT_MAX) * count, told
@@ -190,6 +196,14 @@ def test_what_stays_of_an_inode(loaded):
     """The same as of one that the guest looks up; that is what bounds the whole (STATE_INODES_MAX)."""
     few, many = (loaded("paths", count, peak_bytes)[1][1] for count in (2000, 6000))
     assert many - few < 4000 * INODE_BYTES
+
+
+def test_what_stays_of_an_open_file():
+    """Of one that is opened once, as nearly all are."""
+    table, inodes = HandleTable(1 << 20), [Inode(1000 + at, NOWHERE, at, 0o100000) for at in range(4000)]
+    made = [(1000 + at, inode) for at, inode in enumerate(inodes)]
+    _, left = peak_bytes(lambda: [table.restore(fh, inode, 3, 2, 2, False) for fh, inode in made] and None)
+    assert left < 4000 * HANDLE_BYTES, f"{left / 4000:.0f} bytes each"
 
 
 def test_types_of_files_are_not_made_for_each():
