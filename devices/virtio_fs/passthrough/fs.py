@@ -70,6 +70,7 @@ class PassthroughFs(FileSystem):
         self.retry_waiting, self.lender = locking.retry_waiting, locking.lender
         self.waits_outside = locking.waits_outside
         self.restore_lock, self.restore_flock = locking.restore_lock, locking.restore_flock
+        self.restore_locks = locking.restore_locks
         self.restore_handle = restoring.restore_handle
         self.restore_broken_handle = restoring.restore_broken_handle
         self.use_pool, self.join_aside = slow.use_pool, slow.join_aside

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from sortedcontainers import SortedKeyList
@@ -20,6 +20,9 @@ from .intervals import Intervals
 
 END: Final = (1 << 63) - 1
 """``end`` of a lock that reaches to the end of the file, wherever that is."""
+
+TOGETHER: Final = 256
+"""Ranges that are taken again together: for how long nobody else gets what lies between them."""
 
 
 class HeldLock(NamedTuple):
@@ -83,6 +86,24 @@ class Owner:
             self.ranges.remove(held)
         self.ranges.update(new)
         return old, new
+
+
+def together(backwards: Iterable[HeldLock]) -> Iterator[list[HeldLock]]:
+    """Those that can be taken together, in order: neighbours of one owner and kind, apart from each other.
+
+    ``backwards``: by owner and start, the last first; so come the groups.
+    """
+    group: list[HeldLock] = []
+    for lock in backwards:
+        if group:
+            above = group[-1]
+            alike = (lock.inode_id, lock.owner, lock.kind) == (above.inode_id, above.owner, above.kind)
+            if not alike or lock.end + 1 >= above.start or len(group) == TOGETHER:
+                yield group[::-1]
+                group = []
+        group.append(lock)
+    if group:
+        yield group[::-1]
 
 
 def _start(lock: HeldLock) -> int:
@@ -188,6 +209,16 @@ class LockTable:
         elif self.owners.pop(key, None) is not None:
             del file.owners[lock.owner]
         self.tidy(lock.inode_id)
+
+    def restore(self, own: Owner, locks: list[HeldLock]) -> None:
+        """Record that the host has these, which are apart from each other and from all that the owner has."""
+        nodeid, owner = locks[0][:2]
+        file = self.of_inode(nodeid)
+        for lock in locks:
+            own.ranges.add(lock)
+            _index(file, lock).add(lock.start, lock.end, owner)
+        self.count += len(locks)
+        self.owners[nodeid, owner] = file.owners[owner] = own
 
     def drop(self, nodeid: int, owner: int) -> Owner | None:
         """Forget the locks of an owner on an inode; what they were, None if there were none."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -23,10 +23,13 @@ from vmsim.limits import DEADLOCK_LOCKS_MAX, LOCK_TRIES
 from .core import Core
 from .handles import Handle
 from .inodes import Inode
-from .lock_table import END, HeldLock, Owner
+from .lock_table import END, HeldLock, Owner, together
 from .lock_waiters import Waiter, Wish
 
 FLOCKS: Final = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
+
+FEW: Final = 32
+"""Ranges that are taken again one by one: nobody is kept out of what lies between them."""
 
 
 class LockOps(FileSystem):
@@ -34,12 +37,14 @@ class LockOps(FileSystem):
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._to_resume: list[HeldLock | int] = []
-        """What ``suspend_locks`` let go of and is to be taken again (fh: a flock), the last one first."""
+        self._to_resume: list[HeldLock] = []
+        self._flocks_to_resume: list[int] = []
+        """What ``suspend_locks`` let go of and is to be taken again, the last one first."""
 
     def forget_suspended(self) -> None:
         """Nothing is to be taken again."""
         self._to_resume = []
+        self._flocks_to_resume = []
 
     def getlk(
         self, ctx: Context, nodeid: int, fh: int, owner: int, lock: FileLock, lk_flags: int
@@ -246,7 +251,8 @@ class LockOps(FileSystem):
 
     def suspend_locks(self) -> None:
         """Free all locks on the host but keep their records, so that another back-end can take them."""
-        self._to_resume = [*self._core.locks.flocks, *self._core.locks.held()]
+        self._to_resume = self._core.locks.held()
+        self._flocks_to_resume = list(self._core.locks.flocks)
         for own in self._core.locks.owners.values():
             self._core.host.set_lock(own.fd, fcntl.F_UNLCK, 0, 0)
         for fh in self._core.locks.flocks:
@@ -261,16 +267,50 @@ class LockOps(FileSystem):
         """
         rest = self._to_resume
         while rest:
-            self._resume(rest[-1])
+            self._resume(rest[-1])  # alone, so that it costs little while it is taken
             rest.pop()
+            group = next(together(reversed(rest)), [])
+            if self._resume_together(group):
+                del rest[-len(group) :]
+                continue
+            for lock in reversed(group):
+                self._resume(lock)
+                rest.pop()
+        while self._flocks_to_resume:
+            self._resume_flock(self._flocks_to_resume[-1])
+            self._flocks_to_resume.pop()
 
-    def _resume(self, lock: HeldLock | int) -> None:
+    def _resume_together(self, group: list[HeldLock]) -> bool:
+        """Take what is left of these: the guest may have changed them meanwhile."""
+        own = self._core.locks.owners.get(group[0][:2]) if len(group) > FEW else None
+        return own is not None and self._take(own.fd, own.overlapping(group[0].start, group[-1].end))
+
+    def _take(self, fd: int, locks: Sequence[HeldLock]) -> bool:
+        """Lock all of these on the host, all that an owner has from the first to the last; or (False) none.
+
+        Linux looks at all locks of a file when one is taken, but at few when one of the first is freed. So
+        all are taken as one, and what lies between them is freed, from the end: thousands of ranges take
+        what their number says and not its square. Others are kept out of the gaps for that moment.
+        """
+        if not locks or any(lock.kind != locks[0].kind for lock in locks):
+            return False
+        set_lock = self._core.host.set_lock
+        try:
+            set_lock(fd, locks[0].kind, locks[0].start, _length(locks[0].start, locks[-1].end))
+        except OSError:
+            return False
+        for before, after in zip(locks[-2::-1], locks[:0:-1], strict=True):
+            if before.end + 1 < after.start:
+                set_lock(fd, fcntl.F_UNLCK, before.end + 1, after.start - before.end - 1)
+        return True
+
+    def _resume_flock(self, fh: int) -> None:
+        handle, kind = self._core.handles.get(fh), self._core.locks.flocks.get(fh)
+        if handle is not None and kind is not None:
+            self._core.host.flock(handle.fd, kind)
+
+    def _resume(self, lock: HeldLock) -> None:
         """Take one again, or what is left of it: the guest may have changed it meanwhile."""
-        if isinstance(lock, int):
-            handle, kind = self._core.handles.get(lock), self._core.locks.flocks.get(lock)
-            if handle is not None and kind is not None:
-                self._core.host.flock(handle.fd, kind)
-            return
         own = self._core.locks.owners.get((lock.inode_id, lock.owner))
         if own is None:
             return
@@ -288,6 +328,25 @@ class LockOps(FileSystem):
             if not handle.is_dir and _permits(handle, kind):
                 return handle
         return None
+
+    def restore_locks(self, locks: list[HeldLock], lender: Handle) -> bool:
+        """Hold migrated locks again that can be taken ``together``; or (False) none of them."""
+        if len(locks) <= FEW:
+            return False
+        first, last = locks[0], locks[-1]
+        own = self._core.locks.owners.get(first[:2])
+        if own is None:
+            own = Owner(self._lock_fd(lender))
+        elif own.overlapping(first.start - 1, last.end + 1):
+            return False
+        try:
+            taken = self._take(own.fd, locks)
+            if taken:
+                self._core.locks.restore(own, locks)
+            return taken
+        finally:
+            if not own.ranges:
+                self._core.host.close(own.fd)
 
     def restore_lock(self, lock: HeldLock, lender: Handle | None = None) -> None:
         """Hold a migrated lock again; BlockingIOError if it is taken, EBADF without a usable handle."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,7 +22,7 @@ from vmsim.fuse.session import Session
 from vmsim.limits import REPORT_LINES_MAX, STATE_BLOB_MAX
 
 from ..passthrough.host_calls import HostAttr
-from ..passthrough.lock_table import HeldLock
+from ..passthrough.lock_table import HeldLock, together
 from ..passthrough.told import Told
 from . import blob, extension
 from .collect_paths import PathFinder, reason_of
@@ -393,21 +394,31 @@ class Load:
         fs = self._fs
         hint = "somebody else holds a lock that conflicts, or the source has not let go of its own"
         lenders: dict[tuple[int, int], Handle | None] = {}
-        for lock in extra.locks:
-            key = (lock.inode, lock.kind)
+        for locks in together(HeldLock(*msgspec.structs.astuple(each)) for each in reversed(extra.locks)):
+            key = (locks[0].inode_id, locks[0].kind)
             if key not in lenders:
                 lenders[key] = fs.lender(*key)
-            try:
-                if lenders[key] is None:
-                    raise OSError(errno.EBADF, "no handle is open for it")
-                fs.restore_lock(HeldLock(*msgspec.structs.astuple(lock)), lenders[key])
-                self._report.locks += 1
-            except OSError as error:
-                what = f"lock on bytes {lock.start}-{lock.end} of inode {lock.inode}"
-                self._fail(what, error, hint, inode=lock.inode)
+            self._take_locks(locks, lenders[key], hint)
         for flock in extra.flocks:
             try:
                 fs.restore_flock(flock.fh, flock.kind)
                 self._report.locks += 1
             except OSError as error:
                 self._fail(f"flock of fh {flock.fh}", error, hint, fh=flock.fh)
+
+    def _take_locks(self, locks: list[HeldLock], lender: Handle | None, hint: str) -> None:
+        """Take a group of locks together, or those that can be taken one by one."""
+        fs = self._fs
+        with suppress(OSError):
+            if lender is not None and fs.restore_locks(locks, lender):
+                self._report.locks += len(locks)
+                return
+        for lock in reversed(locks):
+            try:
+                if lender is None:
+                    raise OSError(errno.EBADF, "no handle is open for it")
+                fs.restore_lock(lock, lender)
+                self._report.locks += 1
+            except OSError as error:
+                what = f"lock on bytes {lock.start}-{lock.end} of inode {lock.inode_id}"
+                self._fail(what, error, hint, inode=lock.inode_id)

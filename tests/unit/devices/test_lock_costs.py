@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import random
 
 import pytest
 
@@ -208,6 +209,86 @@ def test_all_of_them_cost_what_their_number_says(worlds, kind, what):
 def test_to_take_them_costs_what_their_number_says(worlds, kind):
     few, many = (work(lambda count=count: worlds(kind, count)) for count in (150, 300))
     assert many < 2.3 * few, f"{few} steps for 150, {many} for 300"
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """How often the host was asked for a lock: each time it looks at all that there are on the file."""
+    asked = []
+    set_lock = LinuxFs.set_lock
+
+    def counted(self, fd, kind, start, length):
+        if kind != UN:
+            asked.append(kind)
+        set_lock(self, fd, kind, start, length)
+
+    monkeypatch.setattr(LinuxFs, "set_lock", counted)
+    return asked
+
+
+def load(world, state):
+    backend = VirtioFsBackend(LinuxFs(), world.path.parent)
+    backend.load_state(state)
+    return backend
+
+
+@pytest.mark.parametrize("way", ["load", "let_go"])
+def test_the_host_looks_at_all_locks_a_few_times_only(worlds, taken, way):
+    world = worlds("apart", 2000)
+    state = b"".join(world.backend.save_state())
+    taken.clear()
+    if way == "load":
+        load(world, state).close()
+    else:
+        world.backend.fs.resume_locks()
+    assert len(taken) <= 2 * 2000 / 256 + 2
+
+
+def held_on_the_host(path, count):
+    """By byte: None, or the kind of lock."""
+    probe, host = os.open(path, os.O_RDWR), LinuxFs()
+    found = [host.get_lock(probe, WR, at, 1) for at in range(count)]
+    os.close(probe)
+    return [each and each[0] for each in found]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_all_ranges_are_taken_again_and_nothing_else(worlds, seed):
+    """Of several owners and both kinds, near each other and apart, also where somebody else is in between."""
+    chance, world, size = random.Random(seed), worlds("apart", 0), 1500
+    for owner in range(1, 2 + seed % 3):
+        for at in range(0, size, 2 + seed % 2):
+            start = at + chance.randrange(2)
+            with contextlib.suppress(BlockingIOError):
+                kind = WR if seed < 3 else chance.choice([RD, WR, UN])
+                world.range(owner, start, start + chance.randrange(1 + seed), kind)
+    outsider = os.open(world.path, os.O_RDWR)
+    before = held_on_the_host(world.path, size)
+    if seed % 2:
+        LinuxFs().set_lock(outsider, RD, before.index(None, size // 2), 1)
+    expected = held_on_the_host(world.path, size)
+    assert None in expected
+    state = b"".join(world.backend.save_state())
+    other = load(world, state)
+    assert held_on_the_host(world.path, size) == expected
+    assert other.fs.locks.held() == world.backend.fs.locks.held()
+    assert other.fs.locks.count == world.backend.fs.locks.count
+    other.close()
+    world.backend.fs.resume_locks()
+    assert held_on_the_host(world.path, size) == expected
+    os.close(outsider)
+
+
+def test_what_the_guest_unlocked_meanwhile_is_not_taken_again(worlds):
+    world = worlds("apart", 200)
+    world.backend.fs.suspend_locks()
+    world.range(1, 30, 300, UN)
+    world.range(1, 330, 330, RD)
+    world.backend.fs.resume_locks()
+    ours = [held.start for held in world.backend.fs.locks.held()]
+    found = held_on_the_host(world.path, 600)
+    assert [at for at, kind in enumerate(found) if kind is not None] == ours
+    assert found[330] == RD
 
 
 def test_the_number_of_those_who_wait_is_bounded(worlds, monkeypatch):

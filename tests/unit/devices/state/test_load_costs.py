@@ -160,6 +160,8 @@ def loaded(tmp_path):
     def load(kind, count, measure):
         maker = Maker(tmp_path, count)
         data = getattr(maker, kind)()
+        for other in backends:
+            other.close()  # it may hold locks that this one is to take
         backend = maker.backend()
         backends.append(backend)
         return data, measure(lambda: backend.load_state(data))
