@@ -84,8 +84,8 @@ class Directories:
         found = []
         for entry, dirent, name in decode_direntplus(body):
             found.append((name, dirent.ino, dirent.type, dirent.off))
-            if not entry.nodeid:
-                continue
+            if not entry.nodeid or name in (b".", b".."):
+                continue  # not looked up, whatever the server says of them
             try:
                 node = kernel.inodes.apply_entry(parent, name, entry, version, names_version)
             except OSError:

@@ -376,8 +376,8 @@ class Names:
         nodeid, _, _ = self._walk.target(path, None, True)
         try:
             self._access.may(nodeid, X_OK)
-        except OSError:
-            self._ctx.kernel.nodes.drop(nodeid)
+        except BaseException:
+            self._ctx.cell.kernel.nodes.drop(nodeid)
             raise
         process = self._ctx.process
         old, process.cwd = process.cwd, nodeid

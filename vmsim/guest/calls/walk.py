@@ -98,8 +98,8 @@ class PathWalk:
         """ENOTDIR or EACCES (and the reference is given back) unless names in it may be looked up."""
         try:
             self._access.may(nodeid, permissions.X_OK)
-        except OSError:
-            self._ctx.kernel.nodes.drop(nodeid)
+        except BaseException:
+            self._ctx.cell.kernel.nodes.drop(nodeid)
             raise
 
     def _walk(

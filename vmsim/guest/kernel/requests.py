@@ -8,14 +8,15 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, NoReturn
 
-from vmsim.errors import RingViolation, StateError
+from vmsim.errors import PeerError, RingViolation, StateError
 from vmsim.fuse import opcodes as op
 from vmsim.fuse.abi import init_flags
 from vmsim.fuse.abi.headers import IN_HEADER
 from vmsim.fuse.abi.requests import BATCH_FORGET_IN, FORGET_ONE
-from vmsim.fuse.client import REQUEST_STRUCTS, UNKNOWN_REQUEST, encode
+from vmsim.fuse.client import REQUEST_STRUCTS, UNKNOWN_REQUEST, decode_direntplus, encode
 from vmsim.guest.driver.alloc import PageAllocator
 from vmsim.guest.driver.queue import SLOT_IN, RequestQueue
 from vmsim.guest.driver.virtio import VirtioDriver
@@ -23,7 +24,7 @@ from vmsim.guest.kernel.dentries import DentryCache
 from vmsim.guest.kernel.inode_cache import InodeCache
 from vmsim.guest.kernel.nodes import NodeTable
 from vmsim.guest.kernel.page_cache import PageCache
-from vmsim.guest.state import DONE, IN_FLIGHT, KernelState, Process, Request, Segments
+from vmsim.guest.state import DONE, IN_FLIGHT, QUEUED, KernelState, Process, Request, Segments
 from vmsim.host.forks import Birthplace
 from vmsim.memory import PAGE_SIZE, GuestMemory
 from vmsim.schedule import Schedule
@@ -46,6 +47,8 @@ SEGMENT_OVERHEAD: Final = 4
 _FORGET_LIMIT: Final = (SLOT_IN - IN_HEADER.size - BATCH_FORGET_IN.size) // FORGET_ONE.size
 _ENTRY_REPLIES: Final = frozenset((op.LOOKUP, op.MKNOD, op.MKDIR, op.SYMLINK, op.LINK, op.CREATE, op.TMPFILE))
 _OPEN_REPLIES: Final = frozenset((op.OPEN, op.OPENDIR, op.CREATE, op.TMPFILE))
+_GIVES_BACK: Final = frozenset((op.RELEASE, op.RELEASEDIR, op.FLUSH))
+"""Requests that are sent whatever becomes of who asked: the server would keep something for nobody."""
 
 
 class _Closed(list[RequestQueue]):
@@ -289,8 +292,12 @@ class FuseRequests:
         if request is None:
             return
         request.orphan = True
-        if request.status == DONE or self.queues[request.queue].cancel(request):
+        if request.status == DONE or self._cancel(request):
             self._discard(request)
+
+    def _cancel(self, request: Request) -> bool:
+        """Take a request out of the backlog, unless it gives something back; whether that was done."""
+        return request.opcode not in _GIVES_BACK and self.queues[request.queue].cancel(request)
 
     def abandon_all(self) -> None:
         """All programs are gone (a snapshot was restored without their stacks)."""
@@ -303,11 +310,13 @@ class FuseRequests:
 
     def _discard(self, request: Request) -> None:
         self.requests.pop(request.unique, None)
-        self.free_owned(request)
         self._give_back(request)
+        self.free_owned(request)
 
     def _give_back(self, request: Request) -> None:
         """Undo what a successful reply handed to a caller who is gone: lookups and file handles."""
+        if request.opcode == op.READDIRPLUS and not request.error:
+            self._forget_listed(request)
         row = op.BY_NUMBER.get(request.opcode)  # None: of a newer kernel than ours
         if request.error or row is None or row.record is None or len(request.reply) < row.record.size:
             return
@@ -318,6 +327,15 @@ class FuseRequests:
             nodeid = record.nodeid if request.opcode in _ENTRY_REPLIES else request.nodeid
             release = op.RELEASEDIR if request.opcode == op.OPENDIR else op.RELEASE
             self.abandon(self.submit(release, nodeid, (record.fh, 0, 0, 0)).unique)
+
+    def _forget_listed(self, request: Request) -> None:
+        """READDIRPLUS has looked up each entry that it names, except the directory itself and its parent."""
+        gpa, size = request.writes[0]
+        body = self.memory.read(gpa, min(request.written, size))
+        with suppress(PeerError):  # what follows a malformed entry cannot be told
+            for entry, _, name in decode_direntplus(body):
+                if entry.nodeid and name not in (b".", b".."):
+                    self.state.forgets.append((entry.nodeid, 1))
 
     def free_owned(self, request: Request) -> None:
         """Give back a request's payload buffers."""
@@ -332,9 +350,11 @@ class FuseRequests:
         for request in list(self.requests.values()):
             if request.pid != pid or request.status == DONE or request.interrupted:
                 continue
+            if request.status == QUEUED and request.opcode in _GIVES_BACK:
+                continue
             request.interrupted = True
             asked += 1
-            if self.queues[request.queue].cancel(request):
+            if self._cancel(request):
                 request.error = errno.EINTR
                 continue
             self._send_hiprio(op.INTERRUPT, 0, (request.unique,), unique=request.unique | INTERRUPT_BIT)
