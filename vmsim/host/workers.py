@@ -69,36 +69,51 @@ class _Crew:
 class Workers:
     """Runs calls aside. ``make`` gives each thread what its calls get as their argument.
 
-    All methods belong to the loop's thread. After a fork the child's calls get threads of their own.
+    All methods belong to the loop's thread. A forked child's have calls, threads and an event of their own:
+    what it finds here is its parent's.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
         self._event: EventFd | None = None
-        self._forget()
+        self._begin_anew()
 
-    def _forget(self) -> None:
+    def _begin_anew(self) -> None:
+        if self._event is not None:
+            self._event.close()  # a copy of the parent's, whose count both would share
+            self._event = None
         self._pid = os.getpid()
         self._crew = _Crew()
         self._finished: deque[_Job] = deque()
         self._held: deque[_Job] = deque()
         self._by_key: dict[object, int] = {}
-        self.pending = 0
+        self._pending = 0
+
+    def _leave_parents(self) -> None:
+        if os.getpid() != self._pid:
+            self._begin_anew()
+
+    def _own_event(self) -> EventFd:
+        self._leave_parents()
+        if self._event is None:
+            self._event = EventFd()
+        return self._event
+
+    @property
+    def pending(self) -> int:
         """Calls whose results have not been handed over."""
+        self._leave_parents()
+        return self._pending
 
     @property
     def fd(self) -> int:
         """Readable when results wait to be handed over."""
-        if self._event is None:
-            self._event = EventFd()
-        return self._event.fd
+        return self._own_event().fd
 
     def submit(self, key: object, call: Callable[[Any], Any], done: Done) -> None:
         """Run ``call`` aside; ``join`` calls ``done(result, error)``. ``key``: what may hang as a whole."""
-        if os.getpid() != self._pid:
-            self._forget()
-        assert self.fd >= 0
-        self.pending += 1
+        self._own_event()
+        self._pending += 1
         self._begin(_Job(key, call, done))
 
     def _begin(self, job: _Job) -> None:
@@ -131,13 +146,14 @@ class Workers:
 
     def join(self) -> bool:
         """Hand the results that there are to those who wait for them; whether there were any."""
+        self._leave_parents()
         if self._event is not None:
             self._event.drain()
         found = False
         while self._finished:
             job = self._finished.popleft()
             found = True
-            self.pending -= 1
+            self._pending -= 1
             left = self._by_key.get(job.key, 1) - 1
             if left > 0:
                 self._by_key[job.key] = left
@@ -165,18 +181,15 @@ class Workers:
 
     def wake(self) -> None:
         """Make ``fd`` readable, as if there were results."""
-        assert self.fd >= 0
-        if self._event is not None:
-            self._event.signal()
+        self._own_event().signal()
 
     def close(self) -> None:
         """Hand over nothing more; threads end as soon as their calls do."""
-        if os.getpid() != self._pid:
-            self._forget()
+        self._leave_parents()
         with self._crew.lock:
             for _ in self._crew.threads:
                 self._crew.todo.put(None)
-            if self._event is not None and not self.pending:
+            if self._event is not None and not self._pending:
                 self._event.close()
                 self._event = None
 

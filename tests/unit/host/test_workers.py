@@ -240,20 +240,55 @@ def test_the_event_is_not_closed_between_a_result_and_its_signal(monkeypatch):
     assert order == ["signal", "close"]
 
 
-def test_after_a_fork_the_child_has_threads_of_its_own(workers):
-    landed = Landed()
-    workers.submit("key", lambda _: 1, landed)
-    wait(workers, lambda: landed.results, "the result")
+def submit_and_wait(workers):
+    mine = Landed()
+    workers.submit("key", lambda _: 2, mine)
+    wait(workers, lambda: mine.results, "the child's result")
+    assert mine.results == [2]
+
+
+def close_and_begin_again(workers):
+    workers.close()
+    workers.close()
+    submit_and_wait(workers)
+
+
+USES = {
+    "fd": lambda workers: os.eventfd_write(workers.fd, 1),
+    "pending": lambda workers: workers.pending and pytest.fail("the child waits for its parent's calls"),
+    "submit": submit_and_wait,
+    "join": lambda workers: workers.join() and pytest.fail("the child has its parent's result"),
+    "wait": lambda workers: workers.wait(0) and pytest.fail("the child has its parent's result"),
+    "wake": Workers.wake,
+    "close": close_and_begin_again,
+}
+
+
+def test_all_uses_are_tried_in_a_child():
+    assert {name for name in vars(Workers) if not name.startswith("_")} == set(USES)
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+@pytest.mark.parametrize("use", USES)
+def test_a_forked_child_leaves_its_parents_alone(workers, use, signalled):
+    """Whether there is a result that waits for the parent, or a call that still runs."""
+    landed, gate = Landed(), threading.Event()
+    poll = select.poll()
+    poll.register(workers.fd, select.POLLIN)
+    workers.submit("key", lambda _: signalled or gate.wait(20), landed)
+    assert not signalled or poll.poll(20_000)
     child = os.fork()
     if not child:
         code = 1
         try:
-            mine = Landed()
-            workers.submit("key", lambda _: 2, mine)
-            wait(workers, lambda: mine.results, "the child's result")
-            code = mine.results != [2]
+            USES[use](workers)
+            code = 0
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
-    workers.submit("key", lambda _: 3, landed)
-    wait(workers, lambda: len(landed.results) == 2, "the parent's result")
+    assert bool(poll.poll(0)) == signalled
+    assert workers.pending == 1
+    gate.set()
+    wait(workers, lambda: landed.results, "the parent's result")
+    submit_and_wait(workers)
+    assert landed.results == [True]
