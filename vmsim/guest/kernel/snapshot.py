@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -29,6 +29,9 @@ from vmsim.guest.kernel.page_cache import PageCache
 from vmsim.guest.state import DONE, IN_FLIGHT, QUEUED, STATE_VERSION, KernelState, QueueState, Segments
 from vmsim.limits import GUEST_STATE_MAX, QUEUE_SIZE_MAX, SUBMOUNTS_MAX, VIRTIO_QUEUE_MAX
 from vmsim.memory import GuestMemory
+
+_DECODER: Final = msgspec.msgpack.Decoder(KernelState)
+"""Made here: to learn what a state is made of takes milliseconds, and nobody runs while one is loaded."""
 
 
 class Loaded(NamedTuple):
@@ -60,7 +63,7 @@ def take_over(saved: bytes, memory: GuestMemory, known: Known | None = None) -> 
     if len(saved) > GUEST_STATE_MAX:
         raise StreamError(f"guest state of {len(saved)} bytes", field="vmsim/guest")
     try:
-        state = msgspec.msgpack.decode(saved, type=KernelState)
+        state = _DECODER.decode(saved)
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, OverflowError) as error:
         raise StreamError(f"guest state: {error}", field="vmsim/guest") from error
     if state.version != STATE_VERSION:
