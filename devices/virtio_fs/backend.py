@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fcntl import F_WRLCK, LOCK_EX
 from itertools import islice
 
@@ -152,10 +153,11 @@ class VirtioFsBackend:
         if self.state_options.mode == "find-paths":
             for handle in islice(fs.handles, HANDLES_LOOKED_AT):
                 if handle.fd >= 0 and not handle.is_dir and not handle.inode.mount.slow:
-                    attr = fs.host.fstat(handle.fd)
-                    if not attr[NLINK]:
-                        unlinked[handle.inode_id] = attr[BLOCKS] << 9
-        return Burden(len(fs.handles), fs.locks.count, sum(unlinked.values()))
+                    with suppress(OSError):  # saving will say what is the matter with it
+                        attr = fs.host.fstat(handle.fd)
+                        if not attr[NLINK]:
+                            unlinked[handle.inode_id] = attr[BLOCKS] << 9
+        return Burden(len(fs.handles), fs.locks.count, sum(unlinked.values()), fs.locks.looks())
 
     def facts(self) -> dict[str, int]:
         """What it holds, in numbers, for reports."""

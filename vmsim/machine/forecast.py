@@ -18,8 +18,6 @@ from vmsim.vhost.device_type import Burden
 SAMPLE: Final = 256
 """Inodes of the guest that are encoded to see how long one takes."""
 TRIES: Final = 5
-LEAST: Final = 32
-"""Of fewer there is nothing to be learnt, and nothing to be feared."""
 
 GUEST_SAVE: Final = 2.2
 
@@ -37,9 +35,13 @@ AS_IT_IS: Final = {"find-paths": Steps(12.0, 25.0, 45.0), "file-handles": Steps(
 AHEAD: Final = {"find-paths": Steps(6.0, 4.0, 3.0), "file-handles": Steps(6.0, 4.0, 3.0)}
 """When state went ahead: the back-end has collected, the destination knows nodes and has found inodes."""
 HANDLE: Final = Steps(0.0, 20.0, 110.0)
-LOCK: Final = Steps(0.0, 20.0, 220.0)
+LOCK: Final = Steps(0.0, 10.0, 80.0)
+LOOK: Final = Steps(0.0, 0.0, 0.12)
+"""The host's, at a lock that is there, for another one that is taken again."""
 BYTE: Final = Steps(0.0, 0.04, 0.07)
 """Of an unlinked file: it is read, sent and written."""
+FIXED: Final = {True: Steps(0.0, 2500.0, 6000.0), False: Steps(0.0, 6000.0, 25000.0)}
+"""Whatever there is: messages and rings of a back-end that is in this process, or in one of its own."""
 STATE_BYTES: Final = 40
 """Of one inode in the back-end's state, about."""
 
@@ -49,7 +51,7 @@ def forecast(machine: AssembledMachine, clock: Clock, *, ahead: bool = False) ->
     nodes = machine.kernel.state.nodes
     count = len(nodes)
     burden = Burden() if machine.keeps_backend else machine.backend.burden()
-    if not count or (count < LEAST and not any(burden)):
+    if not count:
         return Forecast()
     sample = list(islice(cycle(nodes.values()), SAMPLE))  # of few inodes each several times
     encoded, took_ns = b"", []
@@ -69,7 +71,8 @@ def forecast(machine: AssembledMachine, clock: Clock, *, ahead: bool = False) ->
         size += STATE_BYTES * count
     all_ns = each_ns * count
     save_ns, load_ns = all_ns * device, all_ns * (guest_load + load)
-    for number, steps in zip(burden, (HANDLE, LOCK, BYTE), strict=True):
+    kinds = (HANDLE, LOCK, BYTE, LOOK, FIXED[machine.backend.in_process])
+    for number, steps in zip((*burden, 1), kinds, strict=True):
         save_ns += each_ns * number * steps.save
         load_ns += each_ns * number * steps.load
     return Forecast(

@@ -98,11 +98,15 @@ class PreflightFinding(Protocol):
 
 
 class Burden(NamedTuple):
-    """What a back-end's state holds besides inodes: open files, ranges of locks, bytes of unlinked files."""
+    """What a back-end's state holds besides inodes: open files, ranges of locks, bytes of unlinked files.
+
+    ``lock_looks``: how many locks the host looks at while all are taken again, which may be their square.
+    """
 
     handles: int = 0
     locks: int = 0
     content_bytes: int = 0
+    lock_looks: int = 0
 
 
 class ServingDevice(BackendDevice, Protocol):

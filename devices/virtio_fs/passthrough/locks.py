@@ -23,13 +23,10 @@ from vmsim.limits import DEADLOCK_LOCKS_MAX, LOCK_TRIES
 from .core import Core
 from .handles import Handle
 from .inodes import Inode
-from .lock_table import END, HeldLock, Owner, together
+from .lock_table import END, FEW, HeldLock, Owner, together
 from .lock_waiters import Waiter, Wish
 
 FLOCKS: Final = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
-
-FEW: Final = 32
-"""Ranges that are taken again one by one: nobody is kept out of what lies between them."""
 
 
 class LockOps(FileSystem):
