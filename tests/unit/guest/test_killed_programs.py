@@ -11,6 +11,7 @@ from tests.support.guest_calls import CALLS, ELSEWHERE, QUIET, plant
 from tests.support.guest_rig import GuestRig
 from tests.support.sampling import sample
 from vmsim.fuse import opcodes as op
+from vmsim.guest.calls import context
 from vmsim.guest.calls.posix import GuestFs
 from vmsim.guest.state import QUEUED
 
@@ -38,11 +39,11 @@ class Stage:
         self.program = self.fs.fork()
         if kind == "asked":
             self.program.process.capabilities = (1 << 41) - 1
-        fds = [self.program.open("/f", os.O_RDWR), self.program.open("/d/b", os.O_RDWR)]
-        fds.append(self.program.open("/d", os.O_DIRECTORY))
+        self.fds = [self.program.open("/f", os.O_RDWR), self.program.open("/d/b", os.O_RDWR)]
+        self.fds.append(self.program.open("/d", os.O_DIRECTORY))
         self.device.hold = True
         self.fillers = []
-        self.begin = lambda: self.schedule.spawn(name, lambda: CALLS[name](self.program, *fds))
+        self.begin = lambda: self.schedule.spawn(name, lambda: CALLS[name](self.program, *self.fds))
 
     @property
     def kernel(self):
@@ -162,3 +163,85 @@ def test_a_killed_program_leaves_nothing(tmp_path, kind, name):
             if task is None:
                 break
     assert not left, "\n".join(left)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    plant(tmp_path)
+    made = Stage(tmp_path, "plain", "stat")
+    made.device.hold = False
+    yield made
+    made.schedule.close()
+    made.rig.close()
+
+
+@pytest.mark.parametrize("path", ["/f", "/d"])
+def test_the_last_user_of_a_closed_file_is_killed(stage, path):
+    fs = stage.program
+    fd = fs.open(path, os.O_RDONLY)
+    stage.device.hold = True
+    last = stage.schedule.spawn("last", lambda: fs.read(fd, 1) if path == "/f" else fs.getdents(fd))
+    stage.schedule.settle()
+    closing = stage.schedule.spawn("closing", lambda: fs.close(fd))
+    stage.schedule.settle()
+    stage.end("in flight", last)
+    stage.schedule.join(closing)
+    fs.exit()
+    assert stage.ledger() == stage.before
+
+
+OPENS = [name for name in CALLS if name.partition(",")[0] in ("open", "openat", "scandir", "open_file")]
+
+
+@pytest.mark.parametrize("name", OPENS)
+def test_no_descriptor_is_left(stage, name, monkeypatch):
+    monkeypatch.setattr(context, "FD_MAX", max(stage.fds) + 1)
+    with pytest.raises(OSError, match="Too many open files"):
+        CALLS[name](stage.program, *stage.fds)
+    stage.program.exit()
+    assert stage.ledger() == stage.before
+
+
+def test_dup2_beyond_the_last_descriptor(stage):
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        stage.program.dup2(0, context.FD_MAX)
+    stage.program.exit()
+    assert stage.ledger() == stage.before
+
+
+@pytest.mark.parametrize("flags", [os.O_CREAT | os.O_RDWR, os.O_TMPFILE | os.O_RDWR])
+@pytest.mark.parametrize(("at", "value"), [(116, 0o40755), (16, 1), (16, 3)], ids=["kind", "root", "known"])
+def test_an_impossible_reply_to_a_creation(stage, flags, at, value):
+    """The server made the file, and says something of it that cannot be: its handle goes back."""
+    released = []
+
+    def spoil(chain):
+        opcode = int.from_bytes(bytes(chain.readable[0])[4:8], "little")
+        if opcode == op.RELEASE:
+            released.append(True)
+        if opcode not in (op.CREATE, op.TMPFILE):
+            return None
+        written = stage.rig.session.handle(chain.readable, chain.writable, None)
+        size = 4 if at > 16 else 8
+        chain.writable[0][at : at + size] = value.to_bytes(size, "little")
+        return written
+
+    stage.device.before = spoil
+    with pytest.raises(OSError, match="Input/output error"):
+        stage.program.open("/d/x" if flags & os.O_CREAT else "/d", flags)
+    assert released
+    stage.device.before = None
+    stage.program.exit()
+    after = stage.ledger()
+    assert at == 16 or after == stage.before  # who was told of another file's handle keeps it
+
+
+def test_requests_that_nobody_asked_the_result_of(stage):
+    fd = stage.program.open("/f", os.O_RDWR)
+    stage.program.submit_read(fd, 100, 0)
+    stage.device.hold = True
+    stage.program.submit_read(fd, 100, 0)
+    stage.device.hold = False
+    stage.program.exit()
+    stage.device.serve()
+    assert stage.ledger() == stage.before

@@ -96,13 +96,8 @@ class _Held:
             return
         if file.refs > 1 and not kernel.paused:
             file.refs -= 1
-        elif kind is None or issubclass(kind, Exception):
-            self._ctx.put_file(self._number)
-        else:  # the program was killed, perhaps on a machine that is no more: it cannot wait
-            file.refs -= 1
-            if not file.refs:
-                del kernel.state.files[self._number]
-                kernel.nodes.drop(file.nodeid)
+        else:  # a program that was killed, perhaps on a machine that is no more, cannot wait
+            self._ctx.put_file(self._number, wait=kind is None or issubclass(kind, Exception))
 
 
 class _Holding:
@@ -295,7 +290,8 @@ class ProcessContext:
         return file
 
     def new_file(self, nodeid: int, fh: int | None, flags: int, open_flags: int, directory: bool) -> int:
-        """A new description with a descriptor; takes over the caller's reference on the node."""
+        """A new description with a descriptor; takes over the caller's reference on the node, unless it
+        fails: then the server's handle is given back."""
         kernel = self.kernel
         number = kernel.state.next_file
         kernel.state.next_file = number + 1
@@ -303,7 +299,12 @@ class ProcessContext:
         node = kernel.nodes.nodes.get(nodeid)
         file.error = 0 if node is None else node.error  # of a write-out that nobody has heard of yet
         kernel.state.files[number] = file
-        return self.new_fd(number)
+        try:
+            return self.new_fd(number)
+        except OSError:
+            kernel.nodes.hold(nodeid)
+            self.put_file(number)
+            raise
 
     def new_fd(self, number: int, at_least: int = 0) -> int:
         """The lowest free descriptor from ``at_least`` on, now of description ``number``; EMFILE."""
@@ -320,9 +321,9 @@ class ProcessContext:
         """Keep a description open while it is in use; yields its number."""
         return _Held(self, file)
 
-    def put_file(self, number: int) -> None:
+    def put_file(self, number: int, wait: bool = True) -> None:
         """One user less; the last one releases the server's handle and the node."""
-        kernel = self.running()
+        kernel = self.running() if wait else self.cell.kernel
         file = kernel.state.files.get(number)
         if file is None:
             return
@@ -333,15 +334,18 @@ class ProcessContext:
         try:
             stateless = (op.OPENDIR if file.directory else op.OPEN) in kernel.missing
             if file.fh is not None and not kernel.state.broken and not stateless:
-                self._release(file)
+                self._release(file, wait)
         finally:
             self.cell.kernel.nodes.drop(file.nodeid)
 
-    def _release(self, file: OpenFile) -> None:
-        opcode = op.RELEASEDIR if file.directory else op.RELEASE
-        flags = 2 if file.flocked else 0  # RELEASE_FLOCK_UNLOCK
+    def _release(self, file: OpenFile, wait: bool) -> None:
+        flags, owner = (2, file.id) if file.flocked else (0, 0)  # RELEASE_FLOCK_UNLOCK
+        args = (file.fh, file.flags, flags, owner)
+        if not wait:
+            self.cell.kernel.release(file.nodeid, args, file.directory)
+            return
         try:
-            self.call(opcode, file.nodeid, (file.fh, file.flags, flags, file.id if file.flocked else 0))
+            self.call(op.RELEASEDIR if file.directory else op.RELEASE, file.nodeid, args)
         except OSError:
             pass  # close(2) ignores it, and so does Linux
 

@@ -23,12 +23,21 @@ from vmsim.fuse.abi.flags import (
 from vmsim.guest.calls import permissions
 from vmsim.guest.calls.access import Access
 from vmsim.guest.calls.cached_io import CachedIo
-from vmsim.guest.calls.context import O_ACCMODE, O_PATH, Path, ProcessContext, encode_path, fail, names_file
+from vmsim.guest.calls.context import (
+    FD_MAX,
+    O_ACCMODE,
+    O_PATH,
+    Path,
+    ProcessContext,
+    encode_path,
+    fail,
+    names_file,
+)
 from vmsim.guest.calls.locks import Locks
 from vmsim.guest.calls.names import Names
 from vmsim.guest.calls.permissions import R_OK, W_OK, X_OK
 from vmsim.guest.calls.walk import DOTS, SYMLINKS_MAX, PathWalk, Place
-from vmsim.guest.state import OpenFile
+from vmsim.guest.state import OpenFile, Request
 
 O_TMPFILE: Final = os.O_TMPFILE
 NOT_SENT: Final = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_CLOEXEC
@@ -267,24 +276,27 @@ class Opening:
                 return self._create_in_steps(place, flags, mode, umask)
             raise
         self._names.changed((place.parent, place.name))
-        return self._enter_created(op.CREATE, request.reply, place.parent, place.name, flags, version)
+        return self._enter_created(request, place.parent, place.name, flags, version)
 
-    def _enter_created(
-        self, opcode: int, reply: bytes, parent: int, name: bytes, flags: int, version: int
-    ) -> int:
-        """The descriptor for a CREATE or TMPFILE reply."""
-        layout = op.BY_NUMBER[opcode].record
-        assert layout is not None
-        if len(reply) < layout.size:
-            fail(errno.EIO)
-        created = layout.unpack(reply)
+    def _enter_created(self, request: Request, parent: int, name: bytes, flags: int, version: int) -> int:
+        """The descriptor for the reply to a CREATE or TMPFILE."""
+        created = self._ctx.record(request.opcode, request)
         kernel = self._ctx.kernel
         if not created.nodeid or not stat.S_ISREG(created.mode):
+            kernel.give_back(request)
             fail(errno.EIO)
         named = kernel.state.names_version if name else 0
-        node = kernel.inodes.apply_entry(parent, name, created, version, named)
+        try:
+            node = kernel.inodes.apply_entry(parent, name, created, version, named)
+        except OSError:
+            kernel.release(created.nodeid, (created.fh, 0, 0, 0))
+            raise
         keep = flags & ~(NOT_SENT | os.O_TRUNC)
-        fd = self._ctx.new_file(node.id, created.fh, keep, created.open_flags, False)
+        try:
+            fd = self._ctx.new_file(node.id, created.fh, keep, created.open_flags, False)
+        except BaseException:
+            self._ctx.cell.kernel.nodes.drop(node.id)
+            raise
         if flags & os.O_TRUNC and node.attr.size:
             self._set_size(node.id, 0)
         return fd
@@ -318,7 +330,7 @@ class Opening:
                 if self._ctx.lacks(op.TMPFILE, error):
                     fail(errno.EOPNOTSUPP)
                 raise
-            return self._enter_created(op.TMPFILE, request.reply, parent, b"", flags & ~O_TMPFILE, version)
+            return self._enter_created(request, parent, b"", flags & ~O_TMPFILE, version)
 
     # Descriptors
 
@@ -356,16 +368,16 @@ class Opening:
 
     def dup2(self, fd: int, fd2: int, inheritable: bool = True) -> int:
         """Make ``fd2`` another descriptor of what ``fd`` is."""
-        file = self._ctx.file(fd)
-        if fd2 < 0:
+        self._ctx.file(fd)
+        if not 0 <= fd2 < FD_MAX:
             fail(errno.EBADF)
         if fd != fd2:
-            if fd2 in self._ctx.process.fds:
+            while fd2 in self._ctx.process.fds:
                 try:
                     self.close(fd2)
                 except OSError:
                     pass  # dup2(2) does not report it
             file = self._ctx.file(fd)
             file.refs += 1
-            self._ctx.new_fd(file.id, fd2)
+            self._ctx.process.fds[fd2] = file.id
         return fd2

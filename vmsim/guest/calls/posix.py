@@ -176,6 +176,8 @@ class GuestFs:
         process = kernel.state.processes.pop(self.pid)
         kernel.state.interrupts.pop(self.pid, None)
         kernel.nodes.drop(process.cwd)
+        for request in [request for request in kernel.requests.values() if request.pid == self.pid]:
+            kernel.abandon(request.unique)  # submitted, and never asked for
 
     def drop_caches(self) -> None:
         """Write out what is dirty, then drop pages and dentries, and tell the server what we forget."""

@@ -310,11 +310,11 @@ class FuseRequests:
 
     def _discard(self, request: Request) -> None:
         self.requests.pop(request.unique, None)
-        self._give_back(request)
+        self.give_back(request)
         self.free_owned(request)
 
-    def _give_back(self, request: Request) -> None:
-        """Undo what a successful reply handed to a caller who is gone: lookups and file handles."""
+    def give_back(self, request: Request) -> None:
+        """Undo what a successful reply handed to a caller who is gone or cannot use it: lookups, handles."""
         if request.opcode == op.READDIRPLUS and not request.error:
             self._forget_listed(request)
         row = op.BY_NUMBER.get(request.opcode)  # None: of a newer kernel than ours
@@ -325,8 +325,13 @@ class FuseRequests:
             self.state.forgets.append((record.nodeid, 1))
         if request.opcode in _OPEN_REPLIES and not self.state.broken:
             nodeid = record.nodeid if request.opcode in _ENTRY_REPLIES else request.nodeid
-            release = op.RELEASEDIR if request.opcode == op.OPENDIR else op.RELEASE
-            self.abandon(self.submit(release, nodeid, (record.fh, 0, 0, 0)).unique)
+            self.release(nodeid, (record.fh, 0, 0, 0), request.opcode == op.OPENDIR)
+
+    def release(self, nodeid: int, args: Sequence[Any], directory: bool = False) -> None:
+        """Give a file handle back to the server; nobody waits for that."""
+        if self.queues:
+            opcode = op.RELEASEDIR if directory else op.RELEASE
+            self.abandon(self.submit(opcode, nodeid, args).unique)
 
     def _forget_listed(self, request: Request) -> None:
         """READDIRPLUS has looked up each entry that it names, except the directory itself and its parent."""
