@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from vmsim.errors import StallError, StateError
+from vmsim.schedule import TaskKilled
 from vmsim.schedule.clock import VirtualClock
-from vmsim.schedule.tasks import LOOK_NS, TaskKilled, TurnTaking
+from vmsim.schedule.tasks import LOOK_NS, TurnTaking
 
 Make = Callable[[], TurnTaking]
 

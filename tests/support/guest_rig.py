@@ -133,11 +133,15 @@ class GuestRig:
             self.kernel.boot()
             self.fs = mount(self.kernel)
 
-    def clone(self):
-        """The kernel on a copy of its memory, behind the same device; programs are moved over."""
+    def clone(self, meanwhile=lambda: None):
+        """The kernel on a copy of its memory, behind the same device; programs are moved over.
+
+        ``meanwhile`` is called between the save and the restore.
+        """
         old = self.kernel
         old.pause()
         saved = old.save()
+        meanwhile()
         memory = make_memory(self.regions)
         for region in self.memory.regions:
             memory.write(region.gpa, bytes(region.view))

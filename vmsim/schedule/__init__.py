@@ -10,6 +10,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 
+class TaskKilled(BaseException):
+    """Raised inside an activity that was killed; a BaseException, so ``except Exception`` lets it pass."""
+
+
 class Task(Protocol):
     """An activity that a schedule runs; ``result()`` raises what the activity raised."""
 

@@ -14,17 +14,13 @@ from typing import Final
 import greenlet
 
 from vmsim.errors import StallError, StateError
-from vmsim.schedule import Descriptors
+from vmsim.schedule import Descriptors, TaskKilled
 from vmsim.schedule.clock import Clock
 
 MAIN: Final = "main"
 KILLS_MAX: Final = 100
 LOOK_NS: Final = 1_000_000
 """Between two looks at what no descriptor announces."""
-
-
-class TaskKilled(BaseException):
-    """Raised inside an activity that was killed; a BaseException, so ``except Exception`` lets it pass."""
 
 
 class SimTask:

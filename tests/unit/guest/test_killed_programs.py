@@ -23,8 +23,8 @@ KINDS = {
     "writeback": {"cache": "writeback", "cache_pages": 32, "dentries": 64, "options": {"writeback": True}},
 }
 """``asked`` looks at attributes before each step: its program is one whose rights must be looked up."""
-FULL = ("in the backlog", "again in the backlog", "interrupted")
-WAYS = ("in flight", "again", "answered", *FULL, "refused")
+FULL = ("in the backlog", "again in the backlog", "moved in the backlog", "interrupted")
+WAYS = ("in flight", "again", "answered", "moved", "stopped for a while", *FULL, "refused")
 MEMBERS = sample(itertools.product(KINDS, CALLS), 20, "killed programs")
 
 
@@ -104,7 +104,13 @@ class Stage:
         else:
             if way == "answered":
                 self.device.serve()
+            if way.startswith(("moved", "stopped")):
+                self.kernel.pause()
             self.schedule.kill(task)
+            if way.startswith("moved"):
+                self.rig.clone(self.schedule.settle)
+        self.schedule.settle()
+        self.kernel.resume()
         self.schedule.settle()
         if way.startswith("again"):
             self.schedule.close()

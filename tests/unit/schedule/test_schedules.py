@@ -8,10 +8,10 @@ import pytest
 
 from tests.contract.schedule_suite import CHECKS
 from vmsim.errors import StallError, StateError
+from vmsim.schedule import TaskKilled
 from vmsim.schedule.clock import MonotonicClock, VirtualClock
 from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.schedule.seeded import SeededSchedule
-from vmsim.schedule.tasks import TaskKilled
 from vmsim.trace import Tracer
 
 MAKERS = {

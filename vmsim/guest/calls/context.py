@@ -20,6 +20,7 @@ from vmsim.guest.kernel.kernel import GuestKernel, KernelCell
 from vmsim.guest.kernel.requests import NONE
 from vmsim.guest.state import DONE, Node, OpenFile, Process, Request, Segments
 from vmsim.memory import PAGE_SIZE
+from vmsim.schedule import TaskKilled
 
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 P = ParamSpec("P")
@@ -142,12 +143,19 @@ class ProcessContext:
     # Waiting
 
     def wait_until(self, ready: Callable[[GuestKernel], bool], what: str) -> None:
-        """Wait until ``ready`` holds for whichever kernel runs us then. Nothing else in the facade waits."""
+        """Wait until ``ready`` holds for whichever kernel runs us then. Nothing else in the facade waits.
+
+        A program that is killed while its guest is stopped ends once that runs again, on whichever machine:
+        its state may be on the way there already. A second kill does not wait.
+        """
         cell = self.cell
         cell.kernel.arm_interrupts()
         cell.waiting += 1
         try:
             cell.kernel.schedule.wait(lambda: not cell.kernel.paused and ready(cell.kernel), what)
+        except TaskKilled:
+            cell.kernel.schedule.wait(lambda: not cell.kernel.paused, "the machine to run, to end on it")
+            raise
         finally:
             cell.waiting -= 1
 
