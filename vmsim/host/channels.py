@@ -16,6 +16,7 @@ from typing import Final
 
 from vmsim.errors import HostError, StateError
 from vmsim.host.apart import apart, socket_apart
+from vmsim.host.forks import check_owner
 from vmsim.host.kept import NOTHING, OWN, KeptProcess
 from vmsim.host.socket_file import SocketFile, reachable, who_has
 from vmsim.host.waits import PATIENCE_NS, FdWaits, wait_in_slices
@@ -29,12 +30,16 @@ END_S: Final = 5.0
 
 
 class FdChannel(ChannelBase):
-    """What channels over a non-blocking descriptor have in common; ``patience_ns`` bounds each wait."""
+    """What channels over a non-blocking descriptor have in common; ``patience_ns`` bounds each wait.
+
+    A forked child can only close its copy: what it read, its parent would miss.
+    """
 
     patience_ns = PATIENCE_NS
 
     def __init__(self, what: str, schedule: Schedule | None, waits: FdWaits | None) -> None:
         self.what = what
+        self._owner = os.getpid()
         self._schedule = schedule
         self._waits = waits
         self._buffer = memoryview(bytearray(READ_BYTES))
@@ -43,6 +48,7 @@ class FdChannel(ChannelBase):
     def _check_open(self) -> None:
         if self._closed:
             raise StateError(f"the channel to {self.what} is closed")
+        check_owner(self._owner, f"the channel to {self.what}", "open another one here")
 
     def _wait(self, fd: int, events: int, what: str) -> None:
         """Return when ``fd`` is ready, or this channel closed meanwhile; ChannelError after long silence."""
@@ -131,7 +137,7 @@ class SocketChannel(FdChannel):
 
     def close_write(self) -> None:
         """Shut down the sending direction."""
-        if self._writable and not self._closed:
+        if self._writable and not self._closed and os.getpid() == self._owner:
             self._writable = False
             try:
                 self._socket.shutdown(socket.SHUT_WR)

@@ -11,6 +11,7 @@ from vmsim.errors import HostError, StateError, UsageError
 from vmsim.host import quiet
 from vmsim.host.apart import apart
 from vmsim.host.channels import CommandReader, CommandWriter, SocketChannel, accept, connect
+from vmsim.host.forks import check_owner
 from vmsim.host.waits import FdWaits
 from vmsim.migration.channel import Channel, ChannelBase
 from vmsim.schedule import Schedule
@@ -83,6 +84,7 @@ class FileWriter(ChannelBase):
     def _check_open(self) -> None:
         if self._fd < 0:
             raise StateError(f"{self.path} is closed")
+        check_owner(self._owner, f"what is to be {self.path}", "save to another file here")
 
     def _sync_folder(self) -> None:
         """Make the name durable where the file system can; the file is complete in any case."""
@@ -105,6 +107,7 @@ class FileReader(ChannelBase):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        self._owner = os.getpid()
         self._buffer = memoryview(bytearray(READ_BYTES))
         try:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -119,6 +122,7 @@ class FileReader(ChannelBase):
         """Between 1 and ``limit`` bytes; b"" at the end."""
         if self._fd < 0:
             raise StateError(f"{self.path} is closed")
+        check_owner(self._owner, f"this reader of {self.path}", "open the file again here")
         view = self._buffer[:limit]
         try:
             return view[: os.readv(self._fd, [view])]

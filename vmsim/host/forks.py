@@ -15,6 +15,12 @@ from vmsim.errors import StateError
 MADV_WIPEONFORK: Final = 18
 
 
+def check_owner(owner: int, what: str, hint: str) -> None:
+    """StateError unless this is process ``owner``, which made ``what``."""
+    if os.getpid() != owner:
+        raise StateError(f"{what} belongs to process {owner}, and this is a forked child of that", hint=hint)
+
+
 class Birthplace:
     """Made where something is made; ``here[0]`` is 0 in forked children (or, on old kernels, never)."""
 

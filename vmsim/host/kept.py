@@ -20,9 +20,10 @@ import weakref
 from collections.abc import Sequence
 from typing import Final
 
-from vmsim.errors import HostError, StateError
+from vmsim.errors import HostError
 from vmsim.host import keeper
 from vmsim.host.apart import socket_apart
+from vmsim.host.forks import check_owner
 from vmsim.host.waits import wait_ready
 
 NOTHING: Final = -1
@@ -125,11 +126,7 @@ class KeptProcess:
 
     def check_owner(self) -> None:
         """StateError in a forked child of the program that started it."""
-        if not self.owned:
-            raise StateError(
-                f"process {self.pid} belongs to process {self.owner}, and this is a forked child of that",
-                hint="start another one here",
-            )
+        check_owner(self.owner, f"process {self.pid}", "start another one here")
 
     def _listen(self, timeout_s: float) -> None:
         """Take in what the keeper says, for so long."""

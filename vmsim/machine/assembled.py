@@ -220,6 +220,8 @@ class AssembledMachine:
 
     def let_go(self) -> None:
         """Of device and back-end, of a machine that is finished. May be called twice."""
+        if not self.kernel.birthplace.ours:
+            return  # as in ``close``
         self._detach()
         if self.owns_backend and not self.keeps_backend:
             self.backend.close()

@@ -47,6 +47,8 @@ def move(
     try:
         outgoing = leave(machine, there, told, parameters, make_an_end, runs)
     except BaseException:
+        if not machine.kernel.birthplace.ours:
+            raise  # a forked child that unwinds: the destination is not its own to wait for
         if machine.state == FINISHED and (other := arrived()) is not None:  # an interrupt after the commit
             machine.moved_to = other
             hand_over(machine, other)
@@ -104,7 +106,11 @@ def leave(
 
 
 def hand_over(machine: AssembledMachine, other: AssembledMachine) -> None:
-    """Committed: programs go on with ``other``, and memory is not needed here any more."""
+    """Committed: programs go on with ``other``, and memory is not needed here any more. StateError in a
+    forked child: it is not the child that they go on in.
+    """
+    if not machine.kernel.birthplace.ours:
+        machine.kernel.birthplace.refuse()
     other.kernel.adopt(machine.kernel)
     if other.backend is machine.backend:
         other.owns_backend, machine.owns_backend = machine.owns_backend, False

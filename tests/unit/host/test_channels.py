@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import socket
@@ -11,7 +12,7 @@ import threading
 import pytest
 
 from tests.contract.channel import DUPLEX_CHECKS, ONE_WAY_CHECKS
-from vmsim.errors import HostError, UsageError, VmsimError
+from vmsim.errors import HostError, StateError, UsageError, VmsimError
 from vmsim.host.channels import CommandReader, CommandWriter, SocketChannel
 from vmsim.host.files import FileReader, FileWriter, incoming_channel, outgoing_channel
 from vmsim.host.waits import FdWaits
@@ -245,3 +246,34 @@ def test_commands_need_no_standard_streams_and_no_children(tmp_path):
     assert "failed with status 3" in said[1]
     assert "failed with status -9" in said[2] or "cannot write" in said[2]
     assert said[3:] == ["data", ""]
+
+
+def channels_in_use(tmp_path):
+    """One of each kind that has a descriptor, and what is to come of it if nobody but us uses it."""
+    ours, theirs = SocketChannel.pair(ImmediateSchedule())
+    theirs.write(b"abc")
+    yield ours, lambda: ours.write(b"xyz") or (bytes(ours.read(3)), bytes(theirs.read(3))) == (b"abc", b"xyz")
+    (tmp_path / "in").write_bytes(b"abc")
+    for reader in FileReader(tmp_path / "in"), CommandReader("printf abc"):
+        yield reader, lambda reader=reader: bytes(reader.read(3)) == b"abc"
+    out = tmp_path / "out"
+    for writer in FileWriter(out), CommandWriter(f"cat > {shlex.quote(str(out))}"):
+        yield writer, lambda each=writer: (each.write(b"xyz"), each.finish(), out.read_bytes())[2] == b"xyz"
+    theirs.close()
+
+
+@pytest.mark.parametrize("use", ["read_some(1)", "write(b'c')", "finish()", "close_write()", "close()"])
+def test_a_forked_child_can_only_close_its_copy(use, tmp_path):
+    for channel, whole in channels_in_use(tmp_path):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                with contextlib.suppress(StateError):
+                    eval(f"channel.{use}")
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0, channel
+        assert whole(), channel
+        channel.close()

@@ -19,8 +19,9 @@ from vmsim.host.processes import BackendProcess, words_of
 LISTENER = """
 import socket, sys, time
 listening = socket.socket(socket.AF_UNIX)
-listening.bind(sys.argv[1]); listening.listen(5)
-print("listening for", sys.argv[2:], flush=True)
+listening.bind(sys.argv[1])
+print("listening for", sys.argv[2:], flush=True)  # before: who can connect can read it
+listening.listen(5)
 time.sleep(1000)
 """
 LISTEN = [sys.executable, "-c", LISTENER, "{socket}"]

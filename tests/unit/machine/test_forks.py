@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from tests.support.sampling import sample
+from tests.support.sampling import product, sample
 
 PROGRAM = """
 import gc, os, socket, sys, tempfile
@@ -121,22 +121,68 @@ def test_the_parents_machine_goes_on(use, transport, tmp_path):
     assert (share / "f").read_bytes() == b"after!"
 
 
-def test_a_child_that_unwinds_out_of_a_save_leaves_the_parents_file(tmp_path):
-    program = PROGRAM + textwrap.dedent("""
-        def progress(_):
-            child = os.fork()
-            if not child:
-                sys.exit()  # through all of the save that is under way
-            os.waitpid(child, 0)
+WAYS = {
+    "migrate": """
+        def leave(vm, progress):
+            return vm.migrate(progress=progress)
+    """,
+    "save": """
+        def leave(vm, progress):
+            vm.save(share + "/saved", progress=progress, keep_running=False)
+            return Machine.restore(share + "/saved", share=share)
+    """,
+    "a command": """
+        def leave(vm, progress):
+            vm.send(f"exec:cat > {share}/saved", progress=progress)
+            return Machine.restore(share + "/saved", share=share)
+    """,
+    "a socket": """
+        def leave(vm, progress):
+            ours, theirs = SocketChannel.pair(vm.schedule)
+            receive = lambda: Machine.receive(theirs, share, schedule=vm.schedule)
+            arriving = vm.schedule.spawn("arriving", receive)
+            vm.send(ours, progress=progress)
+            vm.schedule.wait(lambda: arriving.done, "the destination")
+            return arriving.result()
+    """,
+}
 
-        vm.save(share + "/saved", progress=progress)
-        with Machine.restore(share + "/saved", share=share) as there:
-            assert there.mount().pread(fd, 6, 0) == b"before"
-        print("saved")
+
+@pytest.mark.parametrize(("how", "way", "transport"), product(
+    "forked out of a migration", 2, ["sys.exit()", "return"], WAYS, ["inproc", "vhost-user"]
+))  # fmt: skip
+def test_a_child_that_leaves_a_migration_leaves_it_to_the_parent(how, way, transport, tmp_path):
+    """In each phase, whether it unwinds through all that is under way or tries to go on with it."""
+    program = PROGRAM + "from vmsim.host.channels import SocketChannel\n" + textwrap.dedent(WAYS[way])
+    program += textwrap.dedent(f"""
+        parent, phases = os.getpid(), set()
+
+        def progress(now):
+            if os.getpid() == parent and now.phase not in phases:
+                phases.add(now.phase)
+                child = os.fork()
+                if not child:
+                    {how}
+                else:
+                    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, now.phase
+
+        try:
+            there = leave(vm, progress)
+        except (StateError, VmsimError):
+            if os.getpid() != parent:
+                os._exit(0)
+            raise
+        if os.getpid() != parent:
+            os._exit(0 if vm.state != "running" and phases == {{"done"}} else 9)
+        assert there.mount().pread(fd, 6, 0) == b"before"
+        there.close()
+        vm.close()
+        print(*sorted(phases))
     """)
-    command = [sys.executable, "-c", program, tmp_path, "inproc"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == "saved\n", done.stderr
+    command = [sys.executable, "-c", program, tmp_path, transport]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    phases = {"precopy", "stop", "device", "commit" if way in ("save", "a command") else "ready", "done"}
+    assert done.stdout.split() == sorted(phases), done.stderr
 
 
 @pytest.mark.parametrize("way", ["fork", "forkserver", "spawn"])
