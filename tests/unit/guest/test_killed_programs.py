@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 
 import pytest
 
-from tests.support.guest_calls import CALLS, ELSEWHERE, QUIET, plant
+from tests.support.guest_calls import CALLS, ELSEWHERE, QUIET, TREE, plant
 from tests.support.guest_rig import GuestRig
 from tests.support.sampling import sample
 from vmsim.fuse import opcodes as op
@@ -34,8 +35,9 @@ class Stage:
     def __init__(self, share, kind, name):
         self.rig = GuestRig(share, memory_bytes=4 << 20, queue_size=8, slots=6, **KINDS[kind])
         self.device, self.schedule, self.fs = self.rig.device, self.rig.schedule, self.rig.fs
-        self.own = self.fs.open("/d/e", os.O_DIRECTORY)
+        self.own = self.fs.open("/", os.O_DIRECTORY)
         self.before = self.ledger()
+        self.lies(share)  # which are none; the caches are full now
         self.program = self.fs.fork()
         if kind == "asked":
             self.program.process.capabilities = (1 << 41) - 1
@@ -68,6 +70,24 @@ class Stage:
             "processes": list(state.processes),
             "locks": list(state.local_locks),
         }
+
+    def lies(self, share):
+        """What the guest's caches say of the tree that is not so on the host."""
+        wrong = []
+        self.fs.sync()
+        for name in ("", *TREE, "d/x", "empty/x"):
+            there = os.path.lexists(share / name)
+            if self.fs.access("/" + name, os.F_OK, follow_symlinks=False) != there:
+                wrong.append((name, "existence", there))
+            elif there:
+                own, host = self.fs.lstat("/" + name), os.lstat(share / name)
+                if [own.st_size, own.st_mode, own.st_nlink] != [host.st_size, host.st_mode, host.st_nlink]:
+                    wrong.append((name, own, host))
+                elif stat.S_ISREG(own.st_mode):
+                    with self.fs.open_file("/" + name, "rb") as file:
+                        if file.read() != (share / name).read_bytes():
+                            wrong.append((name, "content"))
+        return wrong
 
     def fill(self):
         """Leave no room in the ring: what is sent next stays in the backlog."""
@@ -159,6 +179,7 @@ def test_a_killed_program_leaves_nothing(tmp_path, kind, name):
                 stage.end(way, task)
                 if stage.program.pid in stage.kernel.state.processes:
                     stage.program.exit()
+                left += [f"{way}, request {count}: {lie}" for lie in stage.lies(share)]
                 after = stage.ledger()
                 left += [
                     f"{way}, request {count}: {what} {stage.before[what]} -> {after[what]}"
@@ -251,3 +272,26 @@ def test_requests_that_nobody_asked_the_result_of(stage):
     stage.program.exit()
     stage.device.serve()
     assert stage.ledger() == stage.before
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way not in ("refused", "interrupted")])
+@pytest.mark.parametrize("count", range(3))
+def test_data_that_was_written_is_not_killed(tmp_path, way, count):
+    """The page cache has taken it, and write has said so: whoever is killed writing it out, it gets there."""
+    plant(tmp_path)
+    stage = Stage(tmp_path, "writeback", "fsync")
+    stage.device.hold = False
+    fd = stage.program.open("/empty/new", os.O_CREAT | os.O_RDWR)
+    stage.program.write(fd, b"new" * 5000)
+    stage.device.hold = True
+    stage.begin = lambda: stage.schedule.spawn("fsync", lambda: stage.program.fsync(fd))
+    task = stage.go(way, count)
+    if task is not None:
+        stage.end(way, task)
+    stage.device.hold = False
+    stage.device.serve()
+    stage.program.exit()
+    assert (tmp_path / "empty/new").read_bytes() == b"new" * 5000
+    assert stage.ledger() == stage.before
+    stage.schedule.close()
+    stage.rig.close()

@@ -177,7 +177,7 @@ def test_tables_are_found_again_in_memory():
     assert same.oldest_dirty() is None
     assert same.writing(7)
     late = PageCache(memory, pages.state)
-    late.abandon()
+    late.abandon(late.gpa(0), 4 * PAGE_SIZE)
     assert late.dirty_pages(7) == [1]
     late.drop(7)
     assert sorted(late.reserve() for _ in range(4)) == [0, 1, 2, 3]

@@ -94,10 +94,9 @@ class CachedIo:
                 kernel.pages.enter(frame, nodeid, index)
             return True
         finally:
-            pages_now = self._ctx.cell.kernel.pages
-            for frame in frames:
-                if pages_now is not None:
-                    pages_now.release(frame)
+            kernel = self._ctx.cell.kernel
+            if kernel.pages is not None and frames:
+                kernel.abandon_frames([kernel.pages.gpa(frame) for frame in frames])
 
     def _ends_at(self, node: Node, size: int, version: int) -> bool:
         """A READ that was sent at ``version`` found the end of the file; False if that is out of date."""
@@ -316,24 +315,27 @@ class CachedIo:
             segments[-1] = (segments[-1][0], PAGE_SIZE - cut)
         for frame in frames:
             kernel.pages.begin_write(frame)
-        error = errno.EIO
+        error = 0
         try:
             with self._ctx.held(kernel.state.files[number]):
                 self._transfer.write_pages(number, start, merge_segments(segments), cached=True)
-            error = 0
         except OSError as refused:
             error = refused.errno or errno.EIO
-        finally:
+        except BaseException:  # a program is killed, not the data that it wrote
             kernel = self._ctx.cell.kernel
             if kernel.pages is not None:
-                for at, frame in enumerate(frames):
-                    kernel.pages.end_write(frame, nodeid, first + at)
-            left = kernel.nodes.nodes.get(nodeid)
-            if left is not None:
-                kernel.inodes.touch(left)
-                _remember(kernel, left, error)
-                if kernel.pages is not None and not kernel.pages.dirty_pages(nodeid):
-                    left.dirty_size = False
+                kernel.abandon_frames([kernel.pages.gpa(frame) for frame in frames])
+            raise
+        kernel = self._ctx.cell.kernel
+        if kernel.pages is not None:
+            for at, frame in enumerate(frames):
+                kernel.pages.end_write(frame, nodeid, first + at)
+        left = kernel.nodes.nodes.get(nodeid)
+        if left is not None:
+            kernel.inodes.touch(left)
+            _remember(kernel, left, error)
+            if kernel.pages is not None and not kernel.pages.dirty_pages(nodeid):
+                left.dirty_size = False
         return True
 
     def _write_times(self, nodeid: int) -> None:
@@ -360,6 +362,11 @@ class CachedIo:
         except OSError as error:
             _remember(self._ctx.kernel, self._ctx.kernel.nodes.get(nodeid), error.errno or errno.EIO)
             return
+        except BaseException:
+            left = self._ctx.cell.kernel.nodes.nodes.get(nodeid)
+            if left is not None:
+                left.dirty_mtime = True
+            raise
         self._access.take_attr(nodeid, request.reply, version)
 
     def before_truncate(self, nodeid: int) -> None:

@@ -125,6 +125,16 @@ class InodeCache:
         node.attr_version = state.attr_version
         node.attr_expiry_ns = node.acl_expiry_ns = 0
 
+    def distrust(self) -> None:
+        """A change was made, or was not, for somebody who is gone: nobody knows of what any more."""
+        self.state.names_version += 1
+        self.shrink_dentries()
+        for node in self.state.nodes.values():
+            self.touch(node)
+            node.pages_epoch += 1
+            if self.pages is not None:
+                self.pages.drop_clean(node.id)
+
     def zero_tail(self, nodeid: int, size: int) -> None:
         """Zero what a cached last page holds behind the new end of its file."""
         inside = size % PAGE_SIZE

@@ -147,8 +147,10 @@ class PageCache:
         self._clean.pop(frame, None)
         self._dirty.pop(frame, None)
         self._keys[frame] = (0, 0)
-        self._set(frame, 0, 0, 0)
-        self._free.append(frame)
+        written = self._flags[frame] & WRITING  # by a request that still reads from it
+        self._set(frame, 0, 0, RESERVED if written else 0)
+        if not written:
+            self._free.append(frame)
 
     # Dirty pages
 
@@ -161,9 +163,11 @@ class PageCache:
         self._change(frame, PRESENT | WRITING)
 
     def end_write(self, frame: int, node: int, index: int) -> None:
-        """The write-out of this page is over; nothing happens if the frame was put to other use."""
+        """The write-out of this page is over; if the page was dropped meanwhile, its frame is free now."""
         if self._keys[frame] == (node, index) and self._flags[frame] & WRITING:
             self._change(frame, self._flags[frame] & ~WRITING)
+        else:
+            self.release(frame)
 
     def _change(self, frame: int, flags: int) -> None:
         node, index = self._keys[frame]
@@ -213,13 +217,20 @@ class PageCache:
         for node in list(self._nodes):
             self.drop(node)
 
-    def abandon(self) -> None:
-        """Nobody is left who would finish what is under way: reserved frames are free, write-outs restart."""
-        for frame, flags in enumerate(self._flags):
-            if flags == RESERVED:
-                self.release(frame)
-            elif flags & WRITING:
+    def abandon(self, gpa: int, size: int) -> None:
+        """Nobody is left who would finish what is under way with the frames in this part of guest memory, and
+        no request uses them: what was to be filled is free, write-outs restart."""
+        first = gpa - self.state.data_gpa
+        if not 0 <= first < self.state.entries * PAGE_SIZE:
+            return
+        for frame in range(first // PAGE_SIZE, (first + size - 1) // PAGE_SIZE + 1):
+            self.release(frame)
+            if self._flags[frame] & WRITING:
                 self._change(frame, PRESENT | DIRTY)
+
+    def under_way(self) -> list[int]:
+        """The addresses of frames that are being filled or written out."""
+        return [self.gpa(at) for at, flags in enumerate(self._flags) if flags == RESERVED or flags & WRITING]
 
     def cached_nodes(self) -> list[int]:
         """Nodes with pages."""

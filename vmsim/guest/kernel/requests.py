@@ -49,6 +49,11 @@ _ENTRY_REPLIES: Final = frozenset((op.LOOKUP, op.MKNOD, op.MKDIR, op.SYMLINK, op
 _OPEN_REPLIES: Final = frozenset((op.OPEN, op.OPENDIR, op.CREATE, op.TMPFILE))
 _GIVES_BACK: Final = frozenset((op.RELEASE, op.RELEASEDIR, op.FLUSH))
 """Requests that are sent whatever becomes of who asked: the server would keep something for nobody."""
+_CHANGES: Final = frozenset((
+    op.UNLINK, op.RMDIR, op.RENAME, op.RENAME2, op.MKNOD, op.MKDIR, op.SYMLINK, op.LINK, op.CREATE, op.OPEN,
+    op.SETATTR, op.WRITE, op.FALLOCATE, op.COPY_FILE_RANGE, op.SETXATTR, op.REMOVEXATTR, op.IOCTL,
+))  # fmt: skip
+"""Requests after which caches are out of date (OPEN truncates)."""
 
 
 class _Closed(list[RequestQueue]):
@@ -306,12 +311,25 @@ class FuseRequests:
         for node in self.state.nodes.values():
             node.truncating = 0
         if self.pages is not None:
-            self.pages.abandon()
+            self.abandon_frames(self.pages.under_way())
+
+    def abandon_frames(self, frames: Sequence[int]) -> None:
+        """Whoever filled or wrote out these frames (addresses) is gone; those that a request still uses wait
+        for its reply."""
+        parts = [part for request in self.requests.values() for part in (*request.reads, *request.writes)]
+        for gpa in frames:
+            if self.pages is not None and not any(at <= gpa < at + size for at, size in parts):
+                self.pages.abandon(gpa, PAGE_SIZE)
 
     def _discard(self, request: Request) -> None:
         self.requests.pop(request.unique, None)
         self.give_back(request)
         self.free_owned(request)
+        if self.pages is not None:
+            for gpa, size in (*request.reads, *request.writes):
+                self.pages.abandon(gpa, size)
+        if request.opcode in _CHANGES:
+            self.inodes.distrust()
 
     def give_back(self, request: Request) -> None:
         """Undo what a successful reply handed to a caller who is gone or cannot use it: lookups, handles."""
