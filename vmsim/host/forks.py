@@ -40,6 +40,11 @@ class Birthplace:
         """Whether it was made by this process."""
         return bool(self.here[0]) and os.getpid() == self.pid
 
+    def check(self) -> None:
+        """StateError unless it was made by this process."""
+        if not self.ours:
+            self.refuse()
+
     def refuse(self) -> None:
         """StateError: what was made elsewhere is of no use here."""
         raise StateError(

@@ -285,8 +285,7 @@ class AssembledMachine:
             raise StateError("a migration is under way", hint="wait for its end, or cancel() it")
 
     def _require(self, *states: str) -> None:
-        if not self.kernel.birthplace.ours:
-            self.kernel.birthplace.refuse()
+        self.kernel.birthplace.check()
         if self.state not in states:
             raise StateError(
                 f"the machine is {self.state}, not {' or '.join(states)}",

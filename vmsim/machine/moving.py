@@ -13,7 +13,7 @@ from vmsim.machine.roles import Source
 from vmsim.machine.states import DOUBT, FINISHED, IN_DOUBT
 from vmsim.migration import phases
 from vmsim.migration.channel import Channel, MemoryChannel
-from vmsim.migration.report import MigrationParameters, ProgressCallback
+from vmsim.migration.report import MigrationParameters, Progress, ProgressCallback
 from vmsim.migration.source import OutgoingMigration
 
 
@@ -83,11 +83,16 @@ def leave(
     ``destination_released`` returns once the destination of a failed migration has let go of everything;
     ``runs`` says whether a destination in this program runs: nobody knows of another one.
     """
+
+    def report(progress: Progress) -> None:
+        told.progress(progress)
+        machine.kernel.birthplace.check()  # whoever was told may have forked
+
     channel = machine.seams.channel(channel, "source")
     clock = parameters.clock or machine.schedule.now_ns
     source = Source(machine, clock, destination_released, beside=runs is not None)
     outgoing = OutgoingMigration(
-        source, channel, machine.schedule, parameters, told.progress, runs or (lambda: None),
+        source, channel, machine.schedule, parameters, report, runs or (lambda: None),
         both_here=runs is not None,
     )  # fmt: skip
     machine.outgoing = outgoing
@@ -109,8 +114,7 @@ def hand_over(machine: AssembledMachine, other: AssembledMachine) -> None:
     """Committed: programs go on with ``other``, and memory is not needed here any more. StateError in a
     forked child: it is not the child that they go on in.
     """
-    if not machine.kernel.birthplace.ours:
-        machine.kernel.birthplace.refuse()
+    machine.kernel.birthplace.check()
     other.kernel.adopt(machine.kernel)
     if other.backend is machine.backend:
         other.owns_backend, machine.owns_backend = machine.owns_backend, False

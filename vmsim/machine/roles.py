@@ -109,6 +109,8 @@ class Source:
     def restart_rings(self) -> None:
         """Go on as before, with the same back-end; connect to it again if the connection is gone."""
         machine = self.machine
+        if not machine.kernel.birthplace.ours:
+            return  # a forked child that unwinds: the parent goes on with its migration
         try:
             self._destination_released()
             if not machine.device.attached:
@@ -124,6 +126,8 @@ class Source:
     def stop_log(self) -> None:
         """No more logging."""
         machine = self.machine
+        if not machine.kernel.birthplace.ours:
+            return
         try:
             machine.device.stop_log(machine.dirty)
         except VmsimError:

@@ -286,7 +286,6 @@ class OutgoingMigration:
         if self._cancelled or self._alarm.rings:
             self._cancelled = True
             raise self._cancellation()
-        self._undo.check_ours()
         self._step = step
 
     def _tell(self, remaining_bytes: int) -> None:
@@ -297,7 +296,6 @@ class OutgoingMigration:
             budget, rounds = self._budget, len(self.stats.rounds)
             report = (self.phase, rounds, self._output.offset, remaining_bytes)
             self._progress(Progress(*report, budget.expected, budget.warning))
-            self._undo.check_ours()
 
     def _begin(self, undo: Undo, step: str, do: Callable[[], None], undo_it: Callable[[], None]) -> None:
         """Do something that has to be undone also if it fails half-way."""
