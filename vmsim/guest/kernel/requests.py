@@ -299,6 +299,8 @@ class FuseRequests:
         request.orphan = True
         if request.status == DONE or self._cancel(request):
             self._discard(request)
+        elif request.opcode == op.SETLKW and not request.interrupted:
+            self._interrupt(request)  # or it might be granted when its owner's last FLUSH is past
 
     def _cancel(self, request: Request) -> bool:
         """Take a request out of the backlog, unless it gives something back; whether that was done."""
@@ -375,13 +377,17 @@ class FuseRequests:
                 continue
             if request.status == QUEUED and request.opcode in _GIVES_BACK:
                 continue
-            request.interrupted = True
             asked += 1
             if self._cancel(request):
+                request.interrupted = True
                 request.error = errno.EINTR
-                continue
-            self._send_hiprio(op.INTERRUPT, 0, (request.unique,), unique=request.unique | INTERRUPT_BIT)
+            else:
+                self._interrupt(request)
         return asked
+
+    def _interrupt(self, request: Request) -> None:
+        request.interrupted = True
+        self._send_hiprio(op.INTERRUPT, 0, (request.unique,), unique=request.unique | INTERRUPT_BIT)
 
     def interrupt_local(self, pid: int) -> int:
         """Interrupt what ``pid`` waits for inside the guest (local locks); 1 if there is such a process."""
