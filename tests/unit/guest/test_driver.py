@@ -485,17 +485,3 @@ def test_config_is_checked(rig):
     made.kernel.boot()
     with pytest.raises(StateError):
         made.kernel.boot()
-
-
-def test_a_lock_is_not_granted_to_a_program_that_was_killed(rig):
-    made = rig()
-    fs = made.fs
-    other = fs.fork()
-    fd, fd2 = fs.open("/f", os.O_RDWR | os.O_CREAT), other.open("/f", os.O_RDWR)
-    fs.lockf(fd, os.F_LOCK, 0)
-    task = made.schedule.spawn("waiter", lambda: other.lockf(fd2, os.F_LOCK, 0))
-    made.schedule.settle()
-    made.schedule.kill(task)
-    other.exit()
-    fs.lockf(fd, os.F_ULOCK, 0)
-    assert list(made.server.locks.held()) == []
