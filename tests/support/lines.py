@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 
 class Lines:
-    """How many lines have begun so far; whether the error was raised."""
+    """How many lines have begun so far, and which; whether the error was raised."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.places: list[tuple[str, int]] = []
         self.raised = False
 
 
@@ -28,6 +29,7 @@ def counted_lines(
     def line(frame, event, argument):
         if event == "line":
             lines.count += 1
+            lines.places.append((frame.f_code.co_filename, frame.f_lineno))
             if error is not None and lines.count == before:
                 lines.raised = True
                 raise error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vmsim.errors import UsageError, VmsimError
+from vmsim.errors import UsageError
 from vmsim.machine.assembled import AssembledMachine
 from vmsim.machine.config import MachineConfig
 from vmsim.machine.parts import MachineBackend, Seams
@@ -40,6 +40,8 @@ class Arrival:
     """That by which the downtime is measured; None: the schedule's."""
     load_ns: int = 0
     """How long the machine took to load while nobody ran."""
+    machine: AssembledMachine | None = None
+    """What is being filled, once there is something; closed again if nothing comes of it."""
 
     def receive(self, channel: Channel) -> AssembledMachine:
         """The machine that comes through ``channel``, ready to run; MigrationError if none does."""
@@ -49,12 +51,14 @@ class Arrival:
             migration = IncomingMigration(channel, self._destination, clock)
             machine = migration.run().machine
             self.load_ns = migration.load_ns
-        except VmsimError:
+            if not migration.acknowledged:
+                machine.arrival_notes.append(UNTOLD)
+            return machine
+        except BaseException:  # an interrupt too, which comes anywhere
             channel.close()
+            if self.machine is not None:
+                self.machine.close()
             raise
-        if not migration.acknowledged:
-            machine.arrival_notes.append(UNTOLD)
-        return machine
 
     def _destination(self, configuration: bytes) -> Destination:
         config = MachineConfig.decode(configuration)
@@ -69,4 +73,5 @@ class Arrival:
             config.check()
         except UsageError as error:
             raise MachineConfig.refusal(error) from error
-        return Destination(self.build(config, self.share, self.schedule, self.seams, self.backend))
+        self.machine = self.build(config, self.share, self.schedule, self.seams, self.backend)
+        return Destination(self.machine)

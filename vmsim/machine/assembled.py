@@ -65,21 +65,23 @@ class AssembledMachine:
     ) -> Self:  # fmt: skip
         """A machine for a stream to be loaded into: nothing has booted. A given ``backend`` comes later."""
         machine = cls.__new__(cls)
-        machine._build(config, share, schedule, seams, backend)
-        if backend is None:
-            try:
+        try:
+            machine._build(config, share, schedule, seams, backend)
+            if backend is None:
                 machine.device.attach(machine.backend.connect())
-            except BaseException:
-                machine._release()
-                raise
-        machine.kernel.pause()
-        return machine
+            machine.kernel.pause()
+            return machine
+        except BaseException:
+            machine._release()
+            raise
 
     def _build(
         self, config: MachineConfig, share: str, schedule: Schedule, seams: Seams,
         backend: MachineBackend | None,
     ) -> None:  # fmt: skip
-        """Make all parts; nothing runs yet."""
+        """Make all parts; nothing runs yet. Whatever it raises, ``_release`` gives back what there is."""
+        self._memfds: list[SharedMemory] = []
+        self.owns_backend = backend is None
         config.check()
         if not Path(share).is_dir():
             raise UsageError(f"{share} is not a directory", hint="give the directory to share with the guest")
@@ -100,32 +102,22 @@ class AssembledMachine:
         self.outgoing: OutgoingMigration | None = None
         self.moved_to: AssembledMachine | None = None
         """Where the guest goes on, in this program; also if an interrupt came as it was handed over."""
-        self._memfds: list[SharedMemory] = []
-        self.owns_backend = backend is None
         start = seams.start or Backend
-        try:
-            self.backend = backend or start(config, share, schedule, seams)
-        except BaseException:
-            self._directory.close()
-            raise
-        try:
-            self.memory = self._make_memory()
-            self.dirty = DirtyLog(self.memory)
-            self.device = self._make_device()
-            fence = self.backend.fence
-            self.kernel = GuestKernel(self.memory, self.device.registers, schedule, config.guest, fence)
-            self.device.virtio.on_interrupt = self._interrupt
-            self.section = self.backend.type.section(self.device)
-        except BaseException:
-            self._release()
-            raise
+        self.backend = backend or start(config, share, schedule, seams)
+        self.memory = self._make_memory()
+        self.dirty = DirtyLog(self.memory)
+        self.device = self._make_device()
+        fence = self.backend.fence
+        self.kernel = GuestKernel(self.memory, self.device.registers, schedule, config.guest, fence)
+        self.device.virtio.on_interrupt = self._interrupt
+        self.section = self.backend.type.section(self.device)
 
     def _make_memory(self) -> GuestMemory:
         regions = []
         for number, (gpa, size) in enumerate(self.config.memory):
             name = "mem" if number == 0 else f"mem{number}"
-            memfd = SharedMemory(f"vmsim-{name}", size, sealed=True)
-            self._memfds.append(memfd)
+            self._memfds.append(SharedMemory(f"vmsim-{name}", size, sealed=True))
+            memfd = self._memfds[-1]
             regions.append(Region(name, gpa, size, memfd.view, memfd.fd))
         return GuestMemory(regions)
 
@@ -205,9 +197,9 @@ class AssembledMachine:
 
     def start_running(self) -> None:
         """The last step of an incoming migration: the guest goes on."""
-        self.become(START)
         self.device.kick()
         self.kernel.resume()
+        self.become(START)  # at last: what an interrupt left undone is done again
 
     # Ending
 
@@ -237,7 +229,7 @@ class AssembledMachine:
     def _release(self, *, backend: bool = True) -> None:
         if hasattr(self, "device"):
             self._detach()
-        if backend and self.owns_backend:
+        if backend and hasattr(self, "backend") and self.owns_backend:
             self.backend.close()
         self.release_memory()
 
@@ -257,8 +249,9 @@ class AssembledMachine:
             self.kernel.close()
         if hasattr(self, "memory"):
             self.memory.close()
-        self._directory.close()
-        for memfd in self._memfds:
+        if hasattr(self, "_directory"):
+            self._directory.close()
+        for memfd in getattr(self, "_memfds", ()):
             memfd.close()
         self._memfds = []
 

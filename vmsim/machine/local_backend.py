@@ -30,16 +30,18 @@ class Backend:
         self.host = HostServices()
         self._schedule = schedule
         self._seams = seams
-        self.served = self._serving(config)
         try:
+            self.served = self._serving(config)
             self.vhost = VhostBackend(
                 seams.backend(self.served), self.host, schedule, DIALECTS[config.dialect],
                 BackendOptions(policy="lenient" if config.policy == "lenient" else "strict"),
             )
+            schedule.watch(self.served.look)
         except BaseException:
-            self.served.close()
+            if hasattr(self, "served"):
+                schedule.unwatch(self.served.look)
+                self.served.close()
             raise
-        schedule.watch(self.served.look)
 
     def _serving(self, config: MachineConfig) -> ServingDevice:
         return self.type.backend(
@@ -54,7 +56,14 @@ class Backend:
 
     def connect(self) -> Transport:
         """A new connection; the one before must be closed."""
-        return self._seams.transport(InProcessTransport(self.vhost, self._schedule, self.host))
+        transport: InProcessTransport | None = None
+        try:
+            transport = InProcessTransport(self.vhost, self._schedule, self.host)
+            return self._seams.transport(transport)
+        except BaseException:  # an interrupt too: nobody else has it yet
+            if transport is not None:
+                transport.close()
+            raise
 
     def burden(self) -> Burden:
         """What its state holds besides inodes."""

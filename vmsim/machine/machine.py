@@ -44,18 +44,18 @@ class Machine(AssembledMachine):
         schedule = launch.get("schedule") or ImmediateSchedule()
         config = config_of(launch, schedule)
         seams = seams_for(launch.get("seams"), launch.get("transport"), launch.get("backend_command"))
-        self._build(config, fixed(share), schedule, seams, launch.get("backend"))
         try:
+            self._build(config, fixed(share), schedule, seams, launch.get("backend"))
             self.device.attach(self.backend.connect())
             self.kernel.boot()
+            self.become(START)
         except BaseException as error:
-            reason = self.device.virtio.reset_reason
-            self.close()
+            reason = self.device.virtio.reset_reason if hasattr(self, "device") else ""
+            self._release()
             if reason and isinstance(error, OSError):  # all that the guest sees of it is EIO
                 what = f"the guest cannot boot, its device does not work: {reason}"
                 raise HostError(what, errno=error.errno or errno.EIO) from error
             raise
-        self.become(START)
 
     # Using it
 

@@ -10,7 +10,7 @@ from vmsim.machine.arrival import Arrival
 from vmsim.machine.assembled import AssembledMachine
 from vmsim.machine.progress import MigrationTrace
 from vmsim.machine.roles import Source
-from vmsim.machine.states import DOUBT, FINISHED, IN_DOUBT
+from vmsim.machine.states import DOUBT, FINISHED, IN_DOUBT, INCOMING
 from vmsim.migration import phases
 from vmsim.migration.channel import Channel, MemoryChannel
 from vmsim.migration.report import MigrationParameters, Progress, ProgressCallback
@@ -28,43 +28,39 @@ def move(
 
     def arrived() -> AssembledMachine | None:
         machine.schedule.wait(lambda: task.done, "the end of the incoming migration")
-        try:
-            found = task.result()
-        except BaseException:  # also what only ended the activity
-            return None
-        assert isinstance(found, type(machine))
-        return found
+        return arrival.machine if task.error is None else None
 
     def runs() -> bool:
         return arrived() is not None
 
     def make_an_end() -> None:
         """Of the destination, so that this machine can go on."""
-        if (other := arrived()) is not None:
-            other.close()
+        arrived()
+        if arrival.machine is not None:
+            arrival.machine.close()
 
     told = MigrationTrace(machine.seams.trace, progress)
     try:
         outgoing = leave(machine, there, told, parameters, make_an_end, runs)
+        other = arrived()
+        if other is None:
+            with suppress(VmsimError):
+                task.result()  # an interrupt is not a failure of the destination
+            raise MigrationError(
+                "the destination failed after it had taken over", step="go", side="destination"
+            )
+        hand_over(machine, other)
     except BaseException:
         if not machine.kernel.birthplace.ours:
             raise  # a forked child that unwinds: the destination is not its own to wait for
         if machine.state == FINISHED and (other := arrived()) is not None:  # an interrupt after the commit
-            machine.moved_to = other
             hand_over(machine, other)
-        elif machine.state != IN_DOUBT:
+        elif machine.state not in (FINISHED, IN_DOUBT):
             there.close()  # interrupted before the migration could take care of it, it has a reader who waits
             make_an_end()
             with suppress(VmsimError):
                 task.result()  # a bug there is told, not what it led to here
         raise
-    other = arrived()
-    if other is None:
-        with suppress(VmsimError):
-            task.result()  # an interrupt is not a failure of the destination
-        raise MigrationError("the destination failed after it had taken over", step="go", side="destination")
-    machine.moved_to = other
-    hand_over(machine, other)
     outgoing.started(arrival.load_ns)
     with suppress(VmsimError, OSError):  # a connection or back-end that is gone: nothing here is of use
         machine.let_go()
@@ -95,28 +91,42 @@ def leave(
         source, channel, machine.schedule, parameters, report, runs or (lambda: None),
         both_here=runs is not None,
     )  # fmt: skip
-    machine.outgoing = outgoing
     told.stats = outgoing.stats
     try:
-        outgoing.run()
-    except VmsimError as error:
-        told.failed(error)
+        try:
+            machine.outgoing = outgoing
+            outgoing.run()
+        except VmsimError as error:
+            told.failed(error)
+            raise
+        finally:
+            _state_end(machine, outgoing)
+    except BaseException:
+        _state_end(machine, outgoing)  # an interrupt may have come just before that
         raise
-    finally:
-        if outgoing.phase == phases.DOUBT:
-            machine.become(DOUBT)  # also after an interrupt: whatever comes up, it has not been stated
-        else:
-            machine.outgoing = None
     return outgoing
 
 
+def _state_end(machine: AssembledMachine, outgoing: OutgoingMigration) -> None:
+    """Whatever came up, an interrupt too: what has not been stated is in doubt. May be done twice."""
+    if outgoing.phase != phases.DOUBT:
+        machine.outgoing = None
+    elif machine.state != IN_DOUBT:
+        machine.become(DOUBT)
+
+
 def hand_over(machine: AssembledMachine, other: AssembledMachine) -> None:
-    """Committed: programs go on with ``other``, and memory is not needed here any more. StateError in a
-    forked child: it is not the child that they go on in.
+    """Committed: programs go on with ``other``. Done again after an interrupt in it, it is done.
+
+    StateError in a forked child: it is not the child that they go on in.
     """
     machine.kernel.birthplace.check()
+    machine.moved_to = other
+    if other.state != INCOMING:
+        return
     other.kernel.adopt(machine.kernel)
-    if other.backend is machine.backend:
-        other.owns_backend, machine.owns_backend = machine.owns_backend, False
+    if other.backend is machine.backend and machine.owns_backend:
+        other.owns_backend = True
+        machine.owns_backend = False
     other.arrived_requests = len(other.kernel.requests)
     other.start_running()

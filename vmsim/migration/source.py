@@ -127,16 +127,14 @@ class OutgoingMigration:
             raise StateError("a migration runs only once")
         began = self._clock()
         self._alarm.start(self._schedule, lambda: self.phase in phases.TOO_LATE, self.cancel)
-        carried_out = False
         try:
             self._attempt()
-            carried_out = True
             self.stats.downtime = self._watch.parts
             self._watch.end()
             self.stats.total_ns = self._clock() - began
             self._conclude()
-        except BaseException:
-            self._interrupted(carried_out)
+        except BaseException as error:
+            self._interrupted(error)
             raise
         return self.stats
 
@@ -144,13 +142,13 @@ class OutgoingMigration:
         self._come_to(phases.DOUBT)
         self._channel.close()
 
-    def _interrupted(self, carried_out: bool) -> None:
+    def _interrupted(self, error: BaseException) -> None:
         """Wherever it came: after the go the machine is finished, or stopped; it does not go on by itself."""
         if not self._let_go or self.phase in (phases.FAILED, phases.DOUBT):
             return
         if self.phase == phases.DONE:
             self._leave()
-        elif carried_out and self._both_here:
+        elif self._both_here and not isinstance(error, MigrationInDoubt):
             self._go_on()  # the destination, in this program, has not been started, and is not going to be
         else:
             self._doubtful()

@@ -24,6 +24,11 @@ class Task(Protocol):
         """Whether the activity has ended."""
         ...
 
+    @property
+    def error(self) -> BaseException | None:
+        """What the activity raised, if it has ended that way."""
+        ...
+
     def result(self) -> object:
         """The activity's return value; raises what it raised, or StateError while it runs."""
         ...

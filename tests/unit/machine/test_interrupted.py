@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import vmsim
+from tests.support.leaks import no_leaks
 from tests.support.lines import counted_lines
 from tests.support.sampling import sample
 from vmsim.errors import StateError
@@ -23,22 +24,25 @@ FILES = {
                  "machine/roles.py")
 }  # fmt: skip
 
+WIDE = {str(path) for part in ("machine", "migration") for path in (ROOT / part).glob("*.py")}
+"""Of both sides, if they are in one process."""
 
-def interrupt(do, number):
+
+def interrupt(do, number, files=FILES):
     """Raise KeyboardInterrupt at line ``number`` of those that ``do`` executes; whether it got that far."""
     with (
         contextlib.suppress(KeyboardInterrupt, MigrationInDoubt),
-        counted_lines(FILES, KeyboardInterrupt, before=number) as lines,
+        counted_lines(files, KeyboardInterrupt, before=number) as lines,
     ):
         do()
     return lines.raised
 
 
-def started(tmp_path, number):
+def started(tmp_path, number, **launch):
     share = tmp_path / f"share{number}"
     share.mkdir()
     (share / "f").write_text("hello")
-    vm = Machine(str(share), memory="1M")
+    vm = Machine(str(share), memory="1M", **launch)
     return vm, vm.mount().open("/f", os.O_RDWR), tmp_path / f"saved{number}"
 
 
@@ -93,3 +97,40 @@ def test_settling_a_doubt(tmp_path, destination_runs):
             else:
                 assert vm.state == RUNNING, f"line {number}"
                 assert reads(vm, fd), f"line {number}"
+
+
+@pytest.mark.parametrize("kind", ["internal", "external"])
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_migrating_within_the_process(tmp_path, kind, which):
+    """Exactly one of both machines runs, wherever it came, and can migrate; all is given back.
+
+    It comes when each line is executed for the first, and for the last time.
+    """
+    vm, _, _ = started(tmp_path, "whole", migration=kind)
+    with vm, counted_lines(WIDE) as lines:
+        other = vm.migrate()
+    other.close()
+    at = {}
+    for number, place in enumerate(lines.places, 1):
+        if which == "last" or place not in at:
+            at[place] = number
+    for number in sample(sorted(at.values()), 40, f"interrupts: migrate {kind} {which}"):
+        with no_leaks():
+            _interrupted_migration(tmp_path, kind, number)
+
+
+def _interrupted_migration(tmp_path, kind, number):
+    vm, fd, _ = started(tmp_path, number, migration=kind)
+    try:
+        assert interrupt(vm.migrate, number, WIDE)
+        other = vm.moved_to
+        states = vm.state, other and other.state
+        assert states in ((RUNNING, None), (FINISHED, RUNNING)), f"line {number}"
+        runs = other or vm
+        assert reads(runs, fd), f"line {number}"
+        with runs.migrate() as again:
+            assert reads(again, fd), f"line {number}"
+    finally:
+        if vm.moved_to:
+            vm.moved_to.close()
+        vm.close()
