@@ -99,6 +99,7 @@ def test_settling_a_doubt(tmp_path, destination_runs):
                 assert reads(vm, fd), f"line {number}"
 
 
+@pytest.mark.timeout(400)  # all of it takes a minute and a half where nothing else runs
 @pytest.mark.parametrize("kind", ["internal", "external"])
 @pytest.mark.parametrize("which", ["first", "last"])
 def test_migrating_within_the_process(tmp_path, kind, which):
