@@ -26,9 +26,9 @@ class Driver:
         self.unique = 0
         self.done = []
 
-    def chain(self, opcode, nodeid=1, args=(), names=(), size=0):
+    def chain(self, opcode, nodeid=1, args=(), names=(), size=0, data=b""):
         self.unique += 1
-        request = client.encode(opcode, self.unique, nodeid, 0, 0, 7, args, names)
+        request = client.encode(opcode, self.unique, nodeid, 0, 0, 7, args, names, data)
         return FakeChain(request, client.reply_room(opcode, size))
 
     def send(self, *args, ring=1, **kwargs):

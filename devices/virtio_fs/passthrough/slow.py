@@ -55,6 +55,8 @@ class SlowOps:
         self._core = core
         self._reach = reach
         self._on_slow: Callable[[], None]
+        self._freed = 0
+        """Sectors of files without a name that were closed since nothing was under way aside."""
 
     def use_pool(self, pool: Pool, on_slow: Callable[[], None]) -> None:
         """From now on; ``on_slow`` is told when there is a mount that may hang."""
@@ -190,11 +192,16 @@ class SlowOps:
             raise TryAgain(errno.EAGAIN, "its content takes long to free")
 
     def close_file(self, fd: int) -> None:
-        """Close a descriptor, elsewhere if it may be the last of a large file that has no name."""
+        """Close a descriptor, elsewhere if it may be the last of a large file that has no name.
+
+        Many small ones are a large one: a single BATCH_FORGET, or the end of a session, closes them all.
+        """
         if self._core.aside is None or not self._core.aside.hangs(fd):
             attr = self._core.fstat(fd)
-            if not attr[NLINK] and attr[BLOCKS] > SECTORS_MAX:
-                self._use_aside().may_hang(fd, CLOSING)
+            if not attr[NLINK] and attr[BLOCKS]:
+                self._freed += attr[BLOCKS]
+                if self._freed > SECTORS_MAX:
+                    self._use_aside().may_hang(fd, CLOSING)
         self._core.host.close(fd)
 
     def start_aside(
@@ -221,6 +228,8 @@ class SlowOps:
         """Go on with the requests whose calls have ended."""
         if self._core.aside is not None:
             self._core.aside.join()
+            if not self._core.aside.pool.pending:
+                self._freed = 0
 
 
 LONG: Final[dict[int, Callable[[SlowOps, Request, Inode], bool]]] = {

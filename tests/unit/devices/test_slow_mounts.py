@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import threading
 from contextlib import suppress
 
@@ -378,3 +379,26 @@ def test_the_last_user_of_a_large_file_does_not_free_it_in_the_loop(plain, last)
     calls.clear()
     end()
     assert len(calls) == 1, calls
+
+
+@pytest.mark.parametrize("end", ["BATCH_FORGET", "INIT"])
+def test_many_small_files_do_not_free_much_space_in_the_loop(plain, end):
+    """One request may let go of any number of files; no file of them is large."""
+    share, count = os.fsdecode(plain.backend.fs.share), 12
+    nodes = []
+    for number in range(count):
+        with open(f"{share}/{number}", "wb") as file:
+            file.write(b"x" * (1 << 14))
+            os.fsync(file.fileno())
+        nodes.append(plain.send(op.LOOKUP, 1, (), (b"%d" % number,)).nodeid)
+        plain.send(op.OPEN, nodes[-1], (os.O_RDWR, 0))
+        os.unlink(f"{share}/{number}")
+    if end == "BATCH_FORGET":
+        for fh in list(plain.backend.fs.handles):
+            plain.send(op.RELEASE, fh.inode_id, (fh.id, 0, 0, 0))
+        data = b"".join(struct.pack("<QQ", node, 1) for node in nodes)
+        plain.backend.handle(0, plain.chain(op.BATCH_FORGET, 0, (count, 0), data=data), None)
+    else:
+        plain.init()
+    assert plain.pool.pending >= count - 2
+    plain.until(lambda: not plain.pool.pending, "the end of all closes")
