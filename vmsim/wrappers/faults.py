@@ -14,9 +14,9 @@ import errno as codes
 import os
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from vmsim.errors import PeerError
+from vmsim.errors import PeerError, UsageError
 from vmsim.migration.channel import Channel, ChannelBase
 from vmsim.migration.errors import ChannelError
 from vmsim.schedule import Schedule
@@ -25,9 +25,27 @@ from vmsim.trace.events import SimFault
 from vmsim.vhost.messages import Reply, Request
 from vmsim.vhost.seams import Transport
 
-Kind = Literal["fail", "lose", "cut", "delay"]
-"""``fail``: refused, nothing happened. ``lose``: it happened, and the answer was lost. ``cut``: this seam is
-dead from here on. ``delay``: it takes ``delay_ns`` longer."""
+
+class Kind(NamedTuple):
+    """What a kind of fault does to an operation; every wrapper goes by these four alone."""
+
+    happens: bool = False
+    """It is carried out underneath, whatever is said of it."""
+    fails: bool = True
+    """Whoever asked is told an error."""
+    cuts: bool = False
+    """The seam is dead from here on. Only of what fails: whoever is told an error looks after the rest."""
+    waits: bool = False
+    """It takes ``delay_ns`` longer."""
+
+
+KINDS: Final[dict[str, Kind]] = {
+    "fail": Kind(),  # refused, nothing happened
+    "lose": Kind(happens=True),  # it happened, and the answer was lost
+    "cut": Kind(cuts=True),
+    "delay": Kind(happens=True, fails=False, waits=True),
+}
+"""By name. A row is all that a new one takes: plans, wrappers and campaigns know no kind in particular."""
 
 
 class Step(NamedTuple):
@@ -47,12 +65,17 @@ class Fault(NamedTuple):
     seam: str
     operation: str
     number: int
-    kind: Kind
+    kind: str
     errno: int = codes.EIO
     delay_ns: int = 0
 
+    @property
+    def does(self) -> Kind:
+        """What its kind means."""
+        return KINDS[self.kind]
+
     @classmethod
-    def at(cls, step: Step, kind: Kind, *, errno: int = codes.EIO, delay_ns: int = 0) -> Fault:
+    def at(cls, step: Step, kind: str, *, errno: int = codes.EIO, delay_ns: int = 0) -> Fault:
         """A fault at a step that another run recorded."""
         return cls(step.seam, "*", step.number, kind, errno, delay_ns)
 
@@ -72,6 +95,8 @@ class FaultPlan:
         self._schedule = schedule
         self._trace = trace
         self._left = [(fault, fault.number) for fault in faults]
+        if unknown := {fault.kind for fault, _ in self._left} - KINDS.keys():
+            raise UsageError(f"no fault {min(unknown)!r}", hint=f"one of: {', '.join(KINDS)}")
         self._numbers: dict[str, int] = {}
         self._cut: set[str] = set()
 
@@ -92,13 +117,11 @@ class FaultPlan:
         self.injected.append((step, fault))
         if self._trace.wants(SimFault):
             self._trace.emit(SimFault(seam, operation, number, fault.kind))
-        if fault.kind == "cut":
-            self._cut.add(seam)
-        if fault.kind != "delay":
-            return fault
-        if self._schedule is not None:
+        if fault.does.waits and self._schedule is not None:
             self._schedule.sleep_ns(fault.delay_ns)
-        return None
+        if fault.does.cuts:
+            self._cut.add(seam)
+        return fault if fault.does.fails else None
 
     def _due(self, step: Step) -> Fault | None:
         due = None
@@ -147,12 +170,12 @@ class FaultyTransport:
         fault = self._plan.cross(self._seam, name)
         if fault is None:
             return self._inner.request(request)
-        if fault.kind == "lose":
+        if fault.does.happens:
             lost = self._inner.request(request)
             for fd in lost.fds if lost is not None else ():
                 os.close(fd)
         raise PeerError(
-            f"{name}: {'the peer is gone' if fault.kind == 'cut' else os.strerror(fault.errno)}",
+            f"{name}: {'the peer is gone' if fault.does.cuts else os.strerror(fault.errno)}",
             request=name, errno=fault.errno,
         )
 
@@ -192,11 +215,12 @@ class FaultyChannel(ChannelBase):
         if fault is None:
             self._inner.write(data)
             return
-        if fault.kind == "lose":
+        cut_now = fault.does.cuts and not was_cut
+        if fault.does.happens:
             self._inner.write(data)
-        elif fault.kind == "cut" and not was_cut:
-            if len(data) > 1:
-                self._inner.write(bytes(data[: len(data) // 2]))
+        elif cut_now and len(data) > 1:
+            self._inner.write(bytes(data[: len(data) // 2]))
+        if cut_now:
             self._inner.close()
         raise _channel_error("write to", fault)
 
@@ -206,25 +230,25 @@ class FaultyChannel(ChannelBase):
         fault = self._plan.cross(self._seam, "read")
         if fault is None:
             return self._inner.read_some(limit)
-        if fault.kind == "cut":
+        if fault.does.happens:
+            self._inner.read_some(limit)
+        if fault.does.cuts:
             if not was_cut:
                 self._inner.close()
             return b""
-        if fault.kind == "lose":
-            self._inner.read_some(limit)
         raise _channel_error("read from", fault)
 
     def finish(self) -> None:
         """Finish, unless it is its turn to fail."""
         fault = self._plan.cross(self._seam, "finish")
-        if fault is None or fault.kind == "lose":
+        if fault is None or fault.does.happens:
             self._inner.finish()
         if fault is not None:
             raise _channel_error("finish", fault)
 
 
 def _channel_error(verb: str, fault: Fault) -> ChannelError:
-    code = codes.EPIPE if fault.kind == "cut" else fault.errno
+    code = codes.EPIPE if fault.does.cuts else fault.errno
     return ChannelError(f"cannot {verb} the migration channel: {os.strerror(code)}", errno=code)
 
 
@@ -254,7 +278,7 @@ class FaultyHostFs:
             fault = plan.cross(seam, name)
             if fault is None:
                 return method(*arguments, **named)
-            if fault.kind == "lose":
+            if fault.does.happens:
                 lost = method(*arguments, **named)
                 if name in self.DESCRIPTORS:
                     self._inner.close(lost)

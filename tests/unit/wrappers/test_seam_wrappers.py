@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from vmsim.errors import PeerError, StreamTruncated
+from vmsim.errors import PeerError, StreamTruncated, UsageError
 from vmsim.memory import GuestMemory, Region
 from vmsim.migration.channel import ChannelBase
 from vmsim.migration.errors import ChannelError
@@ -340,6 +340,11 @@ class TestFaults:
         assert FaultyHostFs(Host(), plan).fstat(1) == (1,)
         assert schedule.now_ns() == 5000
         assert len(plan.injected) == 1
+
+    def test_a_kind_that_does_not_exist(self):
+        with pytest.raises(UsageError, match="no fault 'explode'") as caught:
+            FaultPlan([Fault("host", "*", 1, "explode")])
+        assert "lose" in caught.value.hint
 
     def test_a_step_of_one_run_fails_in_the_next(self):
         plan = FaultPlan()
