@@ -12,31 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vmsim.errors import PeerError
+from vmsim.vhost import constants as c
 from vmsim.vhost import payloads as p
-from vmsim.vhost.constants import (
-    F_BACKEND_REQ,
-    F_CONFIG,
-    F_CONFIGURE_MEM_SLOTS,
-    F_CROSS_ENDIAN,
-    F_CRYPTO_SESSION,
-    F_HOST_NOTIFIER,
-    F_INBAND_NOTIFICATIONS,
-    F_INFLIGHT_SHMFD,
-    F_MQ,
-    F_NET_MTU,
-    F_PAGEFAULT,
-    F_RARP,
-    F_RESET_DEVICE,
-    F_SHARED_OBJECT,
-    F_SHMEM,
-    F_STATUS,
-    FLAG_NEED_REPLY,
-    FLAG_VERSION_MASK,
-    HEADER_BYTES,
-    PAYLOAD_MAX,
-    REPLY_FLAGS,
-    VERSION,
-)
 from vmsim.wire.layout import U32, Layout
 
 SPEC = "vhost-user 'Message types'"
@@ -82,7 +59,7 @@ class Row(NamedTuple):
 U64, STATE = p.NUMBER, p.VRING_STATE
 ONE = (1, 1)
 MAYBE = (0, 1)
-SLOTS = F_CONFIGURE_MEM_SLOTS
+SLOTS = c.F_CONFIGURE_MEM_SLOTS
 
 FRONTEND_ROWS = (
     Row(1, "GET_FEATURES", reply=U64),
@@ -101,49 +78,49 @@ FRONTEND_ROWS = (
     Row(14, "SET_VRING_ERR", U64, fds=MAYBE),
     Row(15, "GET_PROTOCOL_FEATURES", reply=U64),
     Row(16, "SET_PROTOCOL_FEATURES", U64),
-    Row(17, "GET_QUEUE_NUM", reply=U64, feature=F_MQ),
+    Row(17, "GET_QUEUE_NUM", reply=U64, feature=c.F_MQ),
     Row(18, "SET_VRING_ENABLE", STATE, ack=Ack.NEGOTIATED),
-    Row(19, "SEND_RARP", U64, feature=F_RARP),
-    Row(20, "NET_SET_MTU", U64, feature=F_NET_MTU, ack=Ack.NEGOTIATED),
-    Row(21, "SET_BACKEND_REQ_FD", fds=ONE, feature=F_BACKEND_REQ, ack=Ack.NEGOTIATED),
+    Row(19, "SEND_RARP", U64, feature=c.F_RARP),
+    Row(20, "NET_SET_MTU", U64, feature=c.F_NET_MTU, ack=Ack.NEGOTIATED),
+    Row(21, "SET_BACKEND_REQ_FD", fds=ONE, feature=c.F_BACKEND_REQ, ack=Ack.NEGOTIATED),
     Row(22, "IOTLB_MSG", p.IOTLB, U64),
-    Row(23, "SET_VRING_ENDIAN", STATE, feature=F_CROSS_ENDIAN),
-    Row(24, "GET_CONFIG", p.CONFIG, p.CONFIG_REPLY, feature=F_CONFIG),
-    Row(25, "SET_CONFIG", p.CONFIG, feature=F_CONFIG, ack=Ack.NEGOTIATED),
-    Row(26, "CREATE_CRYPTO_SESSION", p.OPAQUE, p.OPAQUE, feature=F_CRYPTO_SESSION),
-    Row(27, "CLOSE_CRYPTO_SESSION", U64, feature=F_CRYPTO_SESSION),
-    Row(28, "POSTCOPY_ADVISE", reply_fds=ONE, feature=F_PAGEFAULT, empty_reply=True),
-    Row(29, "POSTCOPY_LISTEN", feature=F_PAGEFAULT, ack=Ack.ALWAYS),
-    Row(30, "POSTCOPY_END", feature=F_PAGEFAULT, ack=Ack.ALWAYS),
-    Row(31, "GET_INFLIGHT_FD", p.INFLIGHT, p.INFLIGHT, reply_fds=ONE, feature=F_INFLIGHT_SHMFD),
-    Row(32, "SET_INFLIGHT_FD", p.INFLIGHT, fds=ONE, feature=F_INFLIGHT_SHMFD),
+    Row(23, "SET_VRING_ENDIAN", STATE, feature=c.F_CROSS_ENDIAN),
+    Row(24, "GET_CONFIG", p.CONFIG, p.CONFIG_REPLY, feature=c.F_CONFIG),
+    Row(25, "SET_CONFIG", p.CONFIG, feature=c.F_CONFIG, ack=Ack.NEGOTIATED),
+    Row(26, "CREATE_CRYPTO_SESSION", p.OPAQUE, p.OPAQUE, feature=c.F_CRYPTO_SESSION),
+    Row(27, "CLOSE_CRYPTO_SESSION", U64, feature=c.F_CRYPTO_SESSION),
+    Row(28, "POSTCOPY_ADVISE", reply_fds=ONE, feature=c.F_PAGEFAULT, empty_reply=True),
+    Row(29, "POSTCOPY_LISTEN", feature=c.F_PAGEFAULT, ack=Ack.ALWAYS),
+    Row(30, "POSTCOPY_END", feature=c.F_PAGEFAULT, ack=Ack.ALWAYS),
+    Row(31, "GET_INFLIGHT_FD", p.INFLIGHT, p.INFLIGHT, reply_fds=ONE, feature=c.F_INFLIGHT_SHMFD),
+    Row(32, "SET_INFLIGHT_FD", p.INFLIGHT, fds=ONE, feature=c.F_INFLIGHT_SHMFD),
     Row(33, "GPU_SET_SOCKET", fds=ONE),
-    Row(34, "RESET_DEVICE", feature=F_RESET_DEVICE),
-    Row(35, "VRING_KICK", STATE, feature=F_INBAND_NOTIFICATIONS),
+    Row(34, "RESET_DEVICE", feature=c.F_RESET_DEVICE),
+    Row(35, "VRING_KICK", STATE, feature=c.F_INBAND_NOTIFICATIONS),
     Row(36, "GET_MAX_MEM_SLOTS", reply=U64, feature=SLOTS),
     Row(37, "ADD_MEM_REG", p.SLOT_REGION, fds=ONE, feature=SLOTS, ack=Ack.NEGOTIATED),
     Row(38, "REM_MEM_REG", p.SLOT_REGION, fds=MAYBE, feature=SLOTS, ack=Ack.NEGOTIATED),
-    Row(39, "SET_STATUS", U64, feature=F_STATUS),
-    Row(40, "GET_STATUS", reply=U64, feature=F_STATUS),
-    Row(44, "GET_SHMEM_CONFIG", reply=p.SHMEM_CONFIG, feature=F_SHMEM),
+    Row(39, "SET_STATUS", U64, feature=c.F_STATUS),
+    Row(40, "GET_STATUS", reply=U64, feature=c.F_STATUS),
+    Row(44, "GET_SHMEM_CONFIG", reply=p.SHMEM_CONFIG, feature=c.F_SHMEM),
 )
 """Front-end requests that mean the same in every state-transfer dialect; 41 to 43 belong to the dialects."""
 
 GET_SHARED_OBJECT = Row(
-    41, "GET_SHARED_OBJECT", p.UUID, reply_fds=MAYBE, feature=F_SHARED_OBJECT, empty_reply=True
+    41, "GET_SHARED_OBJECT", p.UUID, reply_fds=MAYBE, feature=c.F_SHARED_OBJECT, empty_reply=True
 )
 
 BACKEND_ROWS = (
     Row(1, "IOTLB_MSG", p.IOTLB),
-    Row(2, "CONFIG_CHANGE_MSG", feature=F_CONFIG),
-    Row(3, "VRING_HOST_NOTIFIER_MSG", p.VRING_AREA, fds=MAYBE, feature=F_HOST_NOTIFIER),
-    Row(4, "VRING_CALL", STATE, feature=F_INBAND_NOTIFICATIONS),
-    Row(5, "VRING_ERR", STATE, feature=F_INBAND_NOTIFICATIONS),
-    Row(6, "SHARED_OBJECT_ADD", p.UUID, feature=F_SHARED_OBJECT),
-    Row(7, "SHARED_OBJECT_REMOVE", p.UUID, feature=F_SHARED_OBJECT),
-    Row(8, "SHARED_OBJECT_LOOKUP", p.UUID, U64, fds=MAYBE, feature=F_SHARED_OBJECT),
-    Row(9, "SHMEM_MAP", p.SHMEM_MAP, fds=ONE, feature=F_SHMEM),
-    Row(10, "SHMEM_UNMAP", p.SHMEM_MAP, feature=F_SHMEM),
+    Row(2, "CONFIG_CHANGE_MSG", feature=c.F_CONFIG),
+    Row(3, "VRING_HOST_NOTIFIER_MSG", p.VRING_AREA, fds=MAYBE, feature=c.F_HOST_NOTIFIER),
+    Row(4, "VRING_CALL", STATE, feature=c.F_INBAND_NOTIFICATIONS),
+    Row(5, "VRING_ERR", STATE, feature=c.F_INBAND_NOTIFICATIONS),
+    Row(6, "SHARED_OBJECT_ADD", p.UUID, feature=c.F_SHARED_OBJECT),
+    Row(7, "SHARED_OBJECT_REMOVE", p.UUID, feature=c.F_SHARED_OBJECT),
+    Row(8, "SHARED_OBJECT_LOOKUP", p.UUID, U64, fds=MAYBE, feature=c.F_SHARED_OBJECT),
+    Row(9, "SHMEM_MAP", p.SHMEM_MAP, fds=ONE, feature=c.F_SHMEM),
+    Row(10, "SHMEM_UNMAP", p.SHMEM_MAP, feature=c.F_SHMEM),
 )
 """Back-end requests, on the channel that SET_BACKEND_REQ_FD opened."""
 
@@ -198,7 +175,7 @@ def encode_request(request: Request) -> bytes:
     """The bytes of a request, header first; its descriptors go with the first byte."""
     row = request.row
     body = row.request.encode(request.payload) if row.request is not None else b""
-    flags = VERSION | (FLAG_NEED_REPLY if request.need_reply else 0)
+    flags = c.VERSION | (c.FLAG_NEED_REPLY if request.need_reply else 0)
     return HEADER.pack(row.id, flags, len(body)) + body
 
 
@@ -208,17 +185,17 @@ def encode_reply(row: Row, reply: Reply) -> bytes:
         body = b"" if reply.payload is None else p.NUMBER.encode(reply.payload)
     else:
         body = row.reply.encode(reply.payload)
-    return HEADER.pack(row.id, REPLY_FLAGS, len(body)) + body
+    return HEADER.pack(row.id, c.REPLY_FLAGS, len(body)) + body
 
 
 def decode_header(data: bytes) -> Header:
     """The header at the start of ``data``; MessageError if it is short, of another version or oversize."""
-    if len(data) < HEADER_BYTES:
-        raise MessageError(f"message header of {len(data)} bytes, {HEADER_BYTES} are needed", spec=SPEC)
+    if len(data) < c.HEADER_BYTES:
+        raise MessageError(f"message header of {len(data)} bytes, {c.HEADER_BYTES} are needed", spec=SPEC)
     header = HEADER.unpack(data)
-    if header.flags & FLAG_VERSION_MASK != VERSION:
+    if header.flags & c.FLAG_VERSION_MASK != c.VERSION:
         raise MessageError(f"message {header.request} has protocol version {header.flags & 3}", spec=SPEC)
-    if header.size > PAYLOAD_MAX:
+    if header.size > c.PAYLOAD_MAX:
         raise MessageError(f"message {header.request} announces {header.size} bytes of payload", spec=SPEC)
     return header
 
@@ -228,19 +205,19 @@ def decode_request(messages: MessageSet, header: Header, body: bytes, fds: tuple
     row = messages.by_id.get(header.request)
     if row is None:
         raise MessageError(f"unknown message {header.request}", spec=SPEC, request=header.request)
-    if header.flags & ~FLAG_NEED_REPLY != VERSION:
+    if header.flags & ~c.FLAG_NEED_REPLY != c.VERSION:
         raise MessageError(f"{row.name}: request with flags {header.flags:#x}", spec=SPEC, request=row.name)
     payload = _payload(row, row.request, body)
-    request = Request(row, payload, fds, bool(header.flags & FLAG_NEED_REPLY))
+    request = Request(row, payload, fds, bool(header.flags & c.FLAG_NEED_REPLY))
     check_fds(row, len(fds))
     return request
 
 
 def decode_reply(row: Row, header: Header, body: bytes, fds: tuple[int, ...]) -> Reply:
     """The reply to ``row``, checked as QEMU checks it; MessageError if it is not that."""
-    if header.flags != REPLY_FLAGS:
+    if header.flags != c.REPLY_FLAGS:
         raise MessageError(
-            f"{row.name}: Flags {header.flags:#x} instead of {REPLY_FLAGS:#x}", spec=SPEC, request=row.name
+            f"{row.name}: Flags {header.flags:#x} instead of {c.REPLY_FLAGS:#x}", spec=SPEC, request=row.name
         )
     if header.request != row.id:
         raise MessageError(
