@@ -39,11 +39,12 @@ class LaunchOptions(Surroundings, total=False):
 
     ``memory`` is a size (``"64M"``, bytes) or a list of (guest-physical address, bytes) regions; ``ring`` is
     ``split`` or ``packed``; ``migration`` is which kind is allowed, ``migration_save`` and ``migration_load``
-    if that differs for saving and loading; ``notification`` offers the driver a notification queue; ``guest``
-    are the guest's options (``GuestConfig``).
+    if that differs for saving and loading; ``device`` names an installed one, ``notification`` offers the
+    driver a notification queue; ``guest`` are the guest's options (``GuestConfig``).
     """
 
     memory: int | str | list[tuple[int, int]]
+    device: str
     ring: str
     queues: int
     queue_size: int

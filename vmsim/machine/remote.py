@@ -195,6 +195,11 @@ class RemoteBackend:
 
 def command_options(config: MachineConfig) -> list[str]:
     """What ``vmsim serve`` must be told to be the back-end of a machine: all that is not its default."""
+    if config.device != DEVICE:
+        raise UsageError(
+            f"vmsim serve has no device {config.device!r}",
+            hint="say by which command its back-end is started, or run it in this process",
+        )
     rows = find_device(config.device).options
     words = words_of(rows, {row.name: row.default for row in rows} | config.options)
     words += ["--sandbox=none", f"--ring-policy={config.policy}", "--reconnect"]
