@@ -34,12 +34,12 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER, INSTALLED = "devices", "vmsim_devices"
 IMPORTS = re.compile(rf"^(\s*(?:from|import) ){FOLDER}\b", re.MULTILINE)
 ENTRY_POINTS = re.compile(rf'^([\w-]+ = "){FOLDER}\b', re.MULTILINE)
-TREE = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "vmsim", "devices", "guest_images", "tests",
-        "tools", ".ci", ".gitignore")  # fmt: skip
+TREE = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "vmsim", "devices",
+        "guest_images", "tests", "tools", ".ci", ".gitignore")  # fmt: skip
 """What a source archive holds."""
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
 MANIFEST = "graft vmsim\ngraft devices\ngraft guest_images\ngraft tests\ngraft tools\ngraft .ci\n" \
-           "include pyproject.toml README.md CHANGELOG.md LICENSE .gitignore\n"
+           "include pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md LICENSE .gitignore\n"
 
 
 def build_wheel(

@@ -107,7 +107,8 @@ def test_the_source_archive_is_the_tree(sdist):
     def files(top):
         kept = [*sorted(set(os.listdir(top)) & {"vmsim", "devices", "guest_images", "tests", "tools", ".ci"})]
         found = {path for name in kept for path in (top / name).rglob("*") if path.is_file()}
-        found |= {top / name for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE")}
+        pages = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+        found |= {top / name for name in ("pyproject.toml", *pages, "LICENSE")}
         ignored = re.compile(r"__pycache__|\.pyc$|\.egg-info|_cache/")
         return {name for path in found if not ignored.search(name := path.relative_to(top).as_posix())}
 
