@@ -18,7 +18,7 @@ from vmsim.errors import HostError, StateError
 from vmsim.host.apart import apart, socket_apart
 from vmsim.host.forks import check_owner
 from vmsim.host.kept import NOTHING, OWN, KeptProcess
-from vmsim.host.socket_file import SocketFile, reachable, who_has
+from vmsim.host.socket_file import SocketFile, connected, who_has
 from vmsim.host.waits import PATIENCE_NS, FdWaits, wait_in_slices
 from vmsim.migration.channel import ChannelBase
 from vmsim.migration.errors import ChannelError, DeliveryInDoubt
@@ -262,18 +262,7 @@ def _end(process: KeptProcess) -> None:
 def connect(address: str | tuple[str, int]) -> socket.socket:
     """A connection to a Unix socket's path or to (host, port); HostError if it is refused."""
     try:
-        if isinstance(address, tuple):
-            return socket.create_connection(address)
-        connection: socket.socket | None = None
-        try:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            with reachable(address) as name:
-                connection.connect(name)
-            return connection
-        except BaseException:  # an interrupt too: nobody else has it yet
-            if connection is not None:
-                connection.close()
-            raise
+        return socket.create_connection(address) if isinstance(address, tuple) else connected(address)
     except OSError as error:
         raise HostError(f"cannot connect to {address}", errno=error.errno or errno.EIO) from error
 

@@ -20,6 +20,20 @@ KINDS: Final = {
 }  # fmt: skip
 
 
+def connected(path: str) -> socket.socket:
+    """A stream socket that is connected to the socket file ``path``; OSError if that is refused."""
+    connection: socket.socket | None = None
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with reachable(path) as name:
+            connection.connect(name)
+        return connection
+    except BaseException:  # an interrupt too: nobody else has it yet
+        if connection is not None:
+            connection.close()
+        raise
+
+
 class SocketFile:
     """Binds ``listening`` to ``path``, with exactly ``mode`` (None: as the umask has it) and ``group``.
 

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from vmsim.errors import HostError, UsageError
 from vmsim.host.apart import socket_apart
-from vmsim.host.socket_file import SocketFile, listened_on, reachable, who_has
+from vmsim.host.socket_file import SocketFile, connected, listened_on, who_has
 from vmsim.vhost.constants import MESSAGE_FDS_MAX
 
 FD_BYTES: Final = array.array("i").itemsize
@@ -57,9 +57,7 @@ class UnixSocket:
         """Connect to the socket file ``path``."""
         connection: socket.socket | None = None
         try:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            with reachable(path) as name:
-                connection.connect(name)
+            connection = connected(path)
             return cls(connection)
         except BaseException as error:  # an interrupt too: nobody else has it yet
             if connection is not None:
