@@ -94,9 +94,7 @@ class CachedIo:
                 kernel.pages.enter(frame, nodeid, index)
             return True
         finally:
-            kernel = self._ctx.cell.kernel
-            if kernel.pages is not None and frames:
-                kernel.abandon_frames([kernel.pages.gpa(frame) for frame in frames])
+            self._ctx.cell.kernel.abandon_frames(frames)
 
     def _ends_at(self, node: Node, size: int, version: int) -> bool:
         """A READ that was sent at ``version`` found the end of the file; False if that is out of date."""
@@ -322,9 +320,7 @@ class CachedIo:
         except OSError as refused:
             error = refused.errno or errno.EIO
         except BaseException:  # a program is killed, not the data that it wrote
-            kernel = self._ctx.cell.kernel
-            if kernel.pages is not None:
-                kernel.abandon_frames([kernel.pages.gpa(frame) for frame in frames])
+            self._ctx.cell.kernel.abandon_frames(frames)
             raise
         kernel = self._ctx.cell.kernel
         if kernel.pages is not None:

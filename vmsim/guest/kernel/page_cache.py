@@ -229,8 +229,8 @@ class PageCache:
                 self._change(frame, PRESENT | DIRTY)
 
     def under_way(self) -> list[int]:
-        """The addresses of frames that are being filled or written out."""
-        return [self.gpa(at) for at, flags in enumerate(self._flags) if flags == RESERVED or flags & WRITING]
+        """The frames that are being filled or written out."""
+        return [at for at, flags in enumerate(self._flags) if flags == RESERVED or flags & WRITING]
 
     def cached_nodes(self) -> list[int]:
         """Nodes with pages."""

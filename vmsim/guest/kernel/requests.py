@@ -316,11 +316,13 @@ class FuseRequests:
             self.abandon_frames(self.pages.under_way())
 
     def abandon_frames(self, frames: Sequence[int]) -> None:
-        """Whoever filled or wrote out these frames (addresses) is gone; those that a request still uses wait
-        for its reply."""
+        """Whoever filled or wrote out these frames is gone; those that a request still uses wait for its
+        reply."""
+        if self.pages is None or not frames:
+            return
         parts = [part for request in self.requests.values() for part in (*request.reads, *request.writes)]
-        for gpa in frames:
-            if self.pages is not None and not any(at <= gpa < at + size for at, size in parts):
+        for gpa in map(self.pages.gpa, frames):
+            if not any(at <= gpa < at + size for at, size in parts):
                 self.pages.abandon(gpa, PAGE_SIZE)
 
     def _discard(self, request: Request) -> None:
