@@ -18,6 +18,8 @@ from vmsim.errors import HostError, MigrationError, UsageError, VmsimError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vmsim.vhost.device_options import DeviceOption
+
 REPORT_WIDTH = 110
 BUG = "a bug in vmsim: "
 UNDECODABLE = 0xDC00
@@ -28,6 +30,20 @@ HINTS = {
     errno.EMFILE: "raise the limit of open files: ulimit -n",
     errno.ENOMEM: "ask for less --memory",
 }
+
+
+def device_flag(option: DeviceOption, default: Any) -> tuple[str, dict[str, Any]]:
+    """An option of a device as click's: how it is written, and its settings but for name and help."""
+    if option.flag:
+        if option.paired:
+            return f"--{option.word}/--no-{option.word}", {"default": default}
+        return f"--{option.word}", {"is_flag": True}
+    settings: dict[str, Any] = {"default": default, "metavar": option.metavar}
+    if option.choices:
+        settings = {"type": click.Choice(option.choices), "default": default, "show_default": True}
+    elif option.many:
+        settings = {"multiple": True, "metavar": option.metavar}
+    return f"--{option.word}", settings
 
 
 @dataclass(slots=True)
@@ -106,12 +122,14 @@ def stderr_console() -> Console:
     """Progress and diagnosis go to standard error, so that standard output stays clean."""
     from rich.console import Console
 
+
     return Console(stderr=True, highlight=False)
 
 
 def report_console() -> Console:
     """Reports go to standard output; on a pipe they are as wide as they need to be."""
     from rich.console import Console
+
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else REPORT_WIDTH)
 

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from vmsim.cli.common import DurationType, SizeType
+from vmsim.cli.common import DurationType, SizeType, device_flag
 from vmsim.machine.config import DIALECTS, MIGRATIONS, RINGS
 from vmsim.machine.installed import DEVICE, find_device
 from vmsim.machine.remote import TRANSPORTS
@@ -23,10 +23,8 @@ OF_DEVICE: Final = tuple(option for option in find_device(DEVICE).options if opt
 
 
 def _of_device(option: DeviceOption) -> Callable[[F], F]:
-    kind: dict[str, Any] = {"is_flag": True}
-    if not option.flag:
-        kind = {"type": click.Choice(option.choices), "default": option.default, "show_default": True}
-    return click.option(f"--{option.word}", option.name, help=option.about, **kind)
+    flag, settings = device_flag(option, option.default)
+    return click.option(flag, option.name, help=option.about, **settings)
 
 
 def backend_options(command: F) -> F:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar, get_args
 
 import click
 
+from vmsim.cli.common import device_flag
 from vmsim.cli.compatibility import COMPATIBLE
 from vmsim.errors import UsageError
 from vmsim.host import capabilities
@@ -100,20 +101,9 @@ def _many(metavar: str) -> dict[str, Any]:
     return {"multiple": True, "metavar": metavar}
 
 
-
-
 def _of_device(option: DeviceOption) -> Row:
     """A device's option as a row."""
-    settings: dict[str, Any] = {"default": option.served}
-    if option.flag:
-        settings = {"default": option.served} if option.paired else FLAG
-    elif option.choices:
-        settings = _choice(*option.choices, default=option.served)
-    elif option.many:
-        settings = _many(option.metavar)
-    else:
-        settings["metavar"] = option.metavar
-    flag = f"--{option.word}/--no-{option.word}" if option.paired else f"--{option.word}"
+    flag, settings = device_flag(option, option.served)
     return Row((flag,), option.about, option.name, settings=settings)
 
 

@@ -25,7 +25,7 @@ from vmsim.machine.config import MachineConfig
 from vmsim.machine.installed import DEVICE, find_device
 from vmsim.machine.parts import Seams, Start
 from vmsim.schedule import Schedule
-from vmsim.vhost.device_options import words_of
+from vmsim.vhost.device_options import option_words
 from vmsim.vhost.device_type import Burden
 from vmsim.vhost.dialects import DIALECTS
 from vmsim.vhost.seams import Transport
@@ -89,7 +89,7 @@ class RemoteBackend:
         """
         device = find_device(config.device)
         device.check_options(config.options)
-        words = command_options(config) if command is None else words_of(device.options, config.options)
+        words = command_options(config) if command is None else option_words(device.options, config.options)
         if command is not None:
             require_place(command, words)
         process = BackendProcess(share, command, words, cwd)
@@ -201,7 +201,7 @@ def command_options(config: MachineConfig) -> list[str]:
             hint="say by which command its back-end is started, or run it in this process",
         )
     rows = find_device(config.device).options
-    words = words_of(rows, {row.name: row.default for row in rows} | config.options)
+    words = option_words(rows, {row.name: row.default for row in rows} | config.options)
     words += ["--sandbox=none", f"--ring-policy={config.policy}", "--reconnect"]
     words += ["--ring-reset"]  # as in this process: machines move between both
     if config.dialect != "upstream":

@@ -13,6 +13,7 @@ programs alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from vmsim.errors import UsageError
@@ -71,6 +72,7 @@ class DeviceOption(NamedTuple):
         return [f"--{self.word}={each}" for each in (value if self.many else [value])]
 
 
+@cache
 def options_of(kind: type, prefix: str = "") -> tuple[DeviceOption, ...]:
     """The annotated fields of a class that can be made without arguments, each with ``prefix`` before it."""
     defaults = kind()
@@ -91,7 +93,7 @@ def _described(name: str, value_type: Any, default: Any, option: Option) -> Devi
     )  # fmt: skip
 
 
-def words_of(known: Iterable[DeviceOption], options: Mapping[str, object]) -> list[str]:
+def option_words(known: Iterable[DeviceOption], options: Mapping[str, object]) -> list[str]:
     """``options`` as words for a back-end's command line; UsageError for what only programs can ask for."""
     rows = {row.name: row for row in known}
     if unknown := [name for name, value in options.items() if name not in rows and value is not None]:

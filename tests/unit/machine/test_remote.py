@@ -22,7 +22,7 @@ from vmsim.schedule.immediate import ImmediateSchedule
 from vmsim.schedule.seeded import SeededSchedule
 from vmsim.vhost import payloads as p
 from vmsim.vhost.constants import F_DEVICE_STATE, NO_FD
-from vmsim.vhost.device_options import words_of
+from vmsim.vhost.device_options import option_words
 from vmsim.vhost.messages import Reply, Request
 
 REMOTE = {"transport": "vhost-user"}
@@ -250,7 +250,7 @@ def test_options_are_spelled_as_virtiofsds():
         "--cache=never", "--allow-direct-io", "--readonly", "--no-locks", "--translate-uid=map:0:1:2",
         "--translate-uid=map:5:6:7",
     ]  # fmt: skip
-    assert sorted(words_of(DEVICE.options, config.options)) == sorted(said)
+    assert sorted(option_words(DEVICE.options, config.options)) == sorted(said)
     assert command_options(config) == [
         *said[:2], "--xattr", *said[2:], "--sandbox=none", "--ring-policy=strict", "--reconnect",
         "--ring-reset", "--dialect=rfc2023", "--request-queues=2",
@@ -259,7 +259,7 @@ def test_options_are_spelled_as_virtiofsds():
 
 def test_what_only_programs_can_ask_for_is_no_word():
     with pytest.raises(UsageError, match="no command line says 'search_entries'"):
-        words_of(DEVICE.options, {"search_entries": 5})
+        option_words(DEVICE.options, {"search_entries": 5})
 
 
 RECORDER = "import sys; print(sys.argv[1:], file=sys.stderr); sys.exit(9)"
