@@ -38,7 +38,7 @@ class MachineChoice(msgspec.Struct, frozen=True):
     @property
     def by_handle(self) -> bool:
         """Whether a migration finds inodes again by file handle alone."""
-        return self.migration == "internal" and self.options.get("migration_mode") == "file-handles"
+        return self.options.get("migration_mode") == "file-handles"
 
     def check(self) -> None:
         """UsageError for what contradicts itself."""

@@ -223,7 +223,8 @@ class Job:
 
     def _refuse_handles(self, machine: Machine) -> None:
         """UsageError if nothing can be found again by file handle here, and so not at the destination."""
-        if not self.options.machine.by_handle:
+        choice = self.options.machine
+        if choice.migration != "internal" or not choice.by_handle:
             return
         for finding in machine.preflight():
             if not finding.inode and finding.severity != "info":
