@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def migrate(peers, tmp_path, capsys):
 
     def call(*options: str) -> tuple[int, dict[str, Any]]:
         status = run(["migrate", *QUICK, "--backend", command, *options, str(share)])
-        return status, json.loads(capsys.readouterr().out)
+        facts = json.loads(capsys.readouterr().out)
+        print(facts.get("discrepancies"), file=sys.stderr)  # whole, if the test fails
+        return status, facts
 
     with nothing_left(tmp_path / "temporary"):
         yield call

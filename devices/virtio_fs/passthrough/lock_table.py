@@ -24,6 +24,8 @@ END: Final = (1 << 63) - 1
 
 TOGETHER: Final = 256
 """Ranges that are taken again together: for how long nobody else gets what lies between them."""
+FEW: Final = 32
+"""Ranges that are taken again one by one: nobody is kept out of what lies between them."""
 
 
 class HeldLock(NamedTuple):
@@ -87,9 +89,6 @@ class Owner:
             self.ranges.remove(held)
         self.ranges.update(new)
         return old, new
-
-FEW: Final = 32
-"""Ranges that are taken again one by one: nobody is kept out of what lies between them."""
 
 
 def together(backwards: Iterable[HeldLock]) -> Iterator[list[HeldLock]]:

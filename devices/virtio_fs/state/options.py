@@ -20,8 +20,8 @@ class StateOptions(msgspec.Struct, frozen=True):
     """Options of saving and of loading.
 
     ``extension`` writes and reads what virtiofsd's blob has no room for; without it we save and load exactly
-    what virtiofsd would. ``empty_state`` is for back-ends whose front-end
-    migrates externally: nothing is saved (no bytes), and no bytes is what is accepted.
+    what virtiofsd would. ``empty_state`` is for back-ends whose front-end migrates externally: nothing is
+    saved (no bytes), and no bytes is what is accepted.
     """
 
     mode: Annotated[Mode, Option(
