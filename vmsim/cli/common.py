@@ -122,14 +122,12 @@ def stderr_console() -> Console:
     """Progress and diagnosis go to standard error, so that standard output stays clean."""
     from rich.console import Console
 
-
     return Console(stderr=True, highlight=False)
 
 
 def report_console() -> Console:
     """Reports go to standard output; on a pipe they are as wide as they need to be."""
     from rich.console import Console
-
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else REPORT_WIDTH)
 
